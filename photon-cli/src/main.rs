@@ -1,0 +1,2 @@
+//! photon-cli
+fn main() {}

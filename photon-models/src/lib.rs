@@ -1,0 +1,1 @@
+//! photon-models
