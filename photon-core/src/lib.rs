@@ -1,1 +1,34 @@
-//! photon-core
+//! What a model may ask of a device, and nothing about models.
+//!
+//! [`Device`] is memory and order, [`Kernels`] is arithmetic, [`Cx`] is the only door through which a
+//! model reaches either: it checks shapes and types once, so backends do not check again. Every
+//! fused operation is spelled out in primitive ones in [`reference`].
+//!
+//! Deliberately absent: models, requests, tokens, files.
+#![forbid(unsafe_code)]
+
+mod arena;
+mod cx;
+mod device;
+mod dtype;
+mod error;
+mod kernels;
+pub mod reference;
+pub mod sampler;
+mod staging;
+mod tensor;
+mod weight;
+
+pub use arena::Arena;
+pub use cx::Cx;
+pub use device::{Device, MemoryInfo};
+pub use dtype::{DType, convert};
+pub use error::{Error, Result};
+pub use kernels::{
+    Activation, Attention, Copy, Fourier, Gather, Kernels, LayerNorm, Linear, PagedAttention,
+    PatchEmbed, Patchify, RopeStore, Sample, Scatter, StitchPool, Tile,
+};
+pub use sampler::SampleParams;
+pub use staging::Pending;
+pub use tensor::{Shape, Tensor};
+pub use weight::{Weight, WeightData, WeightFormat};

@@ -1,0 +1,284 @@
+//! The one door through which models reach kernels.
+//!
+//! Every operation is checked here once, with the caller's line in the message; backends rely on it
+//! and do not check again. A violation is a bug in the model, so it panics.
+use crate::{
+    Arena, Attention, Copy, DType, Fourier, Gather, Kernels, LayerNorm, Linear, PagedAttention,
+    PatchEmbed, Patchify, RopeStore, Sample, SampleParams, Scatter, Shape, StitchPool, Tensor,
+    Tile,
+};
+
+/// A device, a stream to record on and an arena for activations.
+#[derive(Debug)]
+pub struct Cx<'a, D: Kernels> {
+    /// The device.
+    pub device: &'a D,
+    /// Where work is recorded.
+    pub stream: &'a mut D::Stream,
+    arena: &'a mut Arena<D>,
+}
+
+macro_rules! dims {
+    ($op:literal, $($what:literal: $got:expr => $want:expr),+ $(,)?) => {
+        $(assert_eq!($got, $want, concat!($op, ": ", $what));)+
+    };
+}
+
+impl<'a, D: Kernels> Cx<'a, D> {
+    /// Starts a pass: everything the arena gave out before is void.
+    pub fn new(device: &'a D, stream: &'a mut D::Stream, arena: &'a mut Arena<D>) -> Self {
+        arena.restart();
+        Cx { device, stream, arena }
+    }
+
+    /// An activation, valid until the next pass. Its contents are whatever was there.
+    #[track_caller]
+    pub fn tensor(&mut self, shape: impl Into<Shape>, dtype: DType) -> Tensor<D> {
+        self.arena.take(shape.into(), dtype)
+    }
+
+    /// Records a copy of little-endian elements into a contiguous tensor.
+    #[track_caller]
+    pub fn upload(&mut self, dst: &mut Tensor<D>, bytes: &[u8]) {
+        let range = dst.byte_range();
+        assert_eq!(range.len(), bytes.len(), "upload: bytes for {:?} {}", dst.shape(), dst.dtype());
+        if !self.arena.is_measuring() {
+            self.device.upload(self.stream, dst.buffer(), range.start, bytes);
+        }
+    }
+
+    /// Whether this is the dry run of [`Arena::measure`], which records nothing.
+    pub fn is_measuring(&self) -> bool {
+        self.arena.is_measuring()
+    }
+
+    /// Types and freshness of an operation's tensors.
+    #[track_caller]
+    fn check(&self, op: &str, floats: &[&Tensor<D>], others: &[(&Tensor<D>, DType)]) {
+        for t in floats {
+            assert!(t.dtype().is_float(), "{op}: expected floats, got {}", t.dtype());
+        }
+        for (t, dtype) in others {
+            assert_eq!(t.dtype(), *dtype, "{op}: element type");
+            assert!(t.is_contiguous(), "{op}: expected a contiguous tensor");
+        }
+        for t in floats.iter().chain(others.iter().map(|(t, _)| t)) {
+            let fresh = t.epoch().is_none_or(|e| e == self.arena.epoch());
+            assert!(fresh, "{op}: an activation from an earlier pass");
+        }
+    }
+
+    /// Checks and records a [`Linear`].
+    #[track_caller]
+    pub fn linear(&mut self, op: Linear<'_, D>) {
+        dims!("linear", "x columns": op.x.cols() => op.w.k(), "out columns": op.out.cols() => op.w.n(),
+            "rows": op.out.rows() => op.x.rows());
+        self.check("linear", &[op.out, op.x], &[]);
+        if let Some(bias) = op.bias {
+            dims!("linear", "bias": bias.shape().elements() => op.w.n());
+            self.check("linear", &[], &[(bias, DType::F32)]);
+        }
+        if !self.arena.is_measuring() {
+            D::linear(self, op);
+        }
+    }
+
+    /// Checks and records a [`LayerNorm`].
+    #[track_caller]
+    pub fn layer_norm(&mut self, op: LayerNorm<'_, D>) {
+        dims!("layer_norm", "rows": op.out.rows() => op.x.rows(), "columns": op.out.cols() => op.x.cols(),
+            "weight": op.w.shape().elements() => op.x.cols(), "bias": op.b.shape().elements() => op.x.cols());
+        self.check("layer_norm", &[op.out, op.x], &[(op.w, DType::F32), (op.b, DType::F32)]);
+        if !self.arena.is_measuring() {
+            D::layer_norm(self, op);
+        }
+    }
+
+    #[track_caller]
+    fn check_crops(&self, op: &str, crops: &Tensor<D>, patch: usize, rows: usize) {
+        let dims = crops.shape();
+        let &[num_crops, size, width, channels] = dims.dims() else {
+            panic!("{op}: crops must be [num_crops, size, size, 3], got {dims:?}");
+        };
+        assert!(width == size && channels == 3, "{op}: crops {dims:?}");
+        assert!(patch > 0 && size % patch == 0, "{op}: patch {patch} does not divide {size}");
+        assert_eq!(rows, num_crops * (size / patch).pow(2), "{op}: rows");
+        self.check(op, &[], &[(crops, DType::U8)]);
+    }
+
+    /// Checks and records a [`Patchify`].
+    #[track_caller]
+    pub fn patchify(&mut self, op: Patchify<'_, D>) {
+        self.check_crops("patchify", op.crops, op.patch, op.out.rows());
+        dims!("patchify", "columns": op.out.cols() => 3 * op.patch * op.patch);
+        self.check("patchify", &[op.out], &[]);
+        if !self.arena.is_measuring() {
+            D::patchify(self, op);
+        }
+    }
+
+    /// Checks and records a [`Tile`].
+    #[track_caller]
+    pub fn tile(&mut self, op: Tile<'_, D>) {
+        dims!("tile", "columns": op.out.cols() => op.x.cols());
+        assert!(op.x.rows() > 0, "tile: an empty table");
+        self.check("tile", &[op.out, op.x], &[]);
+        if !self.arena.is_measuring() {
+            D::tile(self, op);
+        }
+    }
+
+    /// Checks and records a [`PatchEmbed`].
+    #[track_caller]
+    pub fn patch_embed(&mut self, op: PatchEmbed<'_, D>) {
+        self.check_crops("patch_embed", op.crops, op.patch, op.out.rows());
+        let grid = op.crops.shape().dims()[1] / op.patch;
+        dims!("patch_embed", "weight columns": op.w.k() => 3 * op.patch * op.patch,
+            "out columns": op.out.cols() => op.w.n(), "bias": op.bias.shape().elements() => op.w.n(),
+            "position rows": op.positions.rows() => grid * grid,
+            "position columns": op.positions.cols() => op.w.n(),
+            "scratch rows": op.scratch.rows() => op.out.rows(),
+            "scratch columns": op.scratch.cols() => op.w.k());
+        self.check("patch_embed", &[op.out, op.scratch], &[(op.bias, DType::F32)]);
+        self.check("patch_embed", &[], &[(op.positions, DType::F32)]);
+        if !self.arena.is_measuring() {
+            D::patch_embed(self, op);
+        }
+    }
+
+    /// Checks and records an [`Attention`].
+    #[track_caller]
+    pub fn attention(&mut self, op: Attention<'_, D>) {
+        dims!("attention", "rows": op.qkv.rows() => op.out.rows(),
+            "qkv columns": op.qkv.cols() => 3 * op.out.cols(), "types": op.qkv.dtype() => op.out.dtype(),
+            "columns per head": op.out.cols() % op.heads => 0,
+            "rows per sequence": op.out.rows() % op.seq_len => 0);
+        self.check("attention", &[op.out, op.qkv], &[]);
+        if !self.arena.is_measuring() {
+            D::attention(self, op);
+        }
+    }
+
+    /// Checks and records a [`RopeStore`].
+    #[track_caller]
+    pub fn rope_store(&mut self, op: RopeStore<'_, D>) {
+        let tokens = op.qkv.rows();
+        let kv_dim = op.kv_heads * op.head_dim;
+        dims!("rope_store", "qkv columns": op.qkv.cols() => op.heads * op.head_dim + 2 * kv_dim,
+            "k columns": op.k_cache.cols() => kv_dim, "v columns": op.v_cache.cols() => kv_dim,
+            "cache rows": op.k_cache.rows() => op.v_cache.rows(),
+            "positions": op.positions.shape().elements() => tokens,
+            "slots": op.slots.shape().elements() => tokens, "odd rotary": op.table.cols() % 2 => 0,
+            "heads per kv head": op.heads % op.kv_heads => 0);
+        assert!(op.table.cols() <= op.head_dim, "rope_store: more rotary dims than a head has");
+        self.check("rope_store", &[op.qkv, op.k_cache, op.v_cache], &[(op.table, DType::F32)]);
+        self.check("rope_store", &[], &[(op.positions, DType::I32), (op.slots, DType::I32)]);
+        if !self.arena.is_measuring() {
+            D::rope_store(self, op);
+        }
+    }
+
+    /// Checks and records a [`PagedAttention`].
+    #[track_caller]
+    pub fn paged_attention(&mut self, op: PagedAttention<'_, D>) {
+        let rows = op.block_tables.rows();
+        assert!(
+            op.heads > 0 && op.kv_heads > 0 && op.block_size > 0,
+            "paged_attention: zero sizes"
+        );
+        dims!("paged_attention", "q rows": op.q.rows() => op.out.rows(),
+            "q columns": op.q.cols() => op.out.cols(), "types": op.q.dtype() => op.out.dtype(),
+            "columns per head": op.out.cols() % op.heads => 0,
+            "heads per kv head": op.heads % op.kv_heads => 0,
+            "k columns": op.k_cache.cols() => op.out.cols() / op.heads * op.kv_heads,
+            "v columns": op.v_cache.cols() => op.k_cache.cols(),
+            "cache rows": op.k_cache.rows() => op.v_cache.rows(),
+            "cache types": op.k_cache.dtype() => op.v_cache.dtype(),
+            "whole blocks": op.k_cache.rows() % op.block_size => 0,
+            "row_starts": op.row_starts.shape().elements() => rows + 1,
+            "context_lens": op.context_lens.shape().elements() => rows,
+            "prefix_lens": op.prefix_lens.shape().elements() => rows);
+        let i32s = [op.block_tables, op.row_starts, op.context_lens, op.prefix_lens];
+        self.check("paged_attention", &[op.out, op.q, op.k_cache, op.v_cache], &[]);
+        self.check("paged_attention", &[], &i32s.map(|t| (t, DType::I32)));
+        if !self.arena.is_measuring() {
+            D::paged_attention(self, op);
+        }
+    }
+
+    /// Checks and records a [`StitchPool`].
+    #[track_caller]
+    pub fn stitch_pool(&mut self, op: StitchPool<'_, D>) {
+        let (patches, tiles) = (op.grid * op.grid, op.tiles.0 * op.tiles.1);
+        assert!(tiles > 0 && 2 * op.margin < op.grid, "stitch_pool: tiles and margin");
+        dims!("stitch_pool", "out rows": op.out.rows() => patches,
+            "out columns": op.out.cols() => 2 * op.x.cols(), "whole crops": op.x.rows() % patches => 0);
+        let crops = op.x.rows() / patches;
+        assert!(
+            crops == 1 + tiles || (crops == 1 && tiles == 1),
+            "stitch_pool: {crops} crops for {:?} tiles",
+            op.tiles
+        );
+        self.check("stitch_pool", &[op.out, op.x], &[]);
+        if !self.arena.is_measuring() {
+            D::stitch_pool(self, op);
+        }
+    }
+
+    /// Checks and records a [`Gather`].
+    #[track_caller]
+    pub fn gather(&mut self, op: Gather<'_, D>) {
+        dims!("gather", "columns": op.out.cols() => op.x.cols(),
+            "indices": op.indices.shape().elements() => op.out.rows());
+        self.check("gather", &[op.out, op.x], &[(op.indices, DType::I32)]);
+        if !self.arena.is_measuring() {
+            D::gather(self, op);
+        }
+    }
+
+    /// Checks and records a [`Scatter`].
+    #[track_caller]
+    pub fn scatter(&mut self, op: Scatter<'_, D>) {
+        dims!("scatter", "columns": op.out.cols() => op.x.cols(),
+            "indices": op.indices.shape().elements() => op.x.rows());
+        self.check("scatter", &[op.out, op.x], &[(op.indices, DType::I32)]);
+        if !self.arena.is_measuring() {
+            D::scatter(self, op);
+        }
+    }
+
+    /// Checks and records a [`Fourier`].
+    #[track_caller]
+    pub fn fourier(&mut self, op: Fourier<'_, D>) {
+        dims!("fourier", "rows": op.out.rows() => op.values.rows(),
+            "dims": op.values.cols() => op.w.rows(), "columns": op.out.cols() => 2 * op.w.cols());
+        self.check("fourier", &[op.out], &[(op.values, DType::F32), (op.w, DType::F32)]);
+        if !self.arena.is_measuring() {
+            D::fourier(self, op);
+        }
+    }
+
+    /// Checks and records a [`Sample`].
+    #[track_caller]
+    pub fn sample(&mut self, op: Sample<'_, D>) {
+        let rows = op.logits.rows();
+        dims!("sample", "ids": op.ids.shape().elements() => rows,
+            "logprobs": op.logprobs.shape().elements() => rows, "params": op.params.rows() => rows,
+            "params bytes": op.params.cols() => size_of::<SampleParams>());
+        self.check("sample", &[op.logits], &[(op.ids, DType::I32), (op.logprobs, DType::F32)]);
+        self.check("sample", &[], &[(op.params, DType::U8)]);
+        if !self.arena.is_measuring() {
+            D::sample(self, op);
+        }
+    }
+
+    /// Checks and records a [`Copy`].
+    #[track_caller]
+    pub fn copy(&mut self, op: Copy<'_, D>) {
+        dims!("copy", "rows": op.out.rows() => op.x.rows(), "columns": op.out.cols() => op.x.cols());
+        self.check("copy", &[op.out, op.x], &[]);
+        if !self.arena.is_measuring() {
+            D::copy(self, op);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Weight matrices in the formats and layouts backends choose.
+use crate::{DType, Device};
+
+/// How the elements of a weight matrix are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum WeightFormat {
+    /// A float per element.
+    Float(DType),
+    /// `q * scale[row]`, one byte per element.
+    Int8,
+    /// `(q - 8) * scale[row, col / group]`, two elements a byte.
+    Int4 {
+        /// Elements that share a scale, along a row.
+        group: u32,
+    },
+    /// e4m3 `* scale[row]`, one byte per element.
+    Fp8,
+}
+
+impl std::fmt::Display for WeightFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            WeightFormat::Float(dtype) => dtype.fmt(f),
+            WeightFormat::Int8 => f.write_str("int8"),
+            WeightFormat::Int4 { group } => write!(f, "int4 (groups of {group})"),
+            WeightFormat::Fp8 => f.write_str("fp8 (e4m3)"),
+        }
+    }
+}
+
+/// A weight matrix on the host, row-major, before a backend packs it.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightData<'a> {
+    /// Output features: rows.
+    pub n: usize,
+    /// Input features: columns.
+    pub k: usize,
+    /// How `bytes` is to be read, and how the device shall hold it.
+    pub format: WeightFormat,
+    /// `[n, k]` elements, little-endian.
+    pub bytes: &'a [u8],
+    /// Scales of a quantized format; empty for floats.
+    pub scales: &'a [f32],
+}
+
+/// A `[n, k]` weight matrix on a device. Only the backend that packed it knows the layout.
+#[derive(Debug)]
+pub struct Weight<D: Device> {
+    n: usize,
+    k: usize,
+    format: WeightFormat,
+    buffer: D::Buffer,
+    scales: Option<D::Buffer>,
+}
+
+impl<D: Device> Weight<D> {
+    /// For backends: wraps what they packed.
+    pub fn new(
+        n: usize,
+        k: usize,
+        format: WeightFormat,
+        buffer: D::Buffer,
+        scales: Option<D::Buffer>,
+    ) -> Self {
+        Weight { n, k, format, buffer, scales }
+    }
+
+    /// Output features.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Input features.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// The element format.
+    pub fn format(&self) -> WeightFormat {
+        self.format
+    }
+
+    /// The packed elements.
+    pub fn buffer(&self) -> &D::Buffer {
+        &self.buffer
+    }
+
+    /// The scales of a quantized format, in the backend's layout.
+    pub fn scales(&self) -> Option<&D::Buffer> {
+        self.scales.as_ref()
+    }
+
+    /// The same memory seen by another device that shares this one's buffers and layouts.
+    pub fn on<E: Device<Buffer = D::Buffer>>(&self) -> Weight<E> {
+        Weight {
+            n: self.n,
+            k: self.k,
+            format: self.format,
+            buffer: self.buffer.clone(),
+            scales: self.scales.clone(),
+        }
+    }
+}
