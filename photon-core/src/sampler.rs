@@ -10,8 +10,9 @@
 //!    `exp2p` is [`exp2p`], a fixed sequence of f32 operations. Integer sums do not depend on order,
 //!    so any number of threads agrees.
 //! 4. Ids are ranked by `v` descending, then id ascending, and kept while `rank < top_k` (0: no
-//!    limit), while the mass ranked before the id is at most `(total floor(2^16 top_p)) >> 16`, where
-//!    `total` is the mass left by `top_k`, and while `m >= floor(2^30 min_p)`. The first is always kept.
+//!    limit), while `m >= floor(2^30 min(min_p, 1))`, and while the mass ranked before the id is at
+//!    most `(total floor(2^16 top_p)) >> 16`, where `total` is the mass that `top_k` and `min_p` leave.
+//!    The first is always kept.
 //! 5. `r` is 64 bits of [`philox`] for (seed, position), `t = (r kept_mass) >> 64`; the choice is the
 //!    first id, in ascending order, at which the running sum of kept mass exceeds `t`.
 //!
@@ -150,7 +151,7 @@ pub fn sample_row(row: &[f32], params: &SampleParams) -> (i32, f32) {
 
 /// The ids that survive step 4, ascending.
 fn kept(row: &[f32], params: &SampleParams, mass: &dyn Fn(usize) -> u64) -> Vec<usize> {
-    let floor = (params.min_p * ONE) as u64;
+    let floor = (params.min_p.min(1.0) * ONE) as u64;
     let mut ids: Vec<usize> = (0..row.len()).filter(|&i| mass(i) >= floor.max(1)).collect();
     if params.top_k == 0 && params.top_p >= 1.0 {
         return ids;
