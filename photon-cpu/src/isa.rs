@@ -1,0 +1,114 @@
+//! Which vector instructions the kernels use, chosen when the device is opened.
+//!
+//! A level is only ever used if this processor has it: [`crate::simd`] asks again before it enters
+//! code that needs it, so an [`Isa`] in the wrong hands cannot do harm.
+
+/// A level of vector instructions, lowest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Isa {
+    /// Plain Rust, vectorized by the compiler for the target's baseline.
+    Portable,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ and VL.
+    Avx512,
+    /// [`Isa::Avx512`] and dot products of bf16 pairs.
+    Avx512Bf16,
+}
+
+impl Isa {
+    const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+
+    /// The environment variable that forces a level.
+    pub const VARIABLE: &'static str = "PHOTON_CPU_ISA";
+
+    /// The highest level this processor has.
+    pub fn detect() -> Isa {
+        Isa::available().last().copied().unwrap_or(Isa::Portable)
+    }
+
+    /// The level named by `PHOTON_CPU_ISA`, or the highest if that is not set. An unknown name, or a
+    /// level this processor lacks, is an error that lists the choices.
+    pub fn from_env() -> Result<Isa, String> {
+        match std::env::var_os(Isa::VARIABLE) {
+            None => Ok(Isa::detect()),
+            Some(name) => Isa::parse(&name.to_string_lossy()),
+        }
+    }
+
+    fn parse(name: &str) -> Result<Isa, String> {
+        let available = Isa::available();
+        available.iter().copied().find(|isa| isa.name() == name).ok_or_else(|| {
+            let why = match Isa::ALL.iter().find(|isa| isa.name() == name) {
+                Some(_) => "this processor does not have it",
+                None => "no such level",
+            };
+            let choices: Vec<_> = available.iter().map(|isa| isa.name()).collect();
+            format!("{}={name}: {why}; set one of {}", Isa::VARIABLE, choices.join(", "))
+        })
+    }
+
+    /// The name used in the environment and in messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+            Isa::Avx512Bf16 => "avx512bf16",
+        }
+    }
+
+    /// All levels this processor has, lowest first.
+    pub fn available() -> Vec<Isa> {
+        Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
+    }
+
+    /// Whether this processor has the level.
+    #[cfg(target_arch = "x86_64")]
+    pub fn is_available(self) -> bool {
+        // The probes are cached by the standard library: a load and a test each.
+        match self {
+            Isa::Portable => true,
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            Isa::Avx512 => {
+                Isa::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            Isa::Avx512Bf16 => Isa::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
+        }
+    }
+
+    /// Whether this processor has the level.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn is_available(self) -> bool {
+        self == Isa::Portable
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_found_by_name_and_the_rest_is_refused() {
+        for isa in Isa::available() {
+            assert_eq!(Isa::parse(isa.name()), Ok(isa));
+        }
+        let err = Isa::parse("sse9").unwrap_err();
+        assert!(
+            err.starts_with("PHOTON_CPU_ISA=sse9: no such level; set one of portable"),
+            "{err}"
+        );
+        for isa in Isa::ALL.into_iter().filter(|isa| !isa.is_available()) {
+            assert!(Isa::parse(isa.name()).unwrap_err().contains("does not have it"));
+        }
+    }
+}

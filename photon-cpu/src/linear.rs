@@ -1,0 +1,367 @@
+//! Matrix products with packed weights.
+//!
+//! Few rows go straight through the panels, which is as fast as memory delivers them. Many rows are
+//! blocked for the caches: a task owns a rectangle of the output, takes [`layout::DEPTH`] steps of k
+//! at a time, widens that part of its panels to f32 once, and runs its rows past it. Either way the
+//! sum of an output element is the same chain of additions (see [`tile`]), so the two agree to the
+//! bit.
+//!
+//! Deliberately absent: splitting k over threads, which would make a sum depend on their number.
+#![allow(unsafe_code, reason = "views of packed weights, and disjoint pieces of the output")]
+
+use std::{marker::PhantomData, ops::Range};
+
+use photon_core::{Error, Linear, Result, Weight, WeightData};
+
+use crate::{
+    Cpu,
+    elements::{Rows, RowsMut, with_float},
+    isa::Isa,
+    memory::Buffer,
+    pool::Pool,
+    simd::{self, Op, Simd, load, store},
+};
+use finish::{Epilogue, Piece};
+use layout::{DEPTH, Layout, PANEL, ROWS, with_format};
+use scratch::with_scratch;
+use tile::{Format, Single, Tile};
+
+mod finish;
+mod layout;
+mod scratch;
+mod tile;
+
+#[cfg(test)]
+mod tests;
+
+/// Up to so many rows, panels are read as they are.
+const DIRECT_ROWS: usize = 8;
+/// Bytes of packed activations at a time: they are shared by all threads and should stay in L3.
+const ACTIVATION_BYTES: usize = 24 << 20;
+/// Strips that pass by a block of columns before the next: 144 rows of 256 steps take 144 KiB of L2.
+const STRIPS_IN_L2: usize = 24;
+/// Most panels and strips of a task: 256 KiB of widened columns, 768 KiB of sums.
+const MAX_TASK: (usize, usize) = (4, 128);
+
+/// Copies a weight matrix to a buffer, in the layout the kernels of `isa` read.
+///
+/// # Panics
+/// If `data.bytes` is not `[n, k]` elements.
+pub(crate) fn pack(isa: Isa, data: WeightData<'_>, pool: &Pool) -> Result<Weight<Cpu>> {
+    let WeightData { n, k, format, bytes, .. } = data;
+    let layout = Layout::of(isa, format).ok_or_else(|| Error::UnsupportedFormat {
+        device: "cpu".into(),
+        format: format.to_string(),
+    })?;
+    let packed_bytes = layout.bytes(n, k).unwrap_or(usize::MAX);
+    let buffer = Buffer::new(packed_bytes)?;
+    // SAFETY: `as_ptr` is valid for `len` bytes while `buffer` lives, they are zeroed, and nobody else
+    // has a clone yet.
+    let out = unsafe { std::slice::from_raw_parts_mut(buffer.as_ptr(), buffer.len()) };
+    with_format!(layout, F => {
+        layout::pack_weights::<F>(pool, (n, k), bytes, bytemuck::cast_slice_mut(out));
+    });
+    Ok(Weight::new(n, k, format, buffer, None))
+}
+
+/// See [`Linear`].
+pub(crate) fn linear(cpu: &Cpu, op: Linear<'_, Cpu>) {
+    let layout = Layout::of(cpu.isa(), op.w.format()).expect("packed by `pack`");
+    with_format!(layout, F => simd::dispatch(cpu.isa(), Run::<F> { cpu, op, format: PhantomData }));
+}
+
+struct Run<'a, F> {
+    cpu: &'a Cpu,
+    op: Linear<'a, Cpu>,
+    format: PhantomData<F>,
+}
+
+impl<F: Format> Op for Run<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) {
+        record::<S, F>(s, self.cpu.pool(), self.op);
+    }
+}
+
+fn record<S: Simd, F: Format>(s: S, pool: &Pool, op: Linear<'_, Cpu>) {
+    let Linear { out, x, w, bias, activation, accumulate } = op;
+    let (rows, n, k) = (x.rows(), w.n(), w.k());
+    // SAFETY: `pack` filled the whole buffer, which `w` keeps alive, with elements of this format, and
+    // nothing writes to packed weights afterwards.
+    let bytes = unsafe { std::slice::from_raw_parts(w.buffer().as_ptr(), w.buffer().len()) };
+    let product = Product::<S, F> { s, pool, n, k, weights: bytemuck::cast_slice(bytes) };
+    let bias = bias.map(|bias| Rows::<f32>::new(bias).all());
+    let pack = |rows: (usize, usize), packed: &mut [F::Activation]| {
+        with_float!(x.dtype(), X => {
+            layout::pack_activations::<S, F, X>(s, pool, Rows::new(x), rows, packed);
+        });
+    };
+    with_float!(out.dtype(), O => {
+        let epilogue = Epilogue::<O> { out: RowsMut::new(out), bias, activation, accumulate };
+        // SAFETY: `Product` stores each element once.
+        product.compute(rows, &pack, &|piece| unsafe { finish::store_piece(s, &epilogue, piece) });
+    });
+}
+
+/// Packs rows `first .. first + count`.
+type Pack<'a, F> = &'a dyn Fn((usize, usize), &mut [<F as Format>::Activation]);
+/// Stores a finished piece.
+type Store<'a> = &'a (dyn Fn(Piece<'_>) + Sync);
+
+/// A product's constant parts.
+#[derive(Clone, Copy)]
+struct Product<'a, S, F: Format> {
+    s: S,
+    pool: &'a Pool,
+    n: usize,
+    k: usize,
+    weights: &'a [F::Weight],
+}
+
+impl<S: Simd, F: Format> Product<'_, S, F> {
+    /// Columns of a full-height tile.
+    const WIDTH: usize = tile::widest::<S>(ROWS) * S::LANES;
+    /// Whether tiles of many rows read the panels as they are: there is nothing to widen, and for f32
+    /// a panel is as wide as a tile, so that it is read in one stretch.
+    const AS_PACKED: bool = F::PER_STEP > 1 || Self::WIDTH == PANEL && F::IS_F32;
+
+    fn compute(self, rows: usize, pack: Pack<'_, F>, store: Store<'_>) {
+        let strip_len = layout::strip_len::<F>(self.k);
+        let strip_bytes = strip_len * size_of::<F::Activation>();
+        let rows_at_once = (ACTIVATION_BYTES / strip_bytes).max(1) * ROWS;
+        for first in (0..rows).step_by(rows_at_once) {
+            let count = rows_at_once.min(rows - first);
+            let floats = count.div_ceil(ROWS) * strip_bytes / size_of::<f32>();
+            with_scratch(floats, |packed| {
+                let packed = bytemuck::cast_slice_mut(packed);
+                pack((first, count), packed);
+                let strips = Strips::<F> { packed, strip_len, first, count };
+                if count <= DIRECT_ROWS {
+                    self.direct(strips, store);
+                } else {
+                    self.blocked(strips, store);
+                }
+            });
+        }
+    }
+
+    fn panels(&self) -> usize {
+        self.n.div_ceil(PANEL)
+    }
+
+    /// A panel's steps from `step` on.
+    fn panel(&self, panel: usize, step: usize) -> &[F::Weight] {
+        let step_len = PANEL * F::PER_STEP;
+        let panel_len = layout::steps::<F>(self.k) * step_len;
+        &self.weights[panel * panel_len + step * step_len..(panel + 1) * panel_len]
+    }
+
+    /// Few rows: each panel is read once, from memory to registers. Rows that do not fit in
+    /// registers beside each other find it in L1.
+    fn direct(self, strips: Strips<'_, F>, store: Store<'_>) {
+        // Steps of a panel that stay in L1: 8 KiB of bf16.
+        const STEPS: usize = 64;
+        // Bytes between a load and what is asked for: the hardware's prefetcher stops at pages.
+        const AHEAD: usize = 2048;
+        let steps = layout::steps::<F>(self.k);
+        self.pool.run(self.panels(), &|panel| {
+            with_scratch(DIRECT_ROWS.next_multiple_of(ROWS) * PANEL, |sums| {
+                for step in (0..steps).step_by(STEPS) {
+                    let columns = self.panel(panel, step);
+                    for strip in 0..strips.number() {
+                        let rows = strips.rows(strip);
+                        let vectors = tile::widest::<S>(rows);
+                        for column in (0..PANEL).step_by(vectors * S::LANES) {
+                            let tile = Tile::<F> {
+                                rows: strips.at(strip, step),
+                                columns: &columns[column * F::PER_STEP..],
+                                stride: PANEL,
+                                steps: STEPS.min(steps - step),
+                                sums: &mut sums[strip * ROWS * PANEL + column..],
+                                sums_stride: PANEL,
+                                fresh: step == 0,
+                                prefetch: if strip == 0 { AHEAD } else { 0 },
+                            };
+                            tile::run(self.s, rows, vectors, tile);
+                        }
+                    }
+                }
+                let column = panel * PANEL;
+                store(Piece {
+                    sums,
+                    stride: PANEL,
+                    rows: (strips.first, strips.count),
+                    columns: (column, PANEL.min(self.n - column)),
+                });
+            });
+        });
+    }
+
+    /// Many rows.
+    fn blocked(self, strips: Strips<'_, F>, store: Store<'_>) {
+        let widen = if Self::AS_PACKED { 0 } else { 8 };
+        let sizes = (self.panels(), strips.number());
+        let (task_panels, task_strips) = task_size(self.pool.threads(), sizes, widen);
+        let across = strips.number().div_ceil(task_strips);
+        let down = self.panels().div_ceil(task_panels);
+        // Neighbors in this order share panels, which the first of them brings into L3.
+        self.pool.run(across * down, &|task| {
+            let panel = task / across * task_panels;
+            let strip = task % across * task_strips;
+            let panels = panel..self.panels().min(panel + task_panels);
+            self.rectangle(strips, panels, strip..strips.number().min(strip + task_strips), store);
+        });
+    }
+
+    /// The output of some panels for some strips.
+    fn rectangle(
+        self,
+        all: Strips<'_, F>,
+        panels: Range<usize>,
+        strips: Range<usize>,
+        store: Store<'_>,
+    ) {
+        let steps = layout::steps::<F>(self.k);
+        let slabs = panels.len() * PANEL / Self::WIDTH;
+        let tile_len = ROWS * Self::WIDTH;
+        let wide_len = if Self::AS_PACKED { 0 } else { panels.len() * PANEL * DEPTH };
+        with_scratch(wide_len + slabs * strips.len() * tile_len, |scratch| {
+            let (wide, sums) = scratch.split_at_mut(wide_len);
+            for step in (0..steps).step_by(DEPTH) {
+                let depth = DEPTH.min(steps - step);
+                if !Self::AS_PACKED {
+                    for (panel, wide) in panels.clone().zip(wide.chunks_exact_mut(PANEL * DEPTH)) {
+                        let packed = &self.panel(panel, step)[..depth * PANEL * F::PER_STEP];
+                        self.s.run(Widen::<F> { packed, wide, width: Self::WIDTH });
+                    }
+                }
+                for some in strips.clone().step_by(STRIPS_IN_L2) {
+                    let some = some..strips.end.min(some + STRIPS_IN_L2);
+                    for slab in 0..slabs {
+                        let column = panels.start * PANEL + slab * Self::WIDTH;
+                        if column >= self.n {
+                            break;
+                        }
+                        for strip in some.clone() {
+                            let at = slab * strips.len() + strip - strips.start;
+                            let sums = &mut sums[at * tile_len..(at + 1) * tile_len];
+                            let rows = all.rows(strip);
+                            let fresh = step == 0;
+                            if Self::AS_PACKED {
+                                let columns = self.panel(column / PANEL, step);
+                                let tile = Tile::<F> {
+                                    rows: all.at(strip, step),
+                                    columns: &columns[column % PANEL * F::PER_STEP..],
+                                    stride: PANEL,
+                                    steps: depth,
+                                    sums,
+                                    sums_stride: Self::WIDTH,
+                                    fresh,
+                                    prefetch: 0,
+                                };
+                                tile::run(self.s, rows, Self::WIDTH / S::LANES, tile);
+                            } else {
+                                let tile = Tile::<Single<f32>> {
+                                    rows: bytemuck::cast_slice(all.at(strip, step)),
+                                    columns: &wide[slab * Self::WIDTH * DEPTH..],
+                                    stride: Self::WIDTH,
+                                    steps: depth,
+                                    sums,
+                                    sums_stride: Self::WIDTH,
+                                    fresh,
+                                    prefetch: 0,
+                                };
+                                tile::run(self.s, rows, Self::WIDTH / S::LANES, tile);
+                            }
+                            if step + depth == steps {
+                                store(Piece {
+                                    sums,
+                                    stride: Self::WIDTH,
+                                    rows: (all.first + strip * ROWS, rows),
+                                    columns: (column, Self::WIDTH.min(self.n - column)),
+                                });
+                            }
+                        }
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Packed activations.
+struct Strips<'a, F: Format> {
+    packed: &'a [F::Activation],
+    strip_len: usize,
+    /// The first row's place in the output.
+    first: usize,
+    /// Number of rows.
+    count: usize,
+}
+
+impl<F: Format> Clone for Strips<'_, F> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<F: Format> Copy for Strips<'_, F> {}
+
+impl<'a, F: Format> Strips<'a, F> {
+    fn number(&self) -> usize {
+        self.count.div_ceil(ROWS)
+    }
+
+    /// Rows of a strip: the last one may be lower.
+    fn rows(&self, strip: usize) -> usize {
+        ROWS.min(self.count - strip * ROWS)
+    }
+
+    /// A strip's block of steps, from `step` on.
+    fn at(&self, strip: usize, step: usize) -> &'a [F::Activation] {
+        let block = ROWS * DEPTH * F::PER_STEP;
+        let start = strip * self.strip_len + step / DEPTH * block;
+        &self.packed[start + step % DEPTH * F::PER_STEP..start + block]
+    }
+}
+
+/// How many panels and strips a task takes, so that `threads` threads finish `(panels, strips)`
+/// soonest. A task costs its area, and `widen` rows more for preparing its panels.
+fn task_size(threads: usize, (panels, strips): (usize, usize), widen: usize) -> (usize, usize) {
+    let cost = |&(p, s): &(usize, usize)| {
+        let rounds = (panels.div_ceil(p) * strips.div_ceil(s)).div_ceil(threads);
+        // A lone panel re-reads its rows from L2 for little work: a strip more for each eight.
+        rounds * p * (s * ROWS * 8 + widen * 8 + s * ROWS / p / 2)
+    };
+    let most = (MAX_TASK.0.min(panels), MAX_TASK.1.min(strips));
+    let parts = strips.div_ceil(most.1)..=strips.min(8 * threads).max(strips.div_ceil(most.1));
+    let sizes = parts.flat_map(|parts| (1..=most.0).map(move |p| (p, strips.div_ceil(parts))));
+    sizes.min_by_key(cost).expect("one part of one panel is a size")
+}
+
+/// Columns of a panel to f32, in slabs as wide as a tile.
+struct Widen<'a, F: Format> {
+    packed: &'a [F::Weight],
+    wide: &'a mut [f32],
+    width: usize,
+}
+
+impl<F: Format> Op for Widen<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) {
+        let Widen { packed, wide, width } = self;
+        for (slab, wide) in wide.chunks_exact_mut(width * DEPTH).enumerate() {
+            let steps = packed.chunks_exact(PANEL).zip(wide.chunks_exact_mut(width));
+            for (packed, wide) in steps {
+                let packed = &packed[slab * width..(slab + 1) * width];
+                for (p, w) in packed.chunks_exact(S::LANES).zip(wide.chunks_exact_mut(S::LANES)) {
+                    store(s, w, load(s, p));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! How weights and activations are laid out for the microkernel.
+//!
+//! Weights: panels of [`PANEL`] output columns, one after the other; in a panel, step after step of k;
+//! in a step, the elements of the 64 columns (pairs of k side by side where steps are pairs). A panel
+//! is read from front to back, once, by whoever computes its columns. Columns and steps past the end
+//! are zero.
+//!
+//! Activations: strips of [`ROWS`] rows; in a strip, blocks of [`DEPTH`] steps; in a block, row after
+//! row. A strip's block is one contiguous stretch that stays in L1 while columns pass by.
+#![allow(unsafe_code, reason = "tasks write disjoint parts of one buffer")]
+
+use half::bf16;
+use photon_core::{DType, WeightFormat};
+
+use super::tile::{Format, Pairs, Single};
+use crate::{
+    elements::{Float, Rows},
+    isa::Isa,
+    pool::{Parts, Pool},
+    simd::{Convert, Simd},
+};
+
+/// Columns of a panel.
+pub(super) const PANEL: usize = 64;
+/// Rows of a strip: the tallest tile.
+pub(super) const ROWS: usize = 6;
+/// Steps of a block. 16 columns of f32 and a strip take 16 + 6 KiB of L1.
+pub(super) const DEPTH: usize = 256;
+
+/// The weight layouts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Layout {
+    F32,
+    F16,
+    Bf16,
+    /// Two elements of k side by side.
+    Bf16Pairs,
+}
+
+impl Layout {
+    /// What `isa` wants for `format`, if it can multiply that.
+    pub(super) fn of(isa: Isa, format: WeightFormat) -> Option<Layout> {
+        match format {
+            WeightFormat::Float(DType::F32) => Some(Layout::F32),
+            WeightFormat::Float(DType::F16) => Some(Layout::F16),
+            WeightFormat::Float(DType::Bf16) if isa == Isa::Avx512Bf16 => Some(Layout::Bf16Pairs),
+            WeightFormat::Float(DType::Bf16) => Some(Layout::Bf16),
+            _ => None,
+        }
+    }
+
+    /// Bytes of a packed `[n, k]` matrix.
+    pub(super) fn bytes(self, n: usize, k: usize) -> Option<usize> {
+        let (steps, step_bytes) = match self {
+            Layout::F32 => (steps::<Single<f32>>(k), 4),
+            Layout::F16 | Layout::Bf16 => (steps::<Single<bf16>>(k), 2),
+            Layout::Bf16Pairs => (steps::<Pairs>(k), 4),
+        };
+        n.div_ceil(PANEL).checked_mul(PANEL)?.checked_mul(steps)?.checked_mul(step_bytes)
+    }
+}
+
+/// Runs `$body` with the type alias `$f` for the [`Format`] of a layout known only at run time.
+macro_rules! with_format {
+    ($layout:expr, $f:ident => $body:expr) => {
+        match $layout {
+            $crate::linear::layout::Layout::F32 => {
+                type $f = $crate::linear::tile::Single<f32>;
+                $body
+            }
+            $crate::linear::layout::Layout::F16 => {
+                type $f = $crate::linear::tile::Single<half::f16>;
+                $body
+            }
+            $crate::linear::layout::Layout::Bf16 => {
+                type $f = $crate::linear::tile::Single<half::bf16>;
+                $body
+            }
+            $crate::linear::layout::Layout::Bf16Pairs => {
+                type $f = $crate::linear::tile::Pairs;
+                $body
+            }
+        }
+    };
+}
+pub(super) use with_format;
+
+/// Steps of a row of `k` elements; an empty row has one, of zeros, so that nothing is a special case.
+pub(super) fn steps<F: Format>(k: usize) -> usize {
+    k.div_ceil(F::PER_STEP).max(1)
+}
+
+/// Packs a row-major `[n, k]` matrix of little-endian elements into zeroed `out`.
+pub(super) fn pack_weights<F: Format>(
+    pool: &Pool,
+    (n, k): (usize, usize),
+    bytes: &[u8],
+    out: &mut [F::Weight],
+) {
+    // Elements of k per round: 64 rows of them fit in L1 along with what they become.
+    const RUN: usize = 32;
+    let size = size_of::<F::Weight>();
+    let panel_len = steps::<F>(k) * PANEL * F::PER_STEP;
+    let panels = n.div_ceil(PANEL);
+    assert_eq!(bytes.len(), n * k * size);
+    assert_eq!(out.len(), panels * panel_len);
+    let out = Parts::new(out);
+    pool.run(panels, &|panel| {
+        // SAFETY: each task takes another panel.
+        let out = unsafe { out.part(panel * panel_len..(panel + 1) * panel_len) };
+        let rows = panel * PANEL..n.min((panel + 1) * PANEL);
+        for k0 in (0..k).step_by(RUN) {
+            let run = k0..k.min(k0 + RUN);
+            for (column, row) in rows.clone().enumerate() {
+                let row = &bytes[(row * k + run.start) * size..(row * k + run.end) * size];
+                for (k, element) in run.clone().zip(row.chunks_exact(size)) {
+                    let step = k / F::PER_STEP * PANEL * F::PER_STEP;
+                    out[step + column * F::PER_STEP + k % F::PER_STEP] =
+                        bytemuck::pod_read_unaligned(element);
+                }
+            }
+        }
+    });
+}
+
+/// Elements of packed activations.
+pub(super) fn activations_len<F: Format>(rows: usize, k: usize) -> usize {
+    rows.div_ceil(ROWS) * strip_len::<F>(k)
+}
+
+/// Elements of a packed strip.
+pub(super) fn strip_len<F: Format>(k: usize) -> usize {
+    steps::<F>(k).div_ceil(DEPTH) * ROWS * DEPTH * F::PER_STEP
+}
+
+/// Packs rows `first .. first + rows` of `x`. Elements of `out` that no tile reads keep what they
+/// hold.
+pub(super) fn pack_activations<S: Simd, F: Format, X: Float>(
+    s: S,
+    pool: &Pool,
+    x: Rows<'_, X>,
+    (first, rows): (usize, usize),
+    out: &mut [F::Activation],
+) {
+    // Below this, handing out work costs more than it saves: some 2 us.
+    const SMALL: usize = 16 << 10;
+    let (k, strip_len) = (x.cols(), strip_len::<F>(x.cols()));
+    let (row_len, padded) = (DEPTH * F::PER_STEP, steps::<F>(k) * F::PER_STEP);
+    let strips = rows.div_ceil(ROWS);
+    let out = Parts::new(out);
+    let pack = |strip: usize| {
+        // SAFETY: each task takes another strip.
+        let out = unsafe { out.part(strip * strip_len..(strip + 1) * strip_len) };
+        for row in 0..ROWS.min(rows - strip * ROWS) {
+            let x = x.row(first + strip * ROWS + row);
+            for (block, start) in (0..padded).step_by(row_len).enumerate() {
+                let out = &mut out[(block * ROWS + row) * row_len..][..row_len.min(padded - start)];
+                let x = &x[start.min(k)..k.min(start + row_len)];
+                let (out, pad) = out.split_at_mut(x.len());
+                s.run(Convert { out, x });
+                pad.fill(bytemuck::Zeroable::zeroed());
+            }
+        }
+    };
+    if rows * k <= SMALL {
+        (0..strips).for_each(pack);
+    } else {
+        pool.run(strips, &pack);
+    }
+}

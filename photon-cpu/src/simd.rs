@@ -1,0 +1,379 @@
+//! Vectors of f32, one implementation per instruction set, and the functions written on them once.
+//!
+//! A value of a type that implements [`Simd`] is proof that the processor has the instructions, so
+//! its methods are safe. They inline into whatever calls them, and only inside [`Simd::run`] does the
+//! compiler know that it may use the instructions: hot loops live in the `call` of an [`Op`], marked
+//! `#[inline(always)]`.
+//!
+//! Deliberately absent: shuffles, reductions and integers, which the kernels here do without.
+#![allow(unsafe_code, reason = "vector intrinsics, and loads and stores through pointers")]
+
+use half::{bf16, f16};
+
+use crate::isa::Isa;
+
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub(crate) use portable::Portable;
+
+/// A computation generic over the instruction set.
+pub(crate) trait Op {
+    /// What it yields.
+    type Output;
+    /// Does it. Implementations are `#[inline(always)]`.
+    fn call<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// Runs `op` with the instructions of `isa`.
+///
+/// # Panics
+/// If this processor does not have them.
+pub(crate) fn dispatch<O: Op>(isa: Isa, op: O) -> O::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use x86::{Avx2, Avx512};
+        const LACKING: &str = "an Isa that this processor does not have";
+        match isa {
+            Isa::Portable => Portable.run(op),
+            Isa::Avx2 => Avx2::new().expect(LACKING).run(op),
+            Isa::Avx512 => Avx512::<false>::new().expect(LACKING).run(op),
+            Isa::Avx512Bf16 => Avx512::<true>::new().expect(LACKING).run(op),
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        assert_eq!(isa, Isa::Portable, "an Isa that this processor does not have");
+        Portable.run(op)
+    }
+}
+
+/// An instruction set: arithmetic on vectors of [`Simd::LANES`] f32.
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    /// A vector.
+    type V: Copy;
+    /// Elements of a vector.
+    const LANES: usize;
+    /// Vectors that can be summed into at once, with enough registers left for the factors.
+    const ACCUMULATORS: usize;
+
+    /// Runs `op` where the compiler may use the instructions.
+    fn run<O: Op>(self, op: O) -> O::Output;
+
+    /// All elements `x`.
+    fn splat(self, x: f32) -> Self::V;
+    /// `a + b`.
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a - b`.
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b`.
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a / b`.
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller; `b` if either is NaN.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The larger; `b` if either is NaN.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`: rounded once where the instruction set can, else twice.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Adds the low bits of `n` to the exponent of `x`.
+    fn shift_exponent(self, x: Self::V, n: Self::V) -> Self::V;
+    /// Each element's upper 16 bits, with zeros below: the second bf16 of a pair.
+    fn upper(self, x: Self::V) -> Self::V;
+    /// Each element's lower 16 bits moved up: the first bf16 of a pair.
+    fn lower(self, x: Self::V) -> Self::V;
+
+    /// `acc + a1 * b1 + a0 * b0` for pairs of bf16 `(a0, a1)`, `(b0, b1)`, in this order.
+    #[inline(always)]
+    fn dot_pairs(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
+        let acc = self.fma(self.upper(a), self.upper(b), acc);
+        self.fma(self.lower(a), self.lower(b), acc)
+    }
+
+    /// Asks for the cache line at `p`, which may be any address.
+    fn prefetch<T>(self, p: *const T);
+
+    /// # Safety
+    /// `LANES` elements can be read at `p`.
+    unsafe fn read_f32(self, p: *const f32) -> Self::V;
+    /// # Safety
+    /// `LANES` elements can be read at `p`.
+    unsafe fn read_f16(self, p: *const f16) -> Self::V;
+    /// # Safety
+    /// `LANES` elements can be read at `p`.
+    unsafe fn read_bf16(self, p: *const bf16) -> Self::V;
+    /// # Safety
+    /// `LANES` elements can be written at `p`.
+    unsafe fn write_f32(self, p: *mut f32, x: Self::V);
+    /// # Safety
+    /// `LANES` elements can be written at `p`.
+    unsafe fn write_f16(self, p: *mut f16, x: Self::V);
+    /// # Safety
+    /// `LANES` elements can be written at `p`.
+    unsafe fn write_bf16(self, p: *mut bf16, x: Self::V);
+}
+
+/// A float type that vectors are read from and, rounded to nearest even, written to.
+pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
+    /// # Safety
+    /// `LANES` elements can be read at `p`.
+    unsafe fn read<S: Simd>(s: S, p: *const Self) -> S::V;
+    /// # Safety
+    /// `LANES` elements can be written at `p`.
+    unsafe fn write<S: Simd>(s: S, p: *mut Self, x: S::V);
+}
+
+macro_rules! element {
+    ($type:ty, $read:ident, $write:ident) => {
+        impl Element for $type {
+            #[inline(always)]
+            unsafe fn read<S: Simd>(s: S, p: *const Self) -> S::V {
+                // SAFETY: the same contract.
+                unsafe { s.$read(p) }
+            }
+            #[inline(always)]
+            unsafe fn write<S: Simd>(s: S, p: *mut Self, x: S::V) {
+                // SAFETY: the same contract.
+                unsafe { s.$write(p, x) }
+            }
+        }
+    };
+}
+element!(f32, read_f32, write_f32);
+element!(f16, read_f16, write_f16);
+element!(bf16, read_bf16, write_bf16);
+
+/// The first elements of `x`.
+#[inline(always)]
+pub(crate) fn load<S: Simd, T: Element>(s: S, x: &[T]) -> S::V {
+    let x = &x[..S::LANES];
+    // SAFETY: the slice has `LANES` elements.
+    unsafe { T::read(s, x.as_ptr()) }
+}
+
+/// Overwrites the first elements of `out`.
+#[inline(always)]
+pub(crate) fn store<S: Simd, T: Element>(s: S, out: &mut [T], x: S::V) {
+    let out = &mut out[..S::LANES];
+    // SAFETY: the slice has `LANES` elements.
+    unsafe { T::write(s, out.as_mut_ptr(), x) }
+}
+
+/// `out[i] = x[i]`, converted.
+pub(crate) struct Convert<'a, T, U> {
+    pub(crate) out: &'a mut [T],
+    pub(crate) x: &'a [U],
+}
+
+impl<T: Element, U: Element> Op for Convert<'_, T, U> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) {
+        let Convert { out, x } = self;
+        assert_eq!(out.len(), x.len());
+        // Longest vector: 16.
+        let (mut tail_in, mut tail_out) = ([U::default(); 16], [T::default(); 16]);
+        let mut out = out.chunks_exact_mut(S::LANES);
+        let mut x = x.chunks_exact(S::LANES);
+        for (out, x) in out.by_ref().zip(x.by_ref()) {
+            store(s, out, load(s, x));
+        }
+        let (out, x) = (out.into_remainder(), x.remainder());
+        tail_in[..x.len()].copy_from_slice(x);
+        store(s, &mut tail_out, load(s, &tail_in));
+        out.copy_from_slice(&tail_out[..out.len()]);
+    }
+}
+
+/// `e^x` within 2 units in the last place; arguments are clamped to `-87.3 ..= 88.3`, so the result is
+/// never zero, subnormal or infinite. NaN gives a number.
+#[inline(always)]
+pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
+    // Adding this leaves the nearest integer in the low bits of the mantissa.
+    const ROUND: f32 = 12_582_912.0;
+    // ln 2 in two parts; the first has so few bits that n times it is exact.
+    const LN2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4);
+    let x = s.max(s.min(x, s.splat(88.3)), s.splat(-87.3));
+    let shifted = s.fma(x, s.splat(std::f32::consts::LOG2_E), s.splat(ROUND));
+    let n = s.sub(shifted, s.splat(ROUND));
+    let r = s.fma(n, s.splat(-LN2.0), x);
+    let r = s.fma(n, s.splat(-LN2.1), r);
+    // Cephes `expf`: minimax for (e^r - 1 - r) / r^2 on |r| <= ln 2 / 2.
+    let mut p = s.splat(1.987_569_2e-4);
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+        p = s.fma(p, r, s.splat(c));
+    }
+    let p = s.fma(s.mul(r, r), p, s.add(r, s.splat(1.0)));
+    s.shift_exponent(p, shifted)
+}
+
+/// GELU, tanh form: `0.5 x (1 + tanh(u)) = x / (1 + e^(-2u))`, `u = sqrt(2/pi) (x + 0.044715 x^3)`.
+#[inline(always)]
+pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
+    const SCALE: f32 = -1.595_769_1; // -2 sqrt(2/pi)
+    let inner = s.fma(s.mul(x, x), s.splat(0.044_715 * SCALE), s.splat(SCALE));
+    let e = exp(s, s.mul(x, inner));
+    s.div(x, s.add(s.splat(1.0), e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Map<'a, F> {
+        x: &'a [f32],
+        f: F,
+    }
+
+    trait Function {
+        fn apply<S: Simd>(&self, s: S, x: S::V) -> S::V;
+    }
+
+    impl<F: Function> Op for Map<'_, F> {
+        type Output = Vec<f32>;
+        #[inline(always)]
+        fn call<S: Simd>(self, s: S) -> Vec<f32> {
+            assert_eq!(self.x.len() % S::LANES, 0);
+            let mut out = vec![0.0; self.x.len()];
+            for (out, x) in out.chunks_exact_mut(S::LANES).zip(self.x.chunks_exact(S::LANES)) {
+                store(s, out, self.f.apply(s, load(s, x)));
+            }
+            out
+        }
+    }
+
+    struct Exp;
+    impl Function for Exp {
+        #[inline(always)]
+        fn apply<S: Simd>(&self, s: S, x: S::V) -> S::V {
+            exp(s, x)
+        }
+    }
+
+    struct Gelu;
+    impl Function for Gelu {
+        #[inline(always)]
+        fn apply<S: Simd>(&self, s: S, x: S::V) -> S::V {
+            gelu_tanh(s, x)
+        }
+    }
+
+    fn grid(low: f32, high: f32) -> Vec<f32> {
+        (0..160_000).map(|i| low + (high - low) * i as f32 / 159_999.0).collect()
+    }
+
+    #[test]
+    fn exp_is_exact_to_two_units_in_the_last_place() {
+        let x = grid(-87.0, 88.0);
+        for isa in Isa::available() {
+            for (&x, got) in x.iter().zip(dispatch(isa, Map { x: &x, f: Exp })) {
+                let want = f64::from(x).exp();
+                let err = (f64::from(got) - want).abs() / want;
+                assert!(err < 1.5e-7, "{}: exp({x}) = {got}, want {want}", isa.name());
+            }
+        }
+    }
+
+    #[test]
+    fn exp_saturates() {
+        let x = [f32::NEG_INFINITY, -1e9, -88.0, 89.0, 1e9, f32::INFINITY, 0.0, 1.0].repeat(2);
+        for isa in Isa::available() {
+            let got = dispatch(isa, Map { x: &x, f: Exp });
+            assert!(got[..3].iter().all(|&y| y > 0.0 && y < 2e-38), "{got:?}");
+            assert!(got[3..6].iter().all(|&y| y > 2e38 && y.is_finite()), "{got:?}");
+            assert_eq!(got[6], 1.0);
+        }
+    }
+
+    #[test]
+    fn gelu_is_close_to_its_definition() {
+        let mut x = grid(-12.0, 12.0);
+        x.extend(grid(-1e-3, 1e-3));
+        for isa in Isa::available() {
+            for (&x, got) in x.iter().zip(dispatch(isa, Map { x: &x, f: Gelu })) {
+                let x = f64::from(x);
+                let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+                // 1 + tanh u, without the cancellation.
+                let want = x * 2.0 / (1.0 + (-2.0 * u).exp()) / 2.0;
+                let err = (f64::from(got) - want).abs();
+                // The argument of exp carries up to four roundings, where there is no fused
+                // multiplication.
+                let bound = want.abs() * (4e-7 + 2.0 * u.abs() * 2.4e-7) + 1e-36;
+                assert!(err <= bound, "{}: gelu({x}) = {got}, want {want}", isa.name());
+            }
+        }
+        let ends = [f32::INFINITY, 100.0, -100.0, 0.0].repeat(4);
+        for isa in Isa::available() {
+            let got = dispatch(isa, Map { x: &ends, f: Gelu });
+            assert_eq!(got[..2], [f32::INFINITY, 100.0], "{}", isa.name());
+            assert!(got[2].abs() < 1e-30 && got[3] == 0.0, "{}: {got:?}", isa.name());
+        }
+    }
+
+    #[test]
+    fn conversions_agree_with_the_scalar_ones() {
+        let mut bits: Vec<u32> = (0..=u16::MAX).map(|b| u32::from(b) << 16).collect();
+        // Ties, near ties and all exponents, for both 16-bit types.
+        for exponent in 0..=255u32 {
+            for mantissa in [0, 1, 0x1000, 0x0fff, 0x3000, 0x7fff, 0x8000, 0x8001, 0x1_8000] {
+                bits.push(exponent << 23 | mantissa);
+                bits.push(1 << 31 | exponent << 23 | 0x7f_0000 | mantissa);
+            }
+        }
+        let wide: Vec<f32> = bits.iter().map(|&b| f32::from_bits(b)).collect();
+        let halves: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+        let brains: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
+        for isa in Isa::available() {
+            let mut out = vec![f16::ZERO; wide.len()];
+            dispatch(isa, Convert { out: &mut out, x: &wide });
+            for (x, y) in wide.iter().zip(&out) {
+                let want = f16::from_f32(*x);
+                assert!(*y == want || (y.is_nan() && want.is_nan()), "{x} to f16: {y}");
+                assert_eq!(y.is_sign_negative(), want.is_sign_negative());
+            }
+            let mut out = vec![bf16::ZERO; wide.len()];
+            dispatch(isa, Convert { out: &mut out, x: &wide });
+            for (x, y) in wide.iter().zip(&out) {
+                let want = bf16::from_f32(*x);
+                assert_eq!(y.to_bits(), want.to_bits(), "{}: {x} to bf16", isa.name());
+            }
+            let mut out = vec![0.0f32; halves.len()];
+            dispatch(isa, Convert { out: &mut out, x: &halves });
+            for (x, y) in halves.iter().zip(&out) {
+                assert!(x.to_f32().to_bits() == y.to_bits() || (x.is_nan() && y.is_nan()));
+            }
+            dispatch(isa, Convert { out: &mut out, x: &brains });
+            for (x, y) in brains.iter().zip(&out) {
+                assert_eq!(u32::from(x.to_bits()) << 16, y.to_bits());
+            }
+        }
+    }
+
+    #[test]
+    fn pairs_are_taken_apart_and_multiplied() {
+        struct Pairs([f32; 16], [f32; 16]);
+        impl Op for Pairs {
+            type Output = Vec<f32>;
+            #[inline(always)]
+            fn call<S: Simd>(self, s: S) -> Vec<f32> {
+                let mut out = [0.0; 16];
+                let acc = s.splat(0.5);
+                store(s, &mut out, s.dot_pairs(acc, load(s, &self.0), load(s, &self.1)));
+                out[..S::LANES].to_vec()
+            }
+        }
+        let pair = |first: f32, second: f32| {
+            let bits = |x| u32::from(bf16::from_f32(x).to_bits());
+            f32::from_bits(bits(second) << 16 | bits(first))
+        };
+        let a = std::array::from_fn(|i| pair(i as f32, 1.5));
+        let b = std::array::from_fn(|i| pair(2.0, -(i as f32)));
+        for isa in Isa::available() {
+            for (i, got) in dispatch(isa, Pairs(a, b)).into_iter().enumerate() {
+                assert_eq!(got, 0.5 + 2.0 * i as f32 - 1.5 * i as f32, "{}", isa.name());
+            }
+        }
+    }
+}

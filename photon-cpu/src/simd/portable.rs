@@ -1,0 +1,164 @@
+//! Vectors as arrays: loops over lanes that the compiler turns into whatever the target's baseline
+//! offers.
+use half::{bf16, f16};
+
+use super::{Op, Simd};
+
+/// Needs nothing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Portable;
+
+type V = [f32; 8];
+
+#[inline(always)]
+fn map(a: V, f: impl Fn(f32) -> f32) -> V {
+    let mut out = a;
+    for x in &mut out {
+        *x = f(*x);
+    }
+    out
+}
+
+#[inline(always)]
+fn zip(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
+    let mut out = a;
+    for (x, y) in out.iter_mut().zip(b) {
+        *x = f(*x, y);
+    }
+    out
+}
+
+/// Branch-free, so that it vectorizes.
+#[inline(always)]
+fn widen_f16(x: f16) -> f32 {
+    let bits = u32::from(x.to_bits());
+    // The exponent's bias differs by 112; multiplying instead of adding makes subnormals come right.
+    let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
+    let special = if magnitude >= 65536.0 { 0xff << 23 } else { 0 };
+    f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16)
+}
+
+#[inline(always)]
+fn narrow_bf16(x: f32) -> bf16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    let quiet = bits >> 16 | 0x40;
+    bf16::from_bits(if x.is_nan() { quiet } else { rounded } as u16)
+}
+
+impl Simd for Portable {
+    type V = V;
+    const LANES: usize = 8;
+    // A vector is two registers of the smallest baselines, which have sixteen.
+    const ACCUMULATORS: usize = 6;
+
+    #[inline(always)]
+    fn run<O: Op>(self, op: O) -> O::Output {
+        op.call(self)
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> V {
+        [x; 8]
+    }
+    #[inline(always)]
+    fn add(self, a: V, b: V) -> V {
+        zip(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: V, b: V) -> V {
+        zip(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: V, b: V) -> V {
+        zip(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: V, b: V) -> V {
+        zip(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn min(self, a: V, b: V) -> V {
+        zip(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn max(self, a: V, b: V) -> V {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn fma(self, a: V, b: V, c: V) -> V {
+        let mut out = c;
+        for (i, out) in out.iter_mut().enumerate() {
+            // Without the instruction `mul_add` is a call into the C library.
+            *out = if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
+                a[i].mul_add(b[i], *out)
+            } else {
+                a[i] * b[i] + *out
+            };
+        }
+        out
+    }
+    #[inline(always)]
+    fn shift_exponent(self, x: V, n: V) -> V {
+        zip(x, n, |x, n| f32::from_bits(x.to_bits().wrapping_add(n.to_bits() << 23)))
+    }
+    #[inline(always)]
+    fn upper(self, x: V) -> V {
+        map(x, |x| f32::from_bits(x.to_bits() & 0xffff_0000))
+    }
+    #[inline(always)]
+    fn lower(self, x: V) -> V {
+        map(x, |x| f32::from_bits(x.to_bits() << 16))
+    }
+    #[inline(always)]
+    fn prefetch<T>(self, _: *const T) {}
+
+    #[inline(always)]
+    unsafe fn read_f32(self, p: *const f32) -> V {
+        // SAFETY: the caller vouches for `LANES` elements; unaligned is allowed.
+        unsafe { p.cast::<V>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn read_f16(self, p: *const f16) -> V {
+        // SAFETY: the caller vouches for `LANES` elements; unaligned is allowed.
+        let x = unsafe { p.cast::<[f16; 8]>().read_unaligned() };
+        let mut out = [0.0; 8];
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = widen_f16(x);
+        }
+        out
+    }
+    #[inline(always)]
+    unsafe fn read_bf16(self, p: *const bf16) -> V {
+        // SAFETY: the caller vouches for `LANES` elements; unaligned is allowed.
+        let x = unsafe { p.cast::<[bf16; 8]>().read_unaligned() };
+        let mut out = [0.0; 8];
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = f32::from_bits(u32::from(x.to_bits()) << 16);
+        }
+        out
+    }
+    #[inline(always)]
+    unsafe fn write_f32(self, p: *mut f32, x: V) {
+        // SAFETY: the caller vouches for `LANES` elements; unaligned is allowed.
+        unsafe { p.cast::<V>().write_unaligned(x) };
+    }
+    #[inline(always)]
+    unsafe fn write_f16(self, p: *mut f16, x: V) {
+        let mut out = [f16::ZERO; 8];
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = f16::from_f32(x);
+        }
+        // SAFETY: the caller vouches for `LANES` elements; unaligned is allowed.
+        unsafe { p.cast::<[f16; 8]>().write_unaligned(out) };
+    }
+    #[inline(always)]
+    unsafe fn write_bf16(self, p: *mut bf16, x: V) {
+        let mut out = [bf16::ZERO; 8];
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = narrow_bf16(x);
+        }
+        // SAFETY: the caller vouches for `LANES` elements; unaligned is allowed.
+        unsafe { p.cast::<[bf16; 8]>().write_unaligned(out) };
+    }
+}

@@ -1,0 +1,318 @@
+//! x86-64: AVX2 with FMA and F16C, and AVX-512.
+//!
+//! Every method wraps one or a few intrinsics. `self` proves that they exist: the tokens are made
+//! only by `new`, which asks the processor.
+#![allow(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "an intrinsic is unsafe here only because of the instructions it needs, which `self` proves"
+)]
+use std::arch::x86_64::*;
+
+use half::{bf16, f16};
+
+use super::{Op, Simd};
+use crate::isa::Isa;
+
+/// The processor has AVX2, FMA and F16C.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    pub(crate) fn new() -> Option<Self> {
+        Isa::Avx2.is_available().then_some(Avx2(()))
+    }
+
+    /// # Safety
+    /// The processor has the instructions.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn enter<O: Op>(self, op: O) -> O::Output {
+        op.call(self)
+    }
+}
+
+impl Simd for Avx2 {
+    type V = __m256;
+    const LANES: usize = 8;
+    // Of sixteen registers: twelve sums, two columns, one row, one to spare.
+    const ACCUMULATORS: usize = 12;
+
+    #[inline(always)]
+    fn run<O: Op>(self, op: O) -> O::Output {
+        // SAFETY: `self` proves that the processor has the instructions.
+        unsafe { self.enter(op) }
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m256 {
+        // SAFETY: `self` proves that the processor has the instruction.
+        unsafe { _mm256_set1_ps(x) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: `self` proves that the processor has the instruction.
+        unsafe { _mm256_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: `self` proves that the processor has the instruction.
+        unsafe { _mm256_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: `self` proves that the processor has the instruction.
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn div(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: `self` proves that the processor has the instruction.
+        unsafe { _mm256_div_ps(a, b) }
+    }
+    #[inline(always)]
+    fn min(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: `self` proves that the processor has the instruction.
+        unsafe { _mm256_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn max(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: `self` proves that the processor has the instruction.
+        unsafe { _mm256_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        // SAFETY: `self` proves that the processor has the instruction.
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn shift_exponent(self, x: __m256, n: __m256) -> __m256 {
+        // SAFETY: `self` proves that the processor has the instructions.
+        unsafe {
+            let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(n));
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), n))
+        }
+    }
+    #[inline(always)]
+    fn upper(self, x: __m256) -> __m256 {
+        // SAFETY: `self` proves that the processor has the instructions.
+        unsafe { _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(-0x1_0000))) }
+    }
+    #[inline(always)]
+    fn lower(self, x: __m256) -> __m256 {
+        // SAFETY: `self` proves that the processor has the instructions.
+        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(x))) }
+    }
+    #[inline(always)]
+    fn prefetch<T>(self, p: *const T) {
+        // SAFETY: prefetching never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn read_f32(self, p: *const f32) -> __m256 {
+        // SAFETY: `self` proves the instruction, the caller vouches for eight elements.
+        unsafe { _mm256_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn read_f16(self, p: *const f16) -> __m256 {
+        // SAFETY: `self` proves the instructions, the caller vouches for eight elements.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn read_bf16(self, p: *const bf16) -> __m256 {
+        // SAFETY: `self` proves the instructions, the caller vouches for eight elements.
+        unsafe {
+            let x = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x))
+        }
+    }
+    #[inline(always)]
+    unsafe fn write_f32(self, p: *mut f32, x: __m256) {
+        // SAFETY: `self` proves the instruction, the caller vouches for eight elements.
+        unsafe { _mm256_storeu_ps(p, x) }
+    }
+    #[inline(always)]
+    unsafe fn write_f16(self, p: *mut f16, x: __m256) {
+        // SAFETY: `self` proves the instructions, the caller vouches for eight elements.
+        unsafe { _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)) }
+    }
+    #[inline(always)]
+    unsafe fn write_bf16(self, p: *mut bf16, x: __m256) {
+        // SAFETY: `self` proves the instructions, the caller vouches for eight elements.
+        unsafe {
+            let bits = _mm256_castps_si256(x);
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+            let rounded = _mm256_add_epi32(bits, bias);
+            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
+            let is_nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(x, x);
+            let chosen = _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(is_nan));
+            let top = _mm256_srli_epi32::<16>(chosen);
+            let (low, high) = (_mm256_castsi256_si128(top), _mm256_extracti128_si256::<1>(top));
+            _mm_storeu_si128(p.cast(), _mm_packus_epi32(low, high));
+        }
+    }
+}
+
+/// The processor has AVX-512 F, BW, DQ and VL, and with `BF16` dot products of bf16 pairs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx512<const BF16: bool>(());
+
+impl<const BF16: bool> Avx512<BF16> {
+    pub(crate) fn new() -> Option<Self> {
+        let isa = if BF16 { Isa::Avx512Bf16 } else { Isa::Avx512 };
+        isa.is_available().then_some(Avx512(()))
+    }
+
+    /// # Safety
+    /// The processor has the instructions.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")]
+    unsafe fn enter<O: Op>(self, op: O) -> O::Output {
+        op.call(self)
+    }
+
+    /// # Safety
+    /// The processor has the instructions.
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")]
+    unsafe fn enter_bf16<O: Op>(self, op: O) -> O::Output {
+        op.call(self)
+    }
+}
+
+impl<const BF16: bool> Simd for Avx512<BF16> {
+    type V = __m512;
+    const LANES: usize = 16;
+    // Of 32 registers: 24 sums, four columns, a row.
+    const ACCUMULATORS: usize = 24;
+
+    #[inline(always)]
+    fn run<O: Op>(self, op: O) -> O::Output {
+        if BF16 {
+            // SAFETY: `self` proves that the processor has the instructions.
+            unsafe { self.enter_bf16(op) }
+        } else {
+            // SAFETY: `self` proves that the processor has the instructions.
+            unsafe { self.enter(op) }
+        }
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        // SAFETY: `self` proves that the processor has the instruction.
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves that the processor has the instruction.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves that the processor has the instruction.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves that the processor has the instruction.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves that the processor has the instruction.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves that the processor has the instruction.
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves that the processor has the instruction.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: `self` proves that the processor has the instruction.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn shift_exponent(self, x: __m512, n: __m512) -> __m512 {
+        // SAFETY: `self` proves that the processor has the instructions.
+        unsafe {
+            let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(n));
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), n))
+        }
+    }
+    #[inline(always)]
+    fn upper(self, x: __m512) -> __m512 {
+        // SAFETY: `self` proves that the processor has the instructions.
+        unsafe { _mm512_and_ps(x, _mm512_castsi512_ps(_mm512_set1_epi32(-0x1_0000))) }
+    }
+    #[inline(always)]
+    fn lower(self, x: __m512) -> __m512 {
+        // SAFETY: `self` proves that the processor has the instructions.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(x))) }
+    }
+    #[inline(always)]
+    fn dot_pairs(self, acc: __m512, a: __m512, b: __m512) -> __m512 {
+        if BF16 {
+            // SAFETY: `self` proves that the processor has the instruction, and the transmutes are
+            // between types of 64 bytes that any bits are valid for.
+            unsafe {
+                let (a, b): (__m512bh, __m512bh) = (std::mem::transmute(a), std::mem::transmute(b));
+                _mm512_dpbf16_ps(acc, a, b)
+            }
+        } else {
+            let acc = self.fma(self.upper(a), self.upper(b), acc);
+            self.fma(self.lower(a), self.lower(b), acc)
+        }
+    }
+    #[inline(always)]
+    fn prefetch<T>(self, p: *const T) {
+        // SAFETY: prefetching never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn read_f32(self, p: *const f32) -> __m512 {
+        // SAFETY: `self` proves the instruction, the caller vouches for sixteen elements.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn read_f16(self, p: *const f16) -> __m512 {
+        // SAFETY: `self` proves the instructions, the caller vouches for sixteen elements.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn read_bf16(self, p: *const bf16) -> __m512 {
+        // SAFETY: `self` proves the instructions, the caller vouches for sixteen elements.
+        unsafe {
+            let x = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x))
+        }
+    }
+    #[inline(always)]
+    unsafe fn write_f32(self, p: *mut f32, x: __m512) {
+        // SAFETY: `self` proves the instruction, the caller vouches for sixteen elements.
+        unsafe { _mm512_storeu_ps(p, x) }
+    }
+    #[inline(always)]
+    unsafe fn write_f16(self, p: *mut f16, x: __m512) {
+        // SAFETY: `self` proves the instructions, the caller vouches for sixteen elements.
+        unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)) }
+    }
+    #[inline(always)]
+    unsafe fn write_bf16(self, p: *mut bf16, x: __m512) {
+        // Not `vcvtneps2bf16`, which flushes subnormals: all levels round alike.
+        // SAFETY: `self` proves the instructions, the caller vouches for sixteen elements.
+        unsafe {
+            let bits = _mm512_castps_si512(x);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+            let rounded = _mm512_add_epi32(bits, bias);
+            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
+            let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+            let top = _mm512_srli_epi32::<16>(_mm512_mask_mov_epi32(rounded, is_nan, quiet));
+            _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(top));
+        }
+    }
+}
