@@ -1,0 +1,3 @@
+//! One test binary for the crate; each module is one part of it, tested from outside on files.
+
+mod image;
