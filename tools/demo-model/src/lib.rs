@@ -11,7 +11,10 @@ mod font;
 mod render;
 mod rng;
 mod scene;
+pub mod score;
 mod tasks;
+#[cfg(test)]
+mod tests;
 
 pub use scene::{Background, Color, Object, Pattern, Scene, Shape, Text, WORDS};
 pub use tasks::{Length, ObjectRecord, QueryKind, SceneRecord, Task, TextRecord};

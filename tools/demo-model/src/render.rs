@@ -223,9 +223,9 @@ fn star_spans(radius: f64, inset: f64, dy: f64) -> [(f64, f64); 2] {
     }
     let crossings = &mut crossings[..found];
     crossings.sort_by(f64::total_cmp);
-    match crossings {
-        &mut [a, b] => [(a, b), NONE],
-        &mut [a, b, c, d] => [(a, b), (c, d)],
+    match *crossings {
+        [a, b] => [(a, b), NONE],
+        [a, b, c, d] => [(a, b), (c, d)],
         _ => [NONE, NONE],
     }
 }
