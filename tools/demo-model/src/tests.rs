@@ -26,6 +26,24 @@ fn a_seed_means_the_same_picture_and_tasks_for_ever() {
 }
 
 #[test]
+fn the_sample_pictures_are_the_generators() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets");
+    let readme = std::fs::read_to_string(folder.join("README.md")).unwrap();
+    for (name, at) in
+        [("shapes", 62), ("four", 6), ("exit", 37), ("bank", 4), ("number", 54), ("ticket", 36)]
+    {
+        let scene = Scene::from_seed(EVALUATION_SEEDS + at);
+        let picture = image::open(folder.join(format!("{name}.png"))).unwrap().into_rgb8();
+        assert_eq!(picture.dimensions(), (scene.width, scene.height), "{name}");
+        assert_eq!(picture.into_raw(), scene.render(scene.width, scene.height), "{name}");
+        let caption = scene.caption(crate::Length::Short);
+        let Scene { seed, width, height, .. } = scene;
+        let row = format!("| `{name}.png` | {seed} | {width} x {height} | {caption} |");
+        assert!(readme.contains(&row), "assets/README.md lacks: {row}");
+    }
+}
+
+#[test]
 fn records_survive_json() {
     for seed in 0..50 {
         let record = Scene::from_seed(seed).record();
