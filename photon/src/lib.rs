@@ -1,1 +1,4 @@
 //! photon
+
+#[cfg(feature = "hub")]
+pub mod hub;
