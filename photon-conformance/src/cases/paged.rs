@@ -1,0 +1,419 @@
+//! [`PagedAttention`]: shuffled blocks, masks, ragged batches, and memory that must not matter.
+//!
+//! Every slot of the caches that no row reaches holds NaN: blocks of nobody, the rest of a last block,
+//! and the block that table entries past the context name. One look at any of them shows in the output.
+use photon_core::{DType, Kernels, PagedAttention};
+
+use crate::{
+    Options, oracle,
+    rig::{Gaps, Label, Probe, Rig, Want, skip},
+    rng::Rng,
+};
+
+/// One row of a batch.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    /// Tokens of this step.
+    new: usize,
+    /// Positions in the cache, those included.
+    context: usize,
+    /// First positions that attend both ways.
+    prefix: i32,
+}
+
+const fn row(new: usize, context: usize, prefix: i32) -> Row {
+    Row { new, context, prefix }
+}
+
+#[derive(Clone, Debug)]
+struct Config {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    block_size: usize,
+    rows: Vec<Row>,
+    q: DType,
+    cache: DType,
+    /// Size of the elements of q; those of k and v are 1.
+    sharpness: f32,
+    /// Compute the oracle for one token in so many.
+    sparse: usize,
+    seed: u64,
+}
+
+impl Config {
+    fn label(&self, what: &str) -> Label {
+        let Config { heads, kv_heads, head_dim, block_size, rows, q, cache, .. } = self;
+        let rows: Vec<String> = rows
+            .iter()
+            .take(9)
+            .map(|r| format!("{} of {} prefix {}", r.new, r.context, r.prefix))
+            .collect();
+        let about = format!(
+            "{what}heads {heads}, kv_heads {kv_heads}, head_dim {head_dim}, block_size {block_size}; \
+             rows: {}; q {q}, cache {cache}",
+            rows.join(", ")
+        );
+        Label { op: "paged_attention", about, seed: self.seed }
+    }
+}
+
+/// A batch on the device, and the integers that describe it.
+struct Batch<D: Kernels> {
+    c: Config,
+    q: Probe<D>,
+    k: Probe<D>,
+    v: Probe<D>,
+    num_blocks: usize,
+    max_blocks: usize,
+    tables: Vec<i32>,
+    starts: Vec<i32>,
+    contexts: Vec<i32>,
+    prefixes: Vec<i32>,
+}
+
+impl<D: Kernels> Batch<D> {
+    fn new(rig: &mut Rig<'_, D>, c: &Config) -> Self {
+        let rng = &mut Rng::new(c.seed);
+        let used: Vec<usize> = c.rows.iter().map(|r| r.context.div_ceil(c.block_size)).collect();
+        // One block more than the longest row needs, and two that belong to nobody.
+        let max_blocks = used.iter().max().expect("a row") + 1;
+        let num_blocks = used.iter().sum::<usize>() + 2;
+        let mut free = rng.permutation(num_blocks);
+        let stale = free.pop().expect("two spare blocks") as i32;
+        let mut tables = Vec::new();
+        let mut is_reached = vec![false; num_blocks * c.block_size];
+        for (row, &blocks) in c.rows.iter().zip(&used) {
+            let own = free.split_off(free.len() - blocks);
+            for u in 0..row.context {
+                is_reached[own[u / c.block_size] * c.block_size + u % c.block_size] = true;
+            }
+            tables.extend(own.iter().map(|&b| b as i32));
+            tables.extend((blocks..max_blocks).map(|_| stale));
+        }
+        let mut starts = vec![0i32];
+        for row in &c.rows {
+            starts.push(starts[starts.len() - 1] + row.new as i32);
+        }
+        let tokens = starts[starts.len() - 1] as usize;
+        let (q_dim, kv_dim) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let mut cache = |rig: &mut Rig<'_, D>, what| {
+            let mut values = rng.floats(num_blocks * c.block_size * kv_dim, 1.0);
+            for (slot, row) in values.chunks_exact_mut(kv_dim).enumerate() {
+                if !is_reached[slot] {
+                    row.fill(f32::NAN);
+                }
+            }
+            rig.input(what, [num_blocks * c.block_size, kv_dim], c.cache, &values)
+        };
+        let (k, v) = (cache(rig, "k_cache"), cache(rig, "v_cache"));
+        // q as the models have it: the first columns of qkv.
+        let gaps = Gaps { before: 0, after: 2 * kv_dim };
+        let q = rig.view("q", [tokens, q_dim], c.q, gaps, &rng.floats(tokens * q_dim, c.sharpness));
+        let contexts = c.rows.iter().map(|r| r.context as i32).collect();
+        let prefixes = c.rows.iter().map(|r| r.prefix).collect();
+        Batch { c: c.clone(), q, k, v, num_blocks, max_blocks, tables, starts, contexts, prefixes }
+    }
+
+    fn tokens(&self) -> usize {
+        self.q.t.rows()
+    }
+
+    /// Runs rows `rows` of the batch by themselves and returns the output.
+    fn run(&self, rig: &mut Rig<'_, D>, rows: std::ops::Range<usize>, label: &Label) -> Probe<D> {
+        let count = rows.len();
+        let first = self.starts[rows.start];
+        let tokens = first as usize..self.starts[rows.end] as usize;
+        let starts: Vec<i32> =
+            self.starts[rows.start..=rows.end].iter().map(|s| s - first).collect();
+        let tables = &self.tables[rows.start * self.max_blocks..rows.end * self.max_blocks];
+        let tables = rig.indices("block_tables", [count, self.max_blocks], tables);
+        let starts = rig.indices("row_starts", [count + 1], &starts);
+        let contexts = rig.indices("context_lens", [count], &self.contexts[rows.clone()]);
+        let prefixes = rig.indices("prefix_lens", [count], &self.prefixes[rows]);
+        let c = &self.c;
+        let mut out = rig.output("out", [tokens.len(), c.heads * c.head_dim], c.q, Gaps::NONE);
+        rig.record(|cx| {
+            cx.paged_attention(PagedAttention {
+                out: &mut out.t,
+                q: &self.q.t.row_range(tokens),
+                k_cache: &self.k.t,
+                v_cache: &self.v.t,
+                block_tables: &tables.t,
+                row_starts: &starts.t,
+                context_lens: &contexts.t,
+                prefix_lens: &prefixes.t,
+                block_size: c.block_size,
+                heads: c.heads,
+                kv_heads: c.kv_heads,
+                scale: self.scale(),
+            });
+        });
+        rig.unchanged(label, &[&tables, &starts, &contexts, &prefixes, &self.q, &self.k, &self.v]);
+        out
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.c.head_dim as f32).sqrt()
+    }
+
+    /// The cache rows that token `t` sees, in order.
+    fn seen(&self, t: usize) -> Vec<usize> {
+        let c = &self.c;
+        let row = (0..c.rows.len())
+            .find(|&r| self.starts[r] as usize <= t && t < self.starts[r + 1] as usize)
+            .expect("every token has a row");
+        let new = i64::from(self.starts[row + 1] - self.starts[row]);
+        let context = i64::from(self.contexts[row]);
+        let position = context - new + t as i64 - i64::from(self.starts[row]);
+        // What lies past the table lies in no block.
+        let end = context.clamp(0, (self.max_blocks * c.block_size) as i64);
+        let slot = |u: i64| {
+            let u = u as usize;
+            let block = self.tables[row * self.max_blocks + u / c.block_size];
+            let block = usize::try_from(block).ok().filter(|&b| b < self.num_blocks)?;
+            Some(block * c.block_size + u % c.block_size)
+        };
+        let visible =
+            (0..end).filter(|&u| oracle::sees(position, u, i64::from(self.prefixes[row])));
+        visible.filter_map(slot).collect()
+    }
+
+    fn check(&self, rig: &mut Rig<'_, D>, what: &str) {
+        let label = self.c.label(what);
+        let out = self.run(rig, 0..self.c.rows.len(), &label);
+        let Config { heads, kv_heads, head_dim, sparse, .. } = self.c;
+        let (q, k, v) = (self.q.values(), self.k.values(), self.v.values());
+        let width = heads * head_dim;
+        let mut want = vec![Want::Stays; self.tokens() * width];
+        for t in 0..self.tokens() {
+            let slots = self.seen(t);
+            if slots.is_empty() {
+                continue;
+            }
+            let whole = t % sparse == 0 || self.starts.contains(&(t as i32 + 1));
+            for head in 0..heads {
+                let at = (t * heads + head) * head_dim;
+                if !whole {
+                    want[at..at + head_dim].fill(Want::Finite);
+                    continue;
+                }
+                let part = |slot: &usize| {
+                    let at = (slot * kv_heads + head / (heads / kv_heads)) * head_dim;
+                    (&k[at..at + head_dim], &v[at..at + head_dim])
+                };
+                let seen: Vec<_> = slots.iter().map(part).collect();
+                let row = oracle::attend(&q[at..at + head_dim], &seen, f64::from(self.scale()));
+                for (d, value) in row.into_iter().enumerate() {
+                    want[at + d] = Want::Near(value);
+                }
+            }
+        }
+        rig.check(&label, &out, |t, j| want[t * width + j]);
+    }
+}
+
+const HEADS: [(usize, usize, usize); 5] =
+    [(1, 1, 7), (2, 2, 64), (4, 2, 33), (6, 1, 64), (3, 3, 72)];
+
+fn each<D: Kernels>(
+    rig: &mut Rig<'_, D>,
+    what: &str,
+    first_seed: u64,
+    batches: &[Vec<Row>],
+    mut spoil: impl FnMut(&mut Batch<D>),
+) {
+    let mut seed = first_seed;
+    for (q, cache) in rig.options.pairs() {
+        for block_size in [1, 16, 64] {
+            for rows in batches {
+                seed += 1;
+                let (heads, kv_heads, head_dim) = HEADS[seed as usize % HEADS.len()];
+                let c = Config {
+                    heads,
+                    kv_heads,
+                    head_dim,
+                    block_size,
+                    rows: rows.clone(),
+                    q,
+                    cache,
+                    sharpness: 3.0,
+                    sparse: 1,
+                    seed,
+                };
+                let mut batch = Batch::new(rig, &c);
+                spoil(&mut batch);
+                batch.check(rig, what);
+            }
+        }
+    }
+}
+
+/// One token a row: contexts around the block borders, alone and in a batch.
+pub(crate) fn decode<D: Kernels>(device: &D, options: &Options) {
+    let rig = &mut Rig::new(device, options);
+    let alone = |context| vec![row(1, context, 0)];
+    let together = [1, 2, 15, 16, 17, 33, 64, 65, 100].map(|context| row(1, context, 0));
+    let batches = [alone(1), alone(16), alone(65), together.to_vec()];
+    each(rig, "", 80_000, &batches, |_| ());
+}
+
+/// Chunks of many lengths, at the start of a context and further in, mixed with decoding rows and
+/// with rows that have no tokens in this step.
+pub(crate) fn prefill_and_decode<D: Kernels>(device: &D, options: &Options) {
+    let rig = &mut Rig::new(device, options);
+    let batches = [
+        vec![row(33, 33, 0)],
+        vec![row(7, 7, 0), row(1, 20, 0), row(17, 49, 0)],
+        vec![row(0, 5, 0), row(16, 16, 0), row(1, 1, 0), row(0, 0, 0), row(5, 70, 0), row(0, 9, 0)],
+    ];
+    each(rig, "", 81_000, &batches, |_| ());
+}
+
+/// The image block attends both ways: prefixes shorter than, equal to and longer than the chunk and
+/// the context, chunks that begin inside, at and after the border, and absurd lengths.
+pub(crate) fn prefix_masks<D: Kernels>(device: &D, options: &Options) {
+    let rig = &mut Rig::new(device, options);
+    let batches = [
+        vec![row(20, 20, 1), row(20, 20, 2), row(20, 20, 19), row(20, 20, 20), row(20, 20, 21)],
+        vec![row(9, 30, 20), row(9, 30, 21), row(9, 30, 22), row(9, 30, 30), row(1, 30, 30)],
+        vec![row(17, 17, i32::MAX), row(17, 17, i32::MIN), row(17, 17, -1), row(35, 67, 48)],
+    ];
+    each(rig, "", 82_000, &batches, |_| ());
+}
+
+/// Blocks that are negative or out of range hide their positions. A token that sees nothing stays.
+pub(crate) fn poisoned_tables<D: Kernels>(device: &D, options: &Options) {
+    let rig = &mut Rig::new(device, options);
+    let batches = [
+        vec![row(1, 70, 0), row(1, 100, 0), row(9, 80, 0), row(70, 70, 50), row(1, 1, 0)],
+        vec![row(3, 3, 0), row(1, 65, 0), row(20, 90, 0)],
+    ];
+    each(rig, "poisoned tables; ", 83_000, &batches, |b| {
+        let bad = [-1, i32::MIN, i32::MAX, b.num_blocks as i32, -(b.num_blocks as i32)];
+        let rng = &mut Rng::new(b.c.seed ^ 1);
+        // One row loses all its blocks, the others one in three.
+        let (lost, max_blocks) = (rng.below(b.c.rows.len()), b.max_blocks);
+        for (r, table) in b.tables.chunks_exact_mut(max_blocks).enumerate() {
+            for block in table {
+                if r == lost || rng.below(3) == 0 {
+                    *block = bad[rng.below(bad.len())];
+                }
+            }
+        }
+    });
+}
+
+/// Context lengths that are zero, negative or longer than the table. The tables here name only good
+/// blocks, all of whose slots hold numbers.
+pub(crate) fn poisoned_lengths<D: Kernels>(device: &D, options: &Options) {
+    let rig = &mut Rig::new(device, options);
+    let capacity = |b: &Batch<D>| (b.max_blocks * b.c.block_size) as i32;
+    let batches = [vec![row(1, 64, 0), row(1, 64, 0), row(5, 64, 0), row(3, 64, 7), row(1, 64, 0)]];
+    each(rig, "poisoned context_lens; ", 84_000, &batches, |b| {
+        let full = 64 / b.c.block_size as i32;
+        let max_blocks = b.max_blocks as i32;
+        // The spare entry of each table, which names a block of NaN, becomes a bad one.
+        for table in b.tables.chunks_exact_mut(max_blocks as usize) {
+            table[full as usize..].fill(-1);
+        }
+        b.contexts = vec![0, -1, i32::MIN, capacity(b) + 1, i32::MAX];
+    });
+}
+
+/// Rows that share blocks, as the prefix cache makes them.
+pub(crate) fn shared_blocks<D: Kernels>(device: &D, options: &Options) {
+    let rig = &mut Rig::new(device, options);
+    let batches = [vec![row(1, 64, 0), row(7, 70, 64), row(1, 99, 64)]];
+    each(rig, "shared blocks; ", 85_000, &batches, |b| {
+        let shared = 64 / b.c.block_size;
+        let (first, rest) = b.tables.split_at_mut(b.max_blocks);
+        for table in rest.chunks_exact_mut(b.max_blocks) {
+            table[..shared].copy_from_slice(&first[..shared]);
+        }
+    });
+}
+
+/// Scores far beyond what an exponential can hold.
+pub(crate) fn large_scores<D: Kernels>(device: &D, options: &Options) {
+    let rig = &mut Rig::new(device, options);
+    for (i, (q, cache)) in options.pairs().enumerate() {
+        for (j, sharpness) in [0.0, 50.0, 300.0].into_iter().enumerate() {
+            let c = Config {
+                heads: 4,
+                kv_heads: 2,
+                head_dim: 64,
+                block_size: 16,
+                rows: vec![row(1, 99, 0), row(20, 20, 10)],
+                q,
+                cache,
+                sharpness,
+                sparse: 1,
+                seed: 86_000 + (10 * i + j) as u64,
+            };
+            Batch::new(rig, &c).check(rig, "large scores; ");
+        }
+    }
+}
+
+/// 32 heads of 64: the image prefix of 730 positions, and a batch of decoding rows behind it.
+pub(crate) fn real_shapes<D: Kernels>(device: &D, options: &Options) {
+    let rig = &mut Rig::new(device, options);
+    let prefill = (vec![row(730, 730, 730)], 163);
+    let mixed = (vec![row(1, 731, 730), row(1, 800, 730), row(12, 742, 730), row(1, 1023, 730)], 1);
+    let dtype = options.float(options.floats.len() - 1);
+    for (i, (rows, sparse)) in [prefill, mixed].into_iter().enumerate() {
+        let c = Config {
+            heads: 32,
+            kv_heads: 32,
+            head_dim: 64,
+            block_size: 16,
+            rows,
+            q: dtype,
+            cache: dtype,
+            sharpness: 3.0,
+            sparse,
+            seed: 87_000 + i as u64,
+        };
+        Batch::new(rig, &c).check(rig, "");
+    }
+}
+
+/// A row alone has the bits it has among others.
+pub(crate) fn batch_invariance<D: Kernels>(device: &D, options: &Options) {
+    if !options.batch_invariant {
+        return skip("paged_attention_batch_invariance", &device.name(), "not promised");
+    }
+    let rig = &mut Rig::new(device, options);
+    let mixed = vec![row(1, 65, 0), row(9, 40, 31), row(1, 1, 0), row(1, 300, 0), row(33, 33, 0)];
+    let decode = (0..17).map(|i| row(1, 1 + 37 * i, 0)).collect();
+    for (i, rows) in [mixed, decode].into_iter().enumerate() {
+        for (j, (q, cache)) in options.pairs().enumerate() {
+            let seed = 88_000 + (10 * i + j) as u64;
+            let (heads, kv_heads, head_dim) = HEADS[seed as usize % HEADS.len()];
+            let c = Config {
+                heads,
+                kv_heads,
+                head_dim,
+                block_size: 16,
+                rows: rows.clone(),
+                q,
+                cache,
+                sharpness: 3.0,
+                sparse: 1,
+                seed,
+            };
+            let batch = Batch::new(rig, &c);
+            let label = c.label("alone and in a batch; ");
+            let out = batch.run(rig, 0..rows.len(), &label);
+            let together = rig.read(&label, &out);
+            let token_bytes = heads * head_dim * q.size();
+            for r in 0..rows.len() {
+                let out = batch.run(rig, r..r + 1, &label);
+                let alone = rig.read(&label, &out);
+                let at = batch.starts[r] as usize * token_bytes;
+                assert!(alone == together[at..at + alone.len()], "{label}: row {r} differs");
+            }
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! The plainest device there can be: vectors behind a mutex, scalar f32 loops, capture by closures.
+//!
+//! It shows what a [`Device`] has to do with nothing else in sight, proves that the suite can be
+//! passed, and is what the suite's own tests plant bugs in. Work runs as it is recorded, unless the
+//! stream is being captured.
+//!
+//! Deliberately absent: speed.
+mod kernels;
+
+use std::{
+    fmt::Debug,
+    mem::take,
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use photon_core::{
+    DType, Device, Error, MemoryInfo, Pending, Result, Weight, WeightData, WeightFormat,
+};
+
+/// Nobody tests with more; anything above is taken for a mistake.
+const MAX_BYTES: usize = 1 << 32;
+
+/// A device of scalar loops.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Naive;
+
+/// Bytes behind a mutex.
+#[derive(Clone)]
+pub struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+impl Buffer {
+    /// The bytes.
+    pub fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.0.lock().expect("no work panicked")
+    }
+}
+
+impl Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buffer({:p})", Arc::as_ptr(&self.0))
+    }
+}
+
+type Work = Arc<dyn Fn() + Send + Sync>;
+
+/// Runs work at once, or collects it while it is being captured.
+#[derive(Default)]
+pub struct Stream {
+    captured: Option<Vec<Work>>,
+}
+
+impl Stream {
+    fn push(&mut self, work: Work) {
+        match &mut self.captured {
+            Some(captured) => captured.push(work),
+            None => work(),
+        }
+    }
+
+    fn run(&mut self, work: impl Fn() + Send + Sync + 'static) {
+        self.push(Arc::new(work));
+    }
+}
+
+impl Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stream").field("is_capturing", &self.captured.is_some()).finish()
+    }
+}
+
+/// Always in the past.
+#[derive(Debug)]
+pub struct Event(());
+
+/// Captured work, in order. Its closures own clones of their buffers.
+pub struct Graph(Vec<Work>);
+
+impl Debug for Graph {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Graph({} pieces of work)", self.0.len())
+    }
+}
+
+impl Device for Naive {
+    type Buffer = Buffer;
+    type Stream = Stream;
+    type Event = Event;
+    type Graph = Graph;
+    type HostBuffer = Vec<u8>;
+
+    fn name(&self) -> String {
+        "naive (scalar f32)".into()
+    }
+
+    fn memory(&self) -> MemoryInfo {
+        MemoryInfo { free_bytes: MAX_BYTES as u64, total_bytes: MAX_BYTES as u64 }
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Buffer> {
+        if bytes > MAX_BYTES {
+            return Err(Error::OutOfMemory {
+                device: self.name(),
+                purpose: "a buffer".into(),
+                requested_bytes: bytes as u64,
+                free_bytes: MAX_BYTES as u64,
+            });
+        }
+        Ok(Buffer(Arc::new(Mutex::new(vec![0; bytes]))))
+    }
+
+    fn weight(&self, data: WeightData<'_>) -> Result<Weight<Self>> {
+        let WeightData { n, k, format, bytes, .. } = data;
+        let is_float = matches!(format, WeightFormat::Float(DType::F32 | DType::F16 | DType::Bf16));
+        if !is_float {
+            let (device, format) = (self.name(), format.to_string());
+            return Err(Error::UnsupportedFormat { device, format });
+        }
+        Ok(Weight::new(n, k, format, Buffer(Arc::new(Mutex::new(bytes.to_vec()))), None))
+    }
+
+    fn stream(&self) -> Result<Stream> {
+        Ok(Stream::default())
+    }
+
+    fn upload(&self, stream: &mut Stream, dst: &Buffer, offset: usize, bytes: &[u8]) {
+        let (dst, bytes) = (dst.clone(), bytes.to_vec());
+        stream.run(move || dst.lock()[offset..offset + bytes.len()].copy_from_slice(&bytes));
+    }
+
+    fn host_buffer(&self, bytes: usize) -> Result<Vec<u8>> {
+        Ok(vec![0; bytes])
+    }
+
+    fn read_back(
+        &self,
+        _: &mut Stream,
+        src: &Buffer,
+        range: Range<usize>,
+        mut into: Vec<u8>,
+    ) -> Result<Pending<Self>> {
+        into[..range.len()].copy_from_slice(&src.lock()[range]);
+        Ok(Pending::new(*self, into, Event(())))
+    }
+
+    fn submit(&self, _: &mut Stream) -> Result<Event> {
+        Ok(Event(()))
+    }
+
+    fn wait(&self, _: &Event) -> Result<()> {
+        Ok(())
+    }
+
+    fn capture(
+        &self,
+        stream: &mut Stream,
+        record: &mut dyn FnMut(&mut Stream),
+    ) -> Result<Option<Graph>> {
+        stream.captured = Some(Vec::new());
+        record(stream);
+        Ok(take(&mut stream.captured).map(Graph))
+    }
+
+    fn replay(&self, stream: &mut Stream, graph: &Graph) {
+        graph.0.iter().for_each(|work| stream.push(work.clone()));
+    }
+}

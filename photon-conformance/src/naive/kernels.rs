@@ -1,0 +1,336 @@
+//! Every operation as scalar f32 loops over whole tensors: inputs are decoded first, then results are
+//! rounded into place.
+use photon_core::{
+    Activation, Attention, Copy, Cx, Fourier, Gather, Kernels, LayerNorm, Linear, PagedAttention,
+    Patchify, RopeStore, Sample, SampleParams, Scatter, StitchPool, Tensor, Tile, Weight,
+    WeightFormat, sampler,
+};
+
+use super::Naive;
+use crate::rig::{decode, encode};
+
+/// Byte offset of every element, row by row.
+fn elements(t: &Tensor<Naive>) -> impl Iterator<Item = usize> + use<> {
+    let (size, stride, offset) = (t.dtype().size(), t.row_stride(), t.offset());
+    let (rows, cols) = (t.rows(), t.cols());
+    (0..rows).flat_map(move |i| (0..cols).map(move |j| offset + (i * stride + j) * size))
+}
+
+fn floats(t: &Tensor<Naive>) -> Vec<f32> {
+    let bytes = t.buffer().lock();
+    elements(t).map(|at| decode(&bytes[at..], t.dtype())).collect()
+}
+
+fn ints(t: &Tensor<Naive>) -> Vec<i32> {
+    let bytes = t.buffer().lock();
+    let int = |at: usize| [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];
+    elements(t).map(|at| i32::from_le_bytes(int(at))).collect()
+}
+
+/// Writes `value(row, col)` wherever there is one.
+fn store(t: &Tensor<Naive>, mut value: impl FnMut(usize, usize) -> Option<f32>) {
+    let mut bytes = t.buffer().lock();
+    let (cols, size) = (t.cols(), t.dtype().size());
+    for (i, at) in elements(t).enumerate() {
+        if let Some(value) = value(i / cols, i % cols) {
+            bytes[at..at + size].copy_from_slice(&encode(value, t.dtype())[..size]);
+        }
+    }
+}
+
+fn weights(w: &Weight<Naive>) -> Vec<f32> {
+    let WeightFormat::Float(dtype) = w.format() else {
+        unreachable!("no other format is accepted");
+    };
+    w.buffer().lock().chunks_exact(dtype.size()).map(|b| decode(b, dtype)).collect()
+}
+
+/// The index as a row of `rows`, if it is one.
+fn row_of(index: i32, rows: usize) -> Option<usize> {
+    usize::try_from(index).ok().filter(|&row| row < rows)
+}
+
+fn gelu_tanh(x: f32) -> f32 {
+    let inner = (2.0 / std::f32::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+    0.5 * x * (1.0 + inner.tanh())
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// Attention of one head; `seen` are places of keys and values in `k` and `v`.
+fn attend(q: &[f32], k: &[f32], v: &[f32], seen: &[(usize, usize)], scale: f32) -> Vec<f32> {
+    let scores: Vec<f32> =
+        seen.iter().map(|&(at, _)| scale * dot(q, &k[at..at + q.len()])).collect();
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut out = vec![0.0; q.len()];
+    let mut total = 0.0;
+    for (score, &(_, at)) in scores.iter().zip(seen) {
+        let p = (score - max).exp();
+        total += p;
+        out.iter_mut().zip(&v[at..]).for_each(|(out, v)| *out += p * v);
+    }
+    out.iter().map(|out| out / total).collect()
+}
+
+impl Kernels for Naive {
+    fn linear(cx: &mut Cx<'_, Self>, op: Linear<'_, Self>) {
+        let (out, x, w) = (op.out.view(), op.x.view(), op.w.on::<Naive>());
+        let bias = op.bias.map(Tensor::view);
+        let (activation, accumulate) = (op.activation, op.accumulate);
+        cx.stream.run(move || {
+            let (xs, ws, k) = (floats(&x), weights(&w), w.k());
+            let bias = bias.as_ref().map(floats);
+            let old = accumulate.then(|| floats(&out));
+            store(&out, |i, j| {
+                let sum = dot(&xs[i * k..(i + 1) * k], &ws[j * k..(j + 1) * k]);
+                let sum = sum + bias.as_ref().map_or(0.0, |b| b[j]);
+                let value = match activation {
+                    Activation::None => sum,
+                    Activation::GeluTanh => gelu_tanh(sum),
+                };
+                Some(value + old.as_ref().map_or(0.0, |old| old[i * w.n() + j]))
+            });
+        });
+    }
+
+    fn layer_norm(cx: &mut Cx<'_, Self>, op: LayerNorm<'_, Self>) {
+        let (out, x, w, b) = (op.out.view(), op.x.view(), op.w.view(), op.b.view());
+        let eps = op.eps;
+        cx.stream.run(move || {
+            let (xs, w, b, dim) = (floats(&x), floats(&w), floats(&b), x.cols());
+            let moments: Vec<(f32, f32)> = xs
+                .chunks_exact(dim)
+                .map(|row| {
+                    let mean = row.iter().sum::<f32>() / dim as f32;
+                    let squares = row.iter().map(|x| (x - mean) * (x - mean));
+                    (mean, 1.0 / (squares.sum::<f32>() / dim as f32 + eps).sqrt())
+                })
+                .collect();
+            store(&out, |i, j| {
+                let (mean, scale) = moments[i];
+                Some((xs[i * dim + j] - mean) * scale * w[j] + b[j])
+            });
+        });
+    }
+
+    fn patchify(cx: &mut Cx<'_, Self>, op: Patchify<'_, Self>) {
+        let (out, crops, patch) = (op.out.view(), op.crops.view(), op.patch);
+        cx.stream.run(move || {
+            let pixels = crops.buffer().lock()[crops.byte_range()].to_vec();
+            let size = crops.shape().dims()[1];
+            let grid = size / patch;
+            store(&out, |row, col| {
+                let (crop, place) = (row / (grid * grid), row % (grid * grid));
+                let (c, within) = (col / (patch * patch), col % (patch * patch));
+                let y = place / grid * patch + within / patch;
+                let x = place % grid * patch + within % patch;
+                let pixel = pixels[((crop * size + y) * size + x) * 3 + c];
+                Some((f32::from(pixel) / 255.0 - 0.5) / 0.5)
+            });
+        });
+    }
+
+    fn tile(cx: &mut Cx<'_, Self>, op: Tile<'_, Self>) {
+        let (out, x) = (op.out.view(), op.x.view());
+        cx.stream.run(move || {
+            let xs = floats(&x);
+            store(&out, |i, j| Some(xs[i % x.rows() * x.cols() + j]));
+        });
+    }
+
+    fn attention(cx: &mut Cx<'_, Self>, op: Attention<'_, Self>) {
+        let (out, qkv) = (op.out.view(), op.qkv.view());
+        let (seq_len, heads, scale) = (op.seq_len, op.heads, op.scale);
+        cx.stream.run(move || {
+            let (all, width) = (floats(&qkv), out.cols());
+            let head_dim = width / heads;
+            let mut result = Vec::with_capacity(out.rows() * width);
+            for row in 0..out.rows() {
+                let first = row / seq_len * seq_len;
+                for head in 0..heads {
+                    let place = |u: usize, part: usize| (3 * u + part) * width + head * head_dim;
+                    let seen: Vec<_> =
+                        (first..first + seq_len).map(|u| (place(u, 1), place(u, 2))).collect();
+                    let q = &all[place(row, 0)..place(row, 0) + head_dim];
+                    result.extend(attend(q, &all, &all, &seen, scale));
+                }
+            }
+            store(&out, |i, j| Some(result[i * width + j]));
+        });
+    }
+
+    fn rope_store(cx: &mut Cx<'_, Self>, op: RopeStore<'_, Self>) {
+        let (qkv, k_cache, v_cache) = (op.qkv.view(), op.k_cache.view(), op.v_cache.view());
+        let (positions, slots, table) = (op.positions.view(), op.slots.view(), op.table.view());
+        let (heads, kv_heads, head_dim) = (op.heads, op.kv_heads, op.head_dim);
+        cx.stream.run(move || {
+            let (all, table_values) = (floats(&qkv), floats(&table));
+            let (positions, slots) = (ints(&positions), ints(&slots));
+            let (width, rotary) = (qkv.cols(), table.cols());
+            let (q_dim, kv_dim) = (heads * head_dim, kv_heads * head_dim);
+            let rotated = |t: usize, j: usize, position: usize| -> f32 {
+                let x = |d: usize| all[t * width + j - j % head_dim + d];
+                let angle = |d: usize| table_values[position * rotary + d];
+                let (d, half) = (j % head_dim, rotary / 2);
+                if d < half {
+                    x(d) * angle(d) - x(d + half) * angle(d + half)
+                } else if d < rotary {
+                    x(d - half) * angle(d) + x(d) * angle(d - half)
+                } else {
+                    x(d)
+                }
+            };
+            for t in 0..positions.len() {
+                let Some(position) = row_of(positions[t], table.rows()) else { continue };
+                let q = qkv.row_range(t..t + 1).col_range(0..q_dim);
+                store(&q, |_, j| Some(rotated(t, j, position)));
+                let Some(slot) = row_of(slots[t], k_cache.rows()) else { continue };
+                let (k, v) = (k_cache.row_range(slot..slot + 1), v_cache.row_range(slot..slot + 1));
+                store(&k, |_, j| Some(rotated(t, q_dim + j, position)));
+                store(&v, |_, j| Some(all[t * width + q_dim + kv_dim + j]));
+            }
+        });
+    }
+
+    fn paged_attention(cx: &mut Cx<'_, Self>, op: PagedAttention<'_, Self>) {
+        let (out, q) = (op.out.view(), op.q.view());
+        let (k_cache, v_cache) = (op.k_cache.view(), op.v_cache.view());
+        let integers =
+            [op.block_tables, op.row_starts, op.context_lens, op.prefix_lens].map(Tensor::view);
+        let (block_size, heads, kv_heads, scale) = (op.block_size, op.heads, op.kv_heads, op.scale);
+        cx.stream.run(move || {
+            let [tables, starts, contexts, prefixes] = [0, 1, 2, 3].map(|i| ints(&integers[i]));
+            let (qs, k, v) = (floats(&q), floats(&k_cache), floats(&v_cache));
+            let max_blocks = integers[0].cols();
+            let num_blocks = k_cache.rows() / block_size;
+            let head_dim = q.cols() / heads;
+            for r in 0..contexts.len() {
+                let (context, prefix) = (i64::from(contexts[r]), i64::from(prefixes[r]));
+                for t in starts[r]..starts[r + 1] {
+                    let position = context - i64::from(starts[r + 1] - t);
+                    let mut slots = Vec::new();
+                    for u in 0..context.min((max_blocks * block_size) as i64) {
+                        let both_ways = position < prefix && u < prefix;
+                        let place = u as usize / block_size;
+                        let block = row_of(tables[r * max_blocks + place], num_blocks);
+                        if let Some(block) = block.filter(|_| u <= position || both_ways) {
+                            slots.push(block * block_size + u as usize % block_size);
+                        }
+                    }
+                    if slots.is_empty() {
+                        continue;
+                    }
+                    let t = t as usize;
+                    let row: Vec<f32> = (0..heads)
+                        .flat_map(|head| {
+                            let kv_head = head / (heads / kv_heads);
+                            let place = |slot: &usize| (slot * kv_heads + kv_head) * head_dim;
+                            let seen: Vec<_> =
+                                slots.iter().map(|slot| (place(slot), place(slot))).collect();
+                            let at = t * q.cols() + head * head_dim;
+                            attend(&qs[at..at + head_dim], &k, &v, &seen, scale)
+                        })
+                        .collect();
+                    store(&out.row_range(t..t + 1), |_, j| Some(row[j]));
+                }
+            }
+        });
+    }
+
+    fn stitch_pool(cx: &mut Cx<'_, Self>, op: StitchPool<'_, Self>) {
+        let (out, x) = (op.out.view(), op.x.view());
+        let (grid, margin, tiles) = (op.grid, op.margin, op.tiles);
+        cx.stream.run(move || {
+            let (xs, dim) = (floats(&x), x.cols());
+            let inner = grid - 2 * margin;
+            let num_crops = x.rows() / (grid * grid);
+            // Tile and patch at a place of the map: margins at inner edges belong to the neighbor.
+            let source = |place: usize, tiles: usize| {
+                let tile = (place.saturating_sub(margin) / inner).min(tiles - 1);
+                (tile, place - tile * inner)
+            };
+            let cell = |i: usize, tiles: usize| {
+                let n = inner * tiles + 2 * margin;
+                i * n / grid..((i + 1) * n).div_ceil(grid)
+            };
+            store(&out, |row, col| {
+                if col < dim {
+                    return Some(xs[row * dim + col]);
+                }
+                let (mut sum, mut count) = (0.0, 0);
+                for y in cell(row / grid, tiles.0) {
+                    for x in cell(row % grid, tiles.1) {
+                        let ((ty, py), (tx, px)) = (source(y, tiles.0), source(x, tiles.1));
+                        let crop = (1 + ty * tiles.1 + tx).min(num_crops - 1);
+                        sum += xs[((crop * grid + py) * grid + px) * dim + col - dim];
+                        count += 1;
+                    }
+                }
+                Some(sum / count as f32)
+            });
+        });
+    }
+
+    fn gather(cx: &mut Cx<'_, Self>, op: Gather<'_, Self>) {
+        let (out, x, indices) = (op.out.view(), op.x.view(), op.indices.view());
+        cx.stream.run(move || {
+            let (xs, ids) = (floats(&x), ints(&indices));
+            store(&out, |i, j| Some(xs[row_of(ids[i], x.rows())? * x.cols() + j]));
+        });
+    }
+
+    fn scatter(cx: &mut Cx<'_, Self>, op: Scatter<'_, Self>) {
+        let (out, x, indices) = (op.out.view(), op.x.view(), op.indices.view());
+        cx.stream.run(move || {
+            let (xs, dim) = (floats(&x), x.cols());
+            for (i, id) in ints(&indices).into_iter().enumerate() {
+                if let Some(row) = row_of(id, out.rows()) {
+                    store(&out.row_range(row..row + 1), |_, j| Some(xs[i * dim + j]));
+                }
+            }
+        });
+    }
+
+    fn fourier(cx: &mut Cx<'_, Self>, op: Fourier<'_, Self>) {
+        let (out, values, w) = (op.out.view(), op.values.view(), op.w.view());
+        cx.stream.run(move || {
+            let (vs, ws, features) = (floats(&values), floats(&w), w.cols());
+            let dims = values.cols();
+            store(&out, |i, j| {
+                let part = |d: usize| vs[i * dims + d] * ws[d * features + j % features];
+                let angle = std::f32::consts::TAU * (0..dims).map(part).sum::<f32>();
+                Some(if j < features { angle.cos() } else { angle.sin() })
+            });
+        });
+    }
+
+    fn sample(cx: &mut Cx<'_, Self>, op: Sample<'_, Self>) {
+        let (ids, logprobs) = (op.ids.view(), op.logprobs.view());
+        let (logits, params) = (op.logits.view(), op.params.view());
+        cx.stream.run(move || {
+            let rows = floats(&logits);
+            let records = params.buffer().lock()[params.byte_range()].to_vec();
+            let drawn: Vec<(i32, f32)> = rows
+                .chunks_exact(logits.cols())
+                .zip(records.chunks_exact(size_of::<SampleParams>()))
+                .map(|(row, record)| {
+                    sampler::sample_row(row, &bytemuck::pod_read_unaligned(record))
+                })
+                .collect();
+            let bytes: Vec<u8> = drawn.iter().flat_map(|(id, _)| id.to_le_bytes()).collect();
+            ids.buffer().lock()[ids.byte_range()].copy_from_slice(&bytes);
+            let cols = logprobs.cols();
+            store(&logprobs, |i, j| Some(drawn[i * cols + j].1));
+        });
+    }
+
+    fn copy(cx: &mut Cx<'_, Self>, op: Copy<'_, Self>) {
+        let (out, x) = (op.out.view(), op.x.view());
+        cx.stream.run(move || {
+            let xs = floats(&x);
+            store(&out, |i, j| Some(xs[i * x.cols() + j]));
+        });
+    }
+}

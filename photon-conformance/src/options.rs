@@ -1,0 +1,42 @@
+//! What a backend promises, so that the suite can ask for that and no more.
+use photon_core::DType;
+
+/// What the suite may ask of a device. [`Options::FULL`] is the whole contract; anything less is a
+/// backend in the making, and its list says what is missing.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Float types of activations and caches; never empty.
+    pub floats: &'static [DType],
+    /// Float types of weight matrices; never empty.
+    pub weights: &'static [DType],
+    /// Relative error of each product beyond that of f32, for matrix units that round their inputs:
+    /// 2^-11 for TF32. Zero where all arithmetic is f32.
+    pub product_error: f64,
+    /// Whether a row of a linear layer, a layer norm or a paged attention has the same bits whatever
+    /// else is in the batch. If not, those cases say that they were skipped.
+    pub batch_invariant: bool,
+}
+
+const ALL: &[DType] = &[DType::F32, DType::F16, DType::Bf16];
+
+impl Options {
+    /// Every type, f32 arithmetic, no promise of batch invariance.
+    pub const FULL: Options =
+        Options { floats: ALL, weights: ALL, product_error: 0.0, batch_invariant: false };
+
+    /// One of the float types; different ones as `i` counts up.
+    pub(crate) fn float(&self, i: usize) -> DType {
+        self.floats[i % self.floats.len()]
+    }
+
+    /// One of the weight types; different ones as `i` counts up.
+    pub(crate) fn weight(&self, i: usize) -> DType {
+        self.weights[i % self.weights.len()]
+    }
+
+    /// Every ordered pair of float types.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (DType, DType)> + use<> {
+        let floats = self.floats;
+        floats.iter().flat_map(move |&a| floats.iter().map(move |&b| (a, b)))
+    }
+}

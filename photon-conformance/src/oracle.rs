@@ -1,0 +1,167 @@
+//! Every operation in f64, one scalar at a time, straight from the formulas in photon-core's docs.
+//!
+//! Independent of any backend and of `photon_core::reference`. Slow on purpose: never optimize it.
+//! Results come as [`Value`], which also says how much was added up, for the tolerance.
+pub(crate) mod sample;
+
+use photon_core::Activation;
+
+use crate::rig::Value;
+
+/// One element of a linear layer: `x` and `w` are the two rows, `old` what the output held.
+pub(crate) fn linear(
+    x: &[f64],
+    w: &[f64],
+    bias: Option<f64>,
+    activation: Activation,
+    old: Option<f64>,
+) -> Value {
+    let bias = bias.unwrap_or(0.0);
+    let mut sum = bias;
+    let mut magnitude = bias.abs();
+    for (x, w) in x.iter().zip(w) {
+        sum += x * w;
+        magnitude += (x * w).abs();
+    }
+    let old = old.unwrap_or(0.0);
+    // GELU's slope is below 1.13 everywhere.
+    let (value, magnitude) = match activation {
+        Activation::None => (sum, magnitude),
+        Activation::GeluTanh => (gelu_tanh(sum), 1.13 * magnitude),
+    };
+    let magnitude = magnitude + old.abs();
+    Value { value: value + old, magnitude, terms: x.len(), extra: 0.0 }
+}
+
+fn gelu_tanh(x: f64) -> f64 {
+    let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+    0.5 * x * (1.0 + inner.tanh())
+}
+
+/// One row of a layer norm.
+pub(crate) fn layer_norm(x: &[f64], w: &[f64], b: &[f64], eps: f64) -> Vec<Value> {
+    let n = x.len() as f64;
+    let mean = x.iter().sum::<f64>() / n;
+    let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
+    let scale = 1.0 / (variance + eps).sqrt();
+    let mean_size = x.iter().map(|x| x.abs()).sum::<f64>() / n;
+    let normalized = x.iter().zip(w).zip(b);
+    normalized
+        .map(|((x, w), b)| Value {
+            value: (x - mean) * scale * w + b,
+            magnitude: (x.abs() + mean_size) * scale * w.abs() + b.abs(),
+            terms: n as usize,
+            extra: 0.0,
+        })
+        .collect()
+}
+
+/// One element of a patchified picture; `crops` is `[num_crops, size, size, 3]`.
+pub(crate) fn patchify(crops: &[u8], size: usize, patch: usize, row: usize, col: usize) -> Value {
+    let grid = size / patch;
+    let (crop, py, px) = (row / (grid * grid), row / grid % grid, row % grid);
+    let (c, y, x) = (col / (patch * patch), col / patch % patch, col % patch);
+    let at = ((crop * size + py * patch + y) * size + px * patch + x) * 3 + c;
+    let value = (f64::from(crops[at]) / 255.0 - 0.5) / 0.5;
+    // The parts before they cancel are at most 2 and 1.
+    Value { value, magnitude: 3.0, terms: 1, extra: 0.0 }
+}
+
+/// Attention of one query head over the keys and values it sees, which are not none.
+pub(crate) fn attend(q: &[f64], seen: &[(&[f64], &[f64])], scale: f64) -> Vec<Value> {
+    let dot = |k: &[f64]| -> f64 { q.iter().zip(k).map(|(q, k)| q * k).sum() };
+    let size = |k: &[f64]| -> f64 { q.iter().zip(k).map(|(q, k)| (q * k).abs()).sum() };
+    let scores: Vec<f64> = seen.iter().map(|(k, _)| scale * dot(k)).collect();
+    let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    let score_size = seen.iter().map(|(k, _)| scale.abs() * size(k)).fold(0.0, f64::max);
+    let dims = seen[0].1.len();
+    (0..dims)
+        .map(|d| {
+            let parts = || weights.iter().zip(seen).map(|(w, (_, v))| w / total * v[d]);
+            // An error of a score is a relative error of its weight, and of the total.
+            let magnitude = parts().map(f64::abs).sum::<f64>() * (1.0 + 2.0 * score_size);
+            let terms = seen.len().max(q.len());
+            Value { value: parts().sum(), magnitude, terms, extra: 0.0 }
+        })
+        .collect()
+}
+
+/// One head rotated by the table's row `[cosines, sines]`.
+pub(crate) fn rope(x: &[f64], table: &[f64]) -> Vec<Value> {
+    let half = table.len() / 2;
+    let rotate =
+        |a: f64, b: f64| Value { value: a + b, magnitude: a.abs() + b.abs(), terms: 2, extra: 0.0 };
+    let mut out: Vec<Value> = x.iter().map(|&x| rotate(x, 0.0)).collect();
+    for j in 0..half {
+        let (c, s) = (table[j], table[half + j]);
+        out[j] = rotate(x[j] * c, -x[j + half] * s);
+        out[j + half] = rotate(x[j] * s, x[j + half] * c);
+    }
+    out
+}
+
+/// Which of the first `context` positions the token at `position` sees, tables aside.
+pub(crate) fn sees(position: i64, u: i64, prefix: i64) -> bool {
+    u <= position || (position < prefix && u < prefix)
+}
+
+/// Where the stitched map of local crops takes its patches from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stitch {
+    pub(crate) grid: usize,
+    pub(crate) margin: usize,
+    pub(crate) tiles: (usize, usize),
+    pub(crate) crops: usize,
+}
+
+impl Stitch {
+    /// The tile and the patch within it that give place `i` of the map, along one axis.
+    fn source(&self, i: usize, tiles: usize) -> (usize, usize) {
+        let inner = self.grid - 2 * self.margin;
+        for tile in 0..tiles {
+            let first = if tile == 0 { 0 } else { self.margin };
+            let last = if tile + 1 == tiles { self.grid } else { self.grid - self.margin };
+            for patch in first..last {
+                if tile * inner + patch == i {
+                    return (tile, patch);
+                }
+            }
+        }
+        panic!("place {i} of the map belongs to no tile");
+    }
+
+    /// One element of the output's local half, from `x` as `[crops * grid^2, dim]`.
+    pub(crate) fn pooled(&self, x: &[f64], dim: usize, row: usize, col: usize) -> Value {
+        let covered = |i: usize, tiles: usize| {
+            let n = (self.grid - 2 * self.margin) * tiles + 2 * self.margin;
+            i * n / self.grid..((i + 1) * n).div_ceil(self.grid)
+        };
+        let (mut sum, mut size, mut count) = (0.0, 0.0, 0usize);
+        for y in covered(row / self.grid, self.tiles.0) {
+            for x_place in covered(row % self.grid, self.tiles.1) {
+                let (tile_y, py) = self.source(y, self.tiles.0);
+                let (tile_x, px) = self.source(x_place, self.tiles.1);
+                let crop = if self.crops == 1 { 0 } else { 1 + tile_y * self.tiles.1 + tile_x };
+                let value = x[((crop * self.grid + py) * self.grid + px) * dim + col];
+                sum += value;
+                size += value.abs();
+                count += 1;
+            }
+        }
+        let n = count as f64;
+        Value { value: sum / n, magnitude: size / n, terms: count, extra: 0.0 }
+    }
+}
+
+/// One element of the Fourier features of `values` `[dims]` under `w` `[dims, features]`.
+pub(crate) fn fourier(values: &[f64], w: &[f64], features: usize, col: usize) -> Value {
+    let j = col % features;
+    let parts =
+        || values.iter().enumerate().map(|(d, v)| std::f64::consts::TAU * v * w[d * features + j]);
+    let angle: f64 = parts().sum();
+    let value = if col < features { angle.cos() } else { angle.sin() };
+    let magnitude = 1.0 + parts().map(f64::abs).sum::<f64>();
+    Value { value, magnitude, terms: values.len(), extra: 0.0 }
+}
