@@ -169,6 +169,21 @@ impl<D: Device> Tensor<D> {
         Tensor { buffer: self.buffer.clone(), shape, row_stride: shape.cols(), ..*self }
     }
 
+    /// Part of a contiguous byte tensor read as elements of another type: how one upload carries
+    /// many small arrays.
+    ///
+    /// # Panics
+    /// If this is not a contiguous u8 tensor, or the part is misaligned or does not fit.
+    #[track_caller]
+    pub fn bytes_as(&self, offset: usize, shape: impl Into<Shape>, dtype: DType) -> Self {
+        let shape = shape.into();
+        assert_eq!(self.dtype, DType::U8, "bytes_as of a tensor that is not bytes");
+        let end = offset + shape.elements() * dtype.size();
+        assert!(end <= self.byte_range().len(), "bytes_as {offset}..{end} of {:?}", self.shape);
+        let part = Tensor::new(self.buffer.clone(), self.offset + offset, shape, dtype);
+        Tensor { epoch: self.epoch, ..part }
+    }
+
     /// The same memory seen by another device that shares this one's buffers.
     pub fn on<E: Device<Buffer = D::Buffer>>(&self) -> Tensor<E> {
         let Tensor { buffer, offset, shape, row_stride, dtype, .. } = self;

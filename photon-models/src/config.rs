@@ -1,0 +1,413 @@
+//! The numbers of a model, as `config.json` gives them.
+//!
+//! Every field is optional and defaults to Moondream 2's. [`Config::from_json`] checks what the code
+//! relies on (divisibility, limits), so nothing downstream can divide by zero or allocate without
+//! bound because of a file.
+use serde::{Deserialize, Serialize};
+
+/// Why a `config.json` cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// Not the JSON that was expected.
+    #[error("config.json is not valid: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A number that makes no sense.
+    #[error("config.json: {0}")]
+    Value(String),
+}
+
+/// A model's numbers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// The language model.
+    pub text: TextConfig,
+    /// The vision encoder and projector.
+    pub vision: VisionConfig,
+    /// The coordinate and size heads.
+    pub region: RegionConfig,
+    /// Ids and prompts.
+    pub tokenizer: TokenConfig,
+}
+
+/// The language model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TextConfig {
+    /// Width of the residual stream.
+    pub dim: usize,
+    /// Width inside the MLP.
+    pub ff_dim: usize,
+    /// Blocks.
+    pub n_layers: usize,
+    /// Rows of the embedding and of the head.
+    pub vocab_size: usize,
+    /// Positions.
+    pub max_context: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key and value heads.
+    pub n_kv_heads: usize,
+    /// First positions that attend both ways when there is an image: BOS and the image.
+    pub prefix_attn: usize,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f32,
+    /// First dimensions of a head that are rotated.
+    pub rotary_dims: usize,
+}
+
+impl Default for TextConfig {
+    fn default() -> Self {
+        TextConfig {
+            dim: 2048,
+            ff_dim: 8192,
+            n_layers: 24,
+            vocab_size: 51200,
+            max_context: 2048,
+            n_heads: 32,
+            n_kv_heads: 32,
+            prefix_attn: 730,
+            rope_theta: 1e4,
+            rotary_dims: 32,
+        }
+    }
+}
+
+impl TextConfig {
+    /// Elements per head.
+    pub fn head_dim(&self) -> usize {
+        self.dim / self.n_heads
+    }
+
+    /// Columns of k, and of v.
+    pub fn kv_dim(&self) -> usize {
+        self.n_kv_heads * self.head_dim()
+    }
+
+    /// Columns of q, k and v side by side.
+    pub fn qkv_dim(&self) -> usize {
+        self.dim + 2 * self.kv_dim()
+    }
+}
+
+/// The vision encoder and projector.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VisionConfig {
+    /// Width of the residual stream.
+    pub enc_dim: usize,
+    /// Side of a patch in pixels.
+    pub enc_patch_size: usize,
+    /// Blocks.
+    pub enc_n_layers: usize,
+    /// Width inside the MLP.
+    pub enc_ff_dim: usize,
+    /// Heads.
+    pub enc_n_heads: usize,
+    /// Width of what the projector gives; the text model's.
+    pub proj_out_dim: usize,
+    /// Side of a crop in pixels.
+    pub crop_size: usize,
+    /// Color channels; 3.
+    pub in_channels: usize,
+    /// Most local crops.
+    pub max_crops: usize,
+    /// Patches at an inner edge of a crop that overlap its neighbor.
+    pub overlap_margin: usize,
+    /// Width inside the projector.
+    pub proj_inner_dim: usize,
+}
+
+impl Default for VisionConfig {
+    fn default() -> Self {
+        VisionConfig {
+            enc_dim: 1152,
+            enc_patch_size: 14,
+            enc_n_layers: 27,
+            enc_ff_dim: 4304,
+            enc_n_heads: 16,
+            proj_out_dim: 2048,
+            crop_size: 378,
+            in_channels: 3,
+            max_crops: 12,
+            overlap_margin: 4,
+            proj_inner_dim: 8192,
+        }
+    }
+}
+
+impl VisionConfig {
+    /// Patches per side of a crop.
+    pub fn grid(&self) -> usize {
+        self.crop_size / self.enc_patch_size
+    }
+
+    /// Patches of a crop, and positions an image takes in the text model.
+    pub fn patches(&self) -> usize {
+        self.grid().pow(2)
+    }
+
+    /// Elements of a patch.
+    pub fn patch_dim(&self) -> usize {
+        self.in_channels * self.enc_patch_size.pow(2)
+    }
+}
+
+/// The coordinate and size heads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RegionConfig {
+    /// Width of the text model.
+    pub dim: usize,
+    /// Fourier features of a coordinate.
+    pub coord_feat_dim: usize,
+    /// Bins of a coordinate.
+    pub coord_out_dim: usize,
+    /// Fourier features of a size.
+    pub size_feat_dim: usize,
+    /// Bins of width and height together.
+    pub size_out_dim: usize,
+    /// Width inside the decoders.
+    pub inner_dim: usize,
+}
+
+impl Default for RegionConfig {
+    fn default() -> Self {
+        RegionConfig {
+            dim: 2048,
+            coord_feat_dim: 256,
+            coord_out_dim: 1024,
+            size_feat_dim: 512,
+            size_out_dim: 2048,
+            inner_dim: 8192,
+        }
+    }
+}
+
+/// Ids with a meaning, and prompts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TokenConfig {
+    /// Begins a sequence.
+    pub bos_id: u32,
+    /// Ends an answer.
+    pub eos_id: u32,
+    /// Ends reasoning; opens the answer.
+    pub answer_id: u32,
+    /// Opens reasoning.
+    pub thinking_id: u32,
+    /// Stands for a coordinate.
+    pub coord_id: u32,
+    /// Stands for a width and height.
+    pub size_id: u32,
+    /// Begins a run of points in reasoning.
+    pub start_ground_points_id: u32,
+    /// Ends it.
+    pub end_ground_id: u32,
+    /// Prompts.
+    pub templates: Templates,
+}
+
+impl Default for TokenConfig {
+    fn default() -> Self {
+        TokenConfig {
+            bos_id: 0,
+            eos_id: 0,
+            answer_id: 3,
+            thinking_id: 4,
+            coord_id: 5,
+            size_id: 6,
+            start_ground_points_id: 7,
+            end_ground_id: 9,
+            templates: Templates::default(),
+        }
+    }
+}
+
+/// The prompt of each skill.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Templates {
+    /// Caption prompts.
+    pub caption: CaptionTemplates,
+    /// Around a question.
+    pub query: Affixes,
+    /// Around the name of what to find.
+    pub detect: Affixes,
+    /// Around the name of what to point at.
+    pub point: Affixes,
+}
+
+impl Default for Templates {
+    fn default() -> Self {
+        let affixes = |prefix: &[u32]| Affixes { prefix: prefix.to_vec(), suffix: vec![3] };
+        Templates {
+            caption: CaptionTemplates::default(),
+            query: affixes(&[1, 15381, 2]),
+            detect: affixes(&[1, 7235, 476, 2]),
+            point: affixes(&[1, 2581, 2]),
+        }
+    }
+}
+
+/// Caption prompts by length.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CaptionTemplates {
+    /// A sentence.
+    pub short: Vec<u32>,
+    /// A paragraph.
+    pub normal: Vec<u32>,
+    /// More.
+    pub long: Vec<u32>,
+}
+
+impl Default for CaptionTemplates {
+    fn default() -> Self {
+        CaptionTemplates {
+            short: vec![1, 32708, 2, 12492, 3],
+            normal: vec![1, 32708, 2, 6382, 3],
+            long: vec![1, 32708, 2, 4059, 3],
+        }
+    }
+}
+
+/// Ids before and after the user's words.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Affixes {
+    /// Before.
+    pub prefix: Vec<u32>,
+    /// After.
+    pub suffix: Vec<u32>,
+}
+
+/// No dimension of a model is larger; keeps a bad file from asking for absurd memory.
+const MAX_DIM: usize = 1 << 20;
+
+impl Config {
+    /// Parses and checks `config.json`: `{"config": {"text": ..., ...}}`, or the inner object itself.
+    pub fn from_json(json: &[u8]) -> Result<Self, ConfigError> {
+        #[derive(Deserialize)]
+        struct Outer {
+            config: Option<Config>,
+        }
+        let outer: Outer = serde_json::from_slice(json)?;
+        let config = match outer.config {
+            Some(config) => config,
+            None => serde_json::from_slice(json)?,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let (t, v, r, ids) = (&self.text, &self.vision, &self.region, &self.tokenizer);
+        let need = |ok: bool, message: String| ok.then_some(()).ok_or(ConfigError::Value(message));
+        let sizes = [
+            ("text.dim", t.dim),
+            ("text.ff_dim", t.ff_dim),
+            ("text.n_layers", t.n_layers),
+            ("text.vocab_size", t.vocab_size),
+            ("text.max_context", t.max_context),
+            ("text.n_heads", t.n_heads),
+            ("text.n_kv_heads", t.n_kv_heads),
+            ("text.rotary_dims", t.rotary_dims),
+            ("vision.enc_dim", v.enc_dim),
+            ("vision.enc_patch_size", v.enc_patch_size),
+            ("vision.enc_n_layers", v.enc_n_layers),
+            ("vision.enc_ff_dim", v.enc_ff_dim),
+            ("vision.enc_n_heads", v.enc_n_heads),
+            ("vision.proj_inner_dim", v.proj_inner_dim),
+            ("vision.crop_size", v.crop_size),
+            ("vision.max_crops", v.max_crops),
+            ("region.coord_feat_dim", r.coord_feat_dim),
+            ("region.coord_out_dim", r.coord_out_dim),
+            ("region.size_feat_dim", r.size_feat_dim),
+            ("region.size_out_dim", r.size_out_dim),
+            ("region.inner_dim", r.inner_dim),
+        ];
+        for (name, value) in sizes {
+            need(
+                (1..=MAX_DIM).contains(&value),
+                format!("{name} is {value}, not in 1..={MAX_DIM}"),
+            )?;
+        }
+        let divides = [
+            ("text.n_heads", t.n_heads, "text.dim", t.dim),
+            ("text.n_kv_heads", t.n_kv_heads, "text.n_heads", t.n_heads),
+            ("vision.enc_n_heads", v.enc_n_heads, "vision.enc_dim", v.enc_dim),
+            ("vision.enc_patch_size", v.enc_patch_size, "vision.crop_size", v.crop_size),
+            ("2", 2, "text.rotary_dims", t.rotary_dims),
+            ("2", 2, "region.coord_feat_dim", r.coord_feat_dim),
+            ("2", 2, "region.size_feat_dim", r.size_feat_dim),
+            ("2", 2, "region.size_out_dim", r.size_out_dim),
+        ];
+        for (a, x, b, y) in divides {
+            need(y % x == 0, format!("{a} ({x}) does not divide {b} ({y})"))?;
+        }
+        let equal = [
+            ("vision.proj_out_dim", v.proj_out_dim, "text.dim", t.dim),
+            ("region.dim", r.dim, "text.dim", t.dim),
+            ("vision.in_channels", v.in_channels, "the channels of a color picture", 3),
+            ("text.prefix_attn", t.prefix_attn, "1 + the patches of a crop", 1 + v.patches()),
+        ];
+        for (a, x, b, y) in equal {
+            need(x == y, format!("{a} is {x}, but {b} is {y}"))?;
+        }
+        need(
+            t.rotary_dims <= t.head_dim(),
+            format!("text.rotary_dims is {}, a head has {}", t.rotary_dims, t.head_dim()),
+        )?;
+        need(
+            2 * v.overlap_margin < v.grid(),
+            format!("vision.overlap_margin {} leaves no window of {}", v.overlap_margin, v.grid()),
+        )?;
+        need(
+            t.max_context > t.prefix_attn,
+            format!("text.max_context {} has no room after the image", t.max_context),
+        )?;
+        let c = &ids.templates;
+        let prompts = [&c.caption.short, &c.caption.normal, &c.caption.long].into_iter();
+        let affixes = [&c.query, &c.detect, &c.point].into_iter();
+        let words = prompts.chain(affixes.flat_map(|a| [&a.prefix, &a.suffix])).flatten().copied();
+        let controls = [ids.bos_id, ids.eos_id, ids.answer_id, ids.thinking_id, ids.coord_id];
+        let more = [ids.size_id, ids.start_ground_points_id, ids.end_ground_id];
+        for id in words.chain(controls).chain(more) {
+            need(
+                (id as usize) < t.vocab_size,
+                format!("tokenizer: id {id} is not in the vocabulary"),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_config_is_moondream_2() {
+        assert_eq!(Config::from_json(b"{\"config\": {}}").unwrap(), Config::default());
+        assert_eq!(Config::from_json(b"{}").unwrap(), Config::default());
+    }
+
+    #[track_caller]
+    fn refuses(json: &str, message: &str) {
+        let error = Config::from_json(json.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_its_name() {
+        refuses("{\"text\": {\"n_heads\": 0}}", "text.n_heads is 0");
+        refuses("{\"text\": {\"n_heads\": 3}}", "text.n_heads (3) does not divide text.dim (2048)");
+        refuses("{\"text\": {\"dim\": 4096}}", "vision.proj_out_dim is 2048, but text.dim is 4096");
+        refuses("{\"text\": {\"vocab_size\": 999999999}}", "not in 1..=");
+        refuses("{\"vision\": {\"overlap_margin\": 14}}", "leaves no window");
+        refuses("{\"tokenizer\": {\"coord_id\": 60000}}", "id 60000 is not in the vocabulary");
+        refuses("{\"text\": 5}", "not valid");
+        refuses("not json", "not valid");
+    }
+}

@@ -1,0 +1,63 @@
+//! Keys and values of all layers, in blocks of slots.
+use photon_core::{DType, Device, Result, Tensor};
+
+use crate::config::TextConfig;
+
+/// One layer's keys and values.
+#[derive(Debug)]
+pub struct LayerKv<D: Device> {
+    /// `[num_slots, kv_heads * head_dim]`.
+    pub k: Tensor<D>,
+    /// Like `k`.
+    pub v: Tensor<D>,
+    /// Slots per block.
+    pub block_size: usize,
+}
+
+/// The paged cache.
+#[derive(Debug)]
+pub struct KvCache<D: Device> {
+    layers: Vec<LayerKv<D>>,
+    num_blocks: usize,
+    block_size: usize,
+}
+
+impl<D: Device> KvCache<D> {
+    /// Takes the memory of `num_blocks` blocks of `block_size` slots in every layer.
+    pub fn new(
+        device: &D,
+        config: &TextConfig,
+        num_blocks: usize,
+        block_size: usize,
+        dtype: DType,
+    ) -> Result<Self> {
+        let shape = [num_blocks * block_size, config.kv_dim()];
+        let layer = || {
+            let (k, v) =
+                (Tensor::zeros(device, shape, dtype)?, Tensor::zeros(device, shape, dtype)?);
+            Ok(LayerKv { k, v, block_size })
+        };
+        let layers = (0..config.n_layers).map(|_| layer()).collect::<Result<_>>()?;
+        Ok(KvCache { layers, num_blocks, block_size })
+    }
+
+    /// Blocks, the null block included.
+    pub fn num_blocks(&self) -> usize {
+        self.num_blocks
+    }
+
+    /// Slots per block.
+    pub fn block_size(&self) -> usize {
+        self.block_size
+    }
+
+    /// The layers in order.
+    pub fn layers(&self) -> &[LayerKv<D>] {
+        &self.layers
+    }
+
+    /// The layers in order.
+    pub(crate) fn layers_mut(&mut self) -> &mut [LayerKv<D>] {
+        &mut self.layers
+    }
+}

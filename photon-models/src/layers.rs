@@ -1,0 +1,144 @@
+//! The two layers everything is made of, and the loader that fills them.
+use photon_core::{
+    Activation, Cx, DType, Device, Kernels, LayerNorm, Linear, Tensor, Weight, WeightData,
+    WeightFormat, convert,
+};
+
+use crate::checkpoint::{Checkpoint, CheckpointError};
+
+/// Why a model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    /// The weights.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The tokenizer.
+    #[error(transparent)]
+    Tokenizer(#[from] crate::tokenizer::TokenizerError),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] photon_core::Error),
+    /// Not a model directory.
+    #[error("{0}")]
+    NoModel(String),
+}
+
+/// Puts a checkpoint's tensors on a device.
+pub(crate) struct Loader<'a, D: Device> {
+    pub(crate) device: &'a D,
+    pub(crate) checkpoint: &'a Checkpoint,
+    pub(crate) stream: D::Stream,
+    /// The type of weight matrices and of the embedding table.
+    pub(crate) weights: DType,
+    /// Told the bytes of the checkpoint that were taken.
+    pub(crate) progress: &'a mut dyn FnMut(u64),
+}
+
+impl<D: Device> Loader<'_, D> {
+    fn floats(&mut self, name: &str, to: DType) -> Result<Vec<u8>, LoadError> {
+        let found = self.checkpoint.bytes(name);
+        let (info, bytes) = found.expect("Checkpoint::check found every tensor of the model");
+        (self.progress)(bytes.len() as u64);
+        Ok(convert(&bytes, info.dtype, to).into_owned())
+    }
+
+    /// A row-major tensor.
+    pub(crate) fn tensor(
+        &mut self,
+        name: &str,
+        dims: [usize; 2],
+        dtype: DType,
+    ) -> Result<Tensor<D>, LoadError> {
+        let bytes = self.floats(name, dtype)?;
+        let tensor = Tensor::zeros(self.device, dims, dtype)?;
+        self.device.upload(&mut self.stream, tensor.buffer(), 0, &bytes);
+        self.device.wait(&self.device.submit(&mut self.stream)?)?;
+        Ok(tensor)
+    }
+
+    fn vector(&mut self, name: &str, len: usize) -> Result<Tensor<D>, LoadError> {
+        Ok(self.tensor(name, [1, len], DType::F32)?.reshape([len]))
+    }
+
+    /// `NAME.weight` as `[n, k]` and `NAME.bias`.
+    pub(crate) fn dense(&mut self, name: &str, n: usize, k: usize) -> Result<Dense<D>, LoadError> {
+        let weight = format!("{name}.weight");
+        let found = self.checkpoint.bytes(&weight);
+        let (info, bytes) = found.expect("Checkpoint::check found every tensor of the model");
+        (self.progress)(bytes.len() as u64);
+        let bytes = convert(&bytes, info.dtype, self.weights);
+        let format = WeightFormat::Float(self.weights);
+        let w = self.device.weight(WeightData { n, k, format, bytes: &bytes, scales: &[] })?;
+        Ok(Dense { w, bias: self.vector(&format!("{name}.bias"), n)? })
+    }
+
+    /// `NAME.weight` and `NAME.bias` of a layer norm.
+    pub(crate) fn norm(&mut self, name: &str, dim: usize) -> Result<Norm<D>, LoadError> {
+        let w = self.vector(&format!("{name}.weight"), dim)?;
+        Ok(Norm { w, b: self.vector(&format!("{name}.bias"), dim)? })
+    }
+}
+
+/// The names and shapes of a [`Dense`].
+pub(crate) fn dense_tensors(out: &mut Vec<(String, Vec<usize>)>, name: &str, n: usize, k: usize) {
+    out.push((format!("{name}.weight"), vec![n, k]));
+    out.push((format!("{name}.bias"), vec![n]));
+}
+
+/// The names and shapes of a [`Norm`].
+pub(crate) fn norm_tensors(out: &mut Vec<(String, Vec<usize>)>, name: &str, dim: usize) {
+    out.push((format!("{name}.weight"), vec![dim]));
+    out.push((format!("{name}.bias"), vec![dim]));
+}
+
+/// A linear layer with bias.
+#[derive(Debug)]
+pub(crate) struct Dense<D: Device> {
+    pub(crate) w: Weight<D>,
+    pub(crate) bias: Tensor<D>,
+}
+
+impl<D: Kernels> Dense<D> {
+    fn run(
+        &self,
+        cx: &mut Cx<'_, D>,
+        out: &mut Tensor<D>,
+        x: &Tensor<D>,
+        activation: Activation,
+        accumulate: bool,
+    ) {
+        cx.linear(Linear { out, x, w: &self.w, bias: Some(&self.bias), activation, accumulate });
+    }
+
+    /// `out = x W + b`.
+    pub(crate) fn record(&self, cx: &mut Cx<'_, D>, out: &mut Tensor<D>, x: &Tensor<D>) {
+        self.run(cx, out, x, Activation::None, false);
+    }
+
+    /// `out = gelu(x W + b)`.
+    pub(crate) fn gelu(&self, cx: &mut Cx<'_, D>, out: &mut Tensor<D>, x: &Tensor<D>) {
+        self.run(cx, out, x, Activation::GeluTanh, false);
+    }
+
+    /// `out += x W + b`.
+    pub(crate) fn add_to(&self, cx: &mut Cx<'_, D>, out: &mut Tensor<D>, x: &Tensor<D>) {
+        self.run(cx, out, x, Activation::None, true);
+    }
+}
+
+/// Layer norm with Moondream's epsilon.
+#[derive(Debug)]
+pub(crate) struct Norm<D: Device> {
+    w: Tensor<D>,
+    b: Tensor<D>,
+}
+
+impl<D: Kernels> Norm<D> {
+    pub(crate) fn record(&self, cx: &mut Cx<'_, D>, out: &mut Tensor<D>, x: &Tensor<D>) {
+        cx.layer_norm(LayerNorm { out, x, w: &self.w, b: &self.b, eps: 1e-5 });
+    }
+}

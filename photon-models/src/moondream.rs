@@ -1,0 +1,166 @@
+//! Moondream: vision, language and region models over one device.
+use photon_core::{Cx, DType, Device, Gather, Kernels, Scatter, Tensor};
+
+use crate::{
+    batch::Batch,
+    checkpoint::Checkpoint,
+    config::Config,
+    image::Tiling,
+    kv::KvCache,
+    layers::{LoadError, Loader},
+    region::{self, Region},
+    skill::RegionHead,
+    text::{self, Text},
+    vision::{self, Vision},
+};
+
+/// Element types of a loaded model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Precision {
+    /// Weight matrices and the embedding table.
+    pub weights: DType,
+    /// Activations between operations.
+    pub activations: DType,
+    /// Keys and values.
+    pub kv: DType,
+}
+
+impl Precision {
+    /// f32 throughout: what golden outputs are compared in.
+    pub const F32: Precision =
+        Precision { weights: DType::F32, activations: DType::F32, kv: DType::F32 };
+
+    /// Weights, keys and values in a 16-bit type, activations in f32: on a CPU arithmetic is in f32
+    /// anyway, so rounding activations between operations would cost accuracy and gain nothing.
+    pub const fn mixed(dtype: DType) -> Precision {
+        Precision { weights: dtype, activations: DType::F32, kv: dtype }
+    }
+}
+
+/// A model on a device.
+#[derive(Debug)]
+pub struct Moondream<D: Device> {
+    config: Config,
+    precision: Precision,
+    vision: Vision<D>,
+    text: Text<D>,
+    region: Region<D>,
+}
+
+/// The names and shapes of every tensor of a model with this configuration.
+pub fn expected_tensors(config: &Config) -> Vec<(String, Vec<usize>)> {
+    let mut tensors = Vec::new();
+    vision::tensors(&config.vision, &mut tensors);
+    text::tensors(&config.text, &mut tensors);
+    region::tensors(&config.region, &mut tensors);
+    tensors
+}
+
+impl<D: Kernels> Moondream<D> {
+    /// Puts a checkpoint on the device. `progress` is told bytes taken and bytes in all.
+    pub fn load(
+        device: &D,
+        checkpoint: &Checkpoint,
+        config: &Config,
+        precision: Precision,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, LoadError> {
+        checkpoint.check(&expected_tensors(config))?;
+        let bytes = |shape: &[usize], dtype: DType| {
+            shape.iter().product::<usize>() as u64 * dtype.size() as u64
+        };
+        let total =
+            checkpoint.tensors().values().map(|info| bytes(&info.shape, info.dtype)).sum::<u64>();
+        let mut taken = 0;
+        let mut loader = Loader {
+            device,
+            checkpoint,
+            stream: device.stream()?,
+            weights: precision.weights,
+            progress: &mut |bytes| {
+                taken += bytes;
+                progress(taken, total);
+            },
+        };
+        let dtype = precision.activations;
+        let vision = Vision::load(&mut loader, &config.vision, dtype)?;
+        let text = Text::load(&mut loader, &config.text, dtype)?;
+        let region = Region::load(&mut loader, &config.region, dtype)?;
+        let mut stream = loader.stream;
+        device.wait(&device.submit(&mut stream)?)?;
+        Ok(Moondream { config: config.clone(), precision, vision, text, region })
+    }
+
+    /// The numbers of the model.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The element types of the model.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Encodes crops `[num_crops, crop_size, crop_size, 3]`, u8, to features `[num_crops * patches,
+    /// enc_dim]`. Crops of different images may stand together.
+    pub fn encode_crops(&self, cx: &mut Cx<'_, D>, crops: &Tensor<D>) -> Tensor<D> {
+        self.vision.encode(cx, crops)
+    }
+
+    /// Joins the features of each image's crops and projects them into the text model: `out` is
+    /// `[images * patches, dim]`.
+    pub fn project_images(
+        &self,
+        cx: &mut Cx<'_, D>,
+        features: &Tensor<D>,
+        tilings: &[Tiling],
+        out: &mut Tensor<D>,
+    ) {
+        self.vision.project(cx, features, tilings, out);
+    }
+
+    /// Runs a step: embeds the inputs, fills the cache, and gives the hidden state of each row's
+    /// last token, `[rows, dim]`. `images` holds the embeddings the batch refers to.
+    pub fn forward(
+        &self,
+        cx: &mut Cx<'_, D>,
+        batch: &Batch<D>,
+        images: Option<&Tensor<D>>,
+        kv: &mut KvCache<D>,
+    ) -> Tensor<D> {
+        let mut x = cx.tensor([batch.tokens(), self.config.text.dim], self.precision.activations);
+        cx.gather(Gather { out: &mut x, x: &self.text.wte, indices: &batch.ids });
+        if let Some(indices) = &batch.image_rows {
+            let images = images.expect("a batch with image inputs comes with embeddings");
+            cx.gather(Gather { out: &mut x, x: images, indices });
+        }
+        if let Some((values, indices)) = &batch.coords {
+            let encoded = self.region.encode_coords(cx, values);
+            cx.scatter(Scatter { out: &mut x, x: &encoded, indices });
+        }
+        if let Some((values, indices)) = &batch.sizes {
+            let encoded = self.region.encode_sizes(cx, values);
+            cx.scatter(Scatter { out: &mut x, x: &encoded, indices });
+        }
+        self.text.forward(cx, &mut x, batch, kv)
+    }
+
+    /// Logits of the next token, `[rows, vocab_size]`, f32.
+    pub fn logits(&self, cx: &mut Cx<'_, D>, hidden: &Tensor<D>) -> Tensor<D> {
+        self.text.logits(cx, hidden)
+    }
+
+    /// Logits of a region head's bins: `[rows, bins]` for a coordinate, `[2 * rows, bins]` (width,
+    /// height) for a size, f32.
+    pub fn region_logits(
+        &self,
+        cx: &mut Cx<'_, D>,
+        hidden: &Tensor<D>,
+        head: RegionHead,
+    ) -> Tensor<D> {
+        match head {
+            RegionHead::Coord => self.region.decode_coord(cx, hidden),
+            RegionHead::Size => self.region.decode_size(cx, hidden),
+        }
+    }
+}

@@ -1,0 +1,548 @@
+//! Skills as state machines: which ids may come next, and what a drawn id means.
+//!
+//! The engine asks [`SkillState::constraint`], draws an id, asks [`SkillState::head`] whether the id
+//! stands for a number that a region head must supply, and hands the result to
+//! [`SkillState::advance`], which returns what became certain and the next input. Nothing here runs a
+//! model. Sources: Moondream 2, `moondream.py` (`_generate_answer`, `_generate_reasoning`,
+//! `_generate_points`).
+use serde::Serialize;
+
+use crate::{
+    config::TokenConfig,
+    prompt::{Input, Skill},
+    tokenizer::{TextStream, Tokenizer},
+};
+
+/// The ids that may be drawn next; -1 entries are empty, see [`photon_core::SampleParams`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Constraint {
+    /// The only ids allowed, if any entry is set.
+    pub allowed: [i32; 4],
+    /// Ids not allowed.
+    pub banned: [i32; 4],
+}
+
+/// The head that turns a hidden state into a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegionHead {
+    /// One coordinate.
+    Coord,
+    /// Width and height.
+    Size,
+}
+
+/// What was drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Drawn {
+    /// An id, taken as it is.
+    Token(u32),
+    /// The coordinate id and its value.
+    Coord(f32),
+    /// The size id and width, height.
+    Size([f32; 2]),
+}
+
+/// Something that became certain.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum SkillEvent {
+    /// More of the answer or caption.
+    Text(String),
+    /// More of the reasoning.
+    Reasoning(String),
+    /// A detected object.
+    Object(BoundingBox),
+    /// A point.
+    Point(Point),
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishReason {
+    /// The model ended it.
+    Stop,
+    /// The budget of tokens, objects or positions ended it.
+    Length,
+}
+
+/// What follows a drawn id.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Next {
+    /// The input of the next step.
+    Feed(Input),
+    /// Nothing: the sequence is complete.
+    Finish(FinishReason),
+}
+
+/// A box in fractions of the picture's width and height, clamped to the picture.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct BoundingBox {
+    /// Left.
+    pub x_min: f32,
+    /// Top.
+    pub y_min: f32,
+    /// Right.
+    pub x_max: f32,
+    /// Bottom.
+    pub y_max: f32,
+}
+
+/// A point in fractions of the picture's width and height.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Point {
+    /// From the left.
+    pub x: f32,
+    /// From the top.
+    pub y: f32,
+}
+
+/// What the model thought before it answered.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Reasoning {
+    /// The thought.
+    pub text: String,
+    /// What its parts point at.
+    pub grounding: Vec<Grounding>,
+}
+
+/// A part of the reasoning and the points it speaks of.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Grounding {
+    /// First character.
+    pub start_idx: usize,
+    /// One past the last character.
+    pub end_idx: usize,
+    /// x, y.
+    pub points: Vec<[f32; 2]>,
+}
+
+/// What a finished skill gives; its JSON is the wire format of Moondream's API.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Answer {
+    /// Of a query.
+    Query {
+        /// The answer.
+        answer: String,
+        /// The thought before it, if asked for.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reasoning: Option<Reasoning>,
+    },
+    /// Of a caption.
+    Caption {
+        /// The caption.
+        caption: String,
+    },
+    /// Of detect.
+    Detect {
+        /// The boxes, in the order they were found.
+        objects: Vec<BoundingBox>,
+    },
+    /// Of point.
+    Point {
+        /// The points, in the order they were found.
+        points: Vec<Point>,
+    },
+    /// Of gaze.
+    Gaze {
+        /// The point looked at, if it is in the picture.
+        gaze: Option<Point>,
+    },
+}
+
+/// Most tokens and objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Of the answer, and of the reasoning before it, each.
+    pub max_tokens: usize,
+    /// Of detect and point.
+    pub max_objects: usize,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Budget { max_tokens: 768, max_objects: 50 }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Phase {
+    Reasoning,
+    Text,
+    X,
+    Y { x: f32 },
+    Size { x: f32, y: f32 },
+}
+
+/// A skill under way.
+#[derive(Debug)]
+pub struct SkillState {
+    ids: TokenConfig,
+    budget: Budget,
+    phase: Phase,
+    with_size: bool,
+    /// Tokens drawn in this phase.
+    drawn: usize,
+    stream: TextStream,
+    chunk: Chunk,
+    answer: Answer,
+}
+
+/// The running part of the reasoning.
+#[derive(Debug, Default)]
+struct Chunk {
+    /// Characters before the chunk.
+    start: usize,
+    /// Characters in it.
+    chars: usize,
+    coords: Vec<f32>,
+}
+
+impl SkillState {
+    /// At the start of an answer.
+    pub fn new(skill: &Skill, ids: &TokenConfig, budget: Budget) -> Self {
+        let (phase, with_size, answer) = match skill {
+            Skill::Query { reasoning: true, .. } => (
+                Phase::Reasoning,
+                false,
+                Answer::Query { answer: String::new(), reasoning: Some(Reasoning::default()) },
+            ),
+            Skill::Query { .. } => {
+                (Phase::Text, false, Answer::Query { answer: String::new(), reasoning: None })
+            }
+            Skill::Caption { .. } => {
+                (Phase::Text, false, Answer::Caption { caption: String::new() })
+            }
+            Skill::Detect { .. } => (Phase::X, true, Answer::Detect { objects: Vec::new() }),
+            Skill::Point { .. } => (Phase::X, false, Answer::Point { points: Vec::new() }),
+            Skill::Gaze { .. } => (Phase::X, false, Answer::Gaze { gaze: None }),
+        };
+        SkillState {
+            ids: ids.clone(),
+            budget,
+            phase,
+            with_size,
+            drawn: 0,
+            stream: TextStream::default(),
+            chunk: Chunk::default(),
+            answer,
+        }
+    }
+
+    /// Which ids may be drawn next.
+    pub fn constraint(&self) -> Constraint {
+        let list = |ids: &[u32]| {
+            let mut list = [-1; 4];
+            list.iter_mut().zip(ids).for_each(|(slot, &id)| *slot = id as i32);
+            list
+        };
+        let ids = &self.ids;
+        let (allowed, banned) = match self.phase {
+            // The budget of thought is spent: on to the answer, as the reference does.
+            Phase::Reasoning if self.drawn >= self.budget.max_tokens => {
+                (list(&[ids.answer_id]), list(&[]))
+            }
+            Phase::Reasoning => (list(&[]), list(&[ids.eos_id, ids.size_id])),
+            Phase::Text => (list(&[]), list(&[ids.answer_id])),
+            Phase::X => (list(&[ids.coord_id, ids.eos_id]), list(&[])),
+            Phase::Y { .. } => (list(&[ids.coord_id]), list(&[])),
+            Phase::Size { .. } => (list(&[ids.size_id]), list(&[])),
+        };
+        Constraint { allowed, banned }
+    }
+
+    /// The head that must supply a number for this id, if it stands for one here.
+    pub fn head(&self, id: u32) -> Option<RegionHead> {
+        match self.phase {
+            Phase::Reasoning | Phase::X | Phase::Y { .. } if id == self.ids.coord_id => {
+                Some(RegionHead::Coord)
+            }
+            Phase::Size { .. } if id == self.ids.size_id => Some(RegionHead::Size),
+            _ => None,
+        }
+    }
+
+    /// Takes what was drawn; adds what became certain to `events`.
+    ///
+    /// # Panics
+    /// If the constraint was not obeyed.
+    pub fn advance(
+        &mut self,
+        drawn: Drawn,
+        tokenizer: &Tokenizer,
+        events: &mut Vec<SkillEvent>,
+    ) -> Next {
+        self.drawn += 1;
+        match (self.phase, drawn) {
+            (Phase::Text, Drawn::Token(id)) => self.text(id, tokenizer, events),
+            (Phase::Reasoning, Drawn::Token(id)) => self.reason(id, tokenizer, events),
+            (Phase::Reasoning, Drawn::Coord(value)) => {
+                self.chunk.coords.push(value);
+                Next::Feed(Input::Coord(value))
+            }
+            (Phase::X, Drawn::Token(id)) if id == self.ids.eos_id => {
+                Next::Finish(FinishReason::Stop)
+            }
+            (Phase::X, Drawn::Coord(x)) => {
+                self.phase = Phase::Y { x };
+                Next::Feed(Input::Coord(x))
+            }
+            (Phase::Y { x }, Drawn::Coord(y)) if self.with_size => {
+                self.phase = Phase::Size { x, y };
+                Next::Feed(Input::Coord(y))
+            }
+            (Phase::Y { x }, Drawn::Coord(y)) => {
+                let found = self.point(Point { x, y }, events);
+                self.found(found, Input::Coord(y))
+            }
+            (Phase::Size { x, y }, Drawn::Size([w, h])) => {
+                let found = self.object([x, y, w, h], events);
+                self.found(found, Input::Size([w, h]))
+            }
+            (phase, drawn) => panic!("{drawn:?} was drawn in phase {phase:?}"),
+        }
+    }
+
+    /// Ends a sequence from outside, as when the context is full: what is pending becomes certain.
+    pub fn cut(&mut self, events: &mut Vec<SkillEvent>) {
+        self.flush_text(events);
+        if self.phase == Phase::Reasoning {
+            self.close_chunk();
+        }
+    }
+
+    /// What the skill gave so far.
+    pub fn answer(&self) -> &Answer {
+        &self.answer
+    }
+
+    /// What the skill gave.
+    pub fn into_answer(self) -> Answer {
+        self.answer
+    }
+
+    fn text(&mut self, id: u32, tokenizer: &Tokenizer, events: &mut Vec<SkillEvent>) -> Next {
+        if id == self.ids.eos_id {
+            self.flush_text(events);
+            return Next::Finish(FinishReason::Stop);
+        }
+        let text = self.stream.push(tokenizer, id);
+        self.emit(text, events);
+        if self.drawn >= self.budget.max_tokens {
+            self.flush_text(events);
+            return Next::Finish(FinishReason::Length);
+        }
+        Next::Feed(Input::Token(id))
+    }
+
+    fn reason(&mut self, id: u32, tokenizer: &Tokenizer, events: &mut Vec<SkillEvent>) -> Next {
+        let ids = &self.ids;
+        let ends_chunk =
+            [ids.answer_id, ids.start_ground_points_id, ids.end_ground_id].contains(&id);
+        if ends_chunk {
+            self.flush_text(events);
+            self.close_chunk();
+        }
+        let text = self.stream.push(tokenizer, id);
+        self.emit(text, events);
+        if id == self.ids.answer_id {
+            self.phase = Phase::Text;
+            self.drawn = 0;
+        }
+        Next::Feed(Input::Token(id))
+    }
+
+    fn flush_text(&mut self, events: &mut Vec<SkillEvent>) {
+        let text = self.stream.finish();
+        self.emit(text, events);
+    }
+
+    fn emit(&mut self, text: String, events: &mut Vec<SkillEvent>) {
+        if text.is_empty() {
+            return;
+        }
+        match (&mut self.answer, self.phase) {
+            (Answer::Query { reasoning: Some(reasoning), .. }, Phase::Reasoning) => {
+                self.chunk.chars += text.chars().count();
+                reasoning.text.push_str(&text);
+                events.push(SkillEvent::Reasoning(text));
+            }
+            (Answer::Query { answer, .. }, _) => {
+                answer.push_str(&text);
+                events.push(SkillEvent::Text(text));
+            }
+            (Answer::Caption { caption }, _) => {
+                caption.push_str(&text);
+                events.push(SkillEvent::Text(text));
+            }
+            (answer, phase) => panic!("text {text:?} for {answer:?} in phase {phase:?}"),
+        }
+    }
+
+    /// Pairs the chunk's coordinates to points; an odd one left over is dropped.
+    fn close_chunk(&mut self) {
+        let Chunk { start, chars, coords } = std::mem::take(&mut self.chunk);
+        self.chunk.start = start + chars;
+        let Answer::Query { reasoning: Some(reasoning), .. } = &mut self.answer else { return };
+        let points: Vec<[f32; 2]> = coords.chunks_exact(2).map(|c| [c[0], c[1]]).collect();
+        if !points.is_empty() {
+            let (start_idx, end_idx) = (start, start + chars);
+            reasoning.grounding.push(Grounding { start_idx, end_idx, points });
+        }
+    }
+
+    fn point(&mut self, point: Point, events: &mut Vec<SkillEvent>) -> usize {
+        events.push(SkillEvent::Point(point));
+        match &mut self.answer {
+            Answer::Point { points } => {
+                points.push(point);
+                points.len()
+            }
+            // One point is all there is to a gaze.
+            Answer::Gaze { gaze } => {
+                *gaze = Some(point);
+                usize::MAX
+            }
+            answer => panic!("a point for {answer:?}"),
+        }
+    }
+
+    fn object(&mut self, [x, y, w, h]: [f32; 4], events: &mut Vec<SkillEvent>) -> usize {
+        let clamp = |v: f32| v.clamp(0.0, 1.0);
+        let object = BoundingBox {
+            x_min: clamp(x - w / 2.0),
+            y_min: clamp(y - h / 2.0),
+            x_max: clamp(x + w / 2.0),
+            y_max: clamp(y + h / 2.0),
+        };
+        events.push(SkillEvent::Object(object));
+        let Answer::Detect { objects } = &mut self.answer else {
+            panic!("an object for {:?}", self.answer)
+        };
+        objects.push(object);
+        objects.len()
+    }
+
+    fn found(&mut self, found: usize, last: Input) -> Next {
+        if matches!(self.answer, Answer::Gaze { .. }) {
+            return Next::Finish(FinishReason::Stop);
+        }
+        if found >= self.budget.max_objects {
+            return Next::Finish(FinishReason::Length);
+        }
+        self.phase = Phase::X;
+        Next::Feed(last)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(skill: &Skill, budget: Budget, drawn: &[Drawn]) -> (Answer, Vec<SkillEvent>, Next) {
+        let json = include_bytes!("../tests/data/tokenizer.json");
+        let tokenizer = Tokenizer::from_json(json).unwrap();
+        let mut state = SkillState::new(skill, &TokenConfig::default(), budget);
+        let mut events = Vec::new();
+        let mut next = Next::Feed(Input::Token(0));
+        for &d in drawn {
+            assert!(matches!(next, Next::Feed(_)), "drawn after the end");
+            next = state.advance(d, &tokenizer, &mut events);
+        }
+        (state.into_answer(), events, next)
+    }
+
+    fn detect() -> Skill {
+        Skill::Detect { object: "x".into() }
+    }
+
+    fn reasoning() -> Skill {
+        Skill::Query { question: "x".into(), reasoning: true, spatial_refs: vec![] }
+    }
+
+    #[test]
+    fn detect_runs_x_y_size_until_the_end_id_and_clamps() {
+        let found = [Drawn::Coord(0.25), Drawn::Coord(0.5), Drawn::Size([1.0, 0.5])];
+        let drawn = [&found[..], &[Drawn::Token(0)]].concat();
+        let (answer, events, next) = run(&detect(), Budget::default(), &drawn);
+        let object = BoundingBox { x_min: 0.0, y_min: 0.25, x_max: 0.75, y_max: 0.75 };
+        assert_eq!(answer, Answer::Detect { objects: vec![object] });
+        assert_eq!(events, [SkillEvent::Object(object)]);
+        assert_eq!(next, Next::Finish(FinishReason::Stop));
+        let one = Budget { max_objects: 1, ..Budget::default() };
+        assert_eq!(run(&detect(), one, &found).2, Next::Finish(FinishReason::Length));
+    }
+
+    #[test]
+    fn each_spatial_state_allows_only_its_ids() {
+        let allowed = |drawn: &[Drawn]| {
+            let json = include_bytes!("../tests/data/tokenizer.json");
+            let tokenizer = Tokenizer::from_json(json).unwrap();
+            let mut state = SkillState::new(&detect(), &TokenConfig::default(), Budget::default());
+            for &d in drawn {
+                state.advance(d, &tokenizer, &mut Vec::new());
+            }
+            state.constraint().allowed
+        };
+        let (x, y, size) = (Drawn::Coord(0.1), Drawn::Coord(0.2), Drawn::Size([0.1, 0.1]));
+        assert_eq!(allowed(&[]), [5, 0, -1, -1]);
+        assert_eq!(allowed(&[x]), [5, -1, -1, -1]);
+        assert_eq!(allowed(&[x, y]), [6, -1, -1, -1]);
+        assert_eq!(allowed(&[x, y, size]), [5, 0, -1, -1]);
+    }
+
+    #[test]
+    fn reasoning_grounds_its_chunks_and_ends_at_the_answer_mark() {
+        // "abc" 7 "de" coord coord coord 9 "f" 3 "g" end; the third coordinate has no partner.
+        let json = include_bytes!("../tests/data/tokenizer.json");
+        let tokenizer = Tokenizer::from_json(json).unwrap();
+        let words = |text: &str| -> Vec<Drawn> {
+            tokenizer.encode(text).unwrap().into_iter().map(Drawn::Token).collect()
+        };
+        let coords = [Drawn::Coord(0.5), Drawn::Coord(0.25), Drawn::Coord(0.75)];
+        let drawn = [
+            words("abc"),
+            vec![Drawn::Token(7)],
+            words("de"),
+            coords.to_vec(),
+            vec![Drawn::Token(9)],
+            words("f"),
+            vec![Drawn::Token(3)],
+            words("g"),
+            vec![Drawn::Token(0)],
+        ]
+        .concat();
+        let (answer, events, next) = run(&reasoning(), Budget::default(), &drawn);
+        let grounding = Grounding { start_idx: 3, end_idx: 5, points: vec![[0.5, 0.25]] };
+        let thought = Reasoning { text: "abcdef".into(), grounding: vec![grounding] };
+        assert_eq!(answer, Answer::Query { answer: "g".into(), reasoning: Some(thought) });
+        assert_eq!(events.last(), Some(&SkillEvent::Text("g".into())));
+        assert_eq!(next, Next::Finish(FinishReason::Stop));
+    }
+
+    #[test]
+    fn a_spent_reasoning_budget_forces_the_answer() {
+        let budget = Budget { max_tokens: 1, ..Budget::default() };
+        let json = include_bytes!("../tests/data/tokenizer.json");
+        let tokenizer = Tokenizer::from_json(json).unwrap();
+        let mut state = SkillState::new(&reasoning(), &TokenConfig::default(), budget);
+        let id = tokenizer.encode("a").unwrap()[0];
+        assert_eq!(state.constraint().banned, [0, 6, -1, -1]);
+        state.advance(Drawn::Token(id), &tokenizer, &mut Vec::new());
+        assert_eq!(state.constraint().allowed, [3, -1, -1, -1]);
+        let next = state.advance(Drawn::Token(3), &tokenizer, &mut Vec::new());
+        assert_eq!(next, Next::Feed(Input::Token(3)));
+        assert_eq!(state.constraint(), Constraint { allowed: [-1; 4], banned: [3, -1, -1, -1] });
+    }
+
+    #[test]
+    fn a_control_id_in_an_answer_is_a_plain_token() {
+        let skill = Skill::Caption { length: Default::default() };
+        let state = SkillState::new(&skill, &TokenConfig::default(), Budget::default());
+        assert_eq!(state.head(5), None);
+        let (answer, _, next) = run(&skill, Budget::default(), &[Drawn::Token(5)]);
+        assert_eq!(answer, Answer::Caption { caption: String::new() });
+        assert_eq!(next, Next::Feed(Input::Token(5)));
+    }
+}
