@@ -100,6 +100,7 @@ pub struct Hub {
     token: Option<String>,
     offline: bool,
     use_env_proxy: bool,
+    ca_file: Option<PathBuf>,
     timeout: Duration,
     max_stalls: u32,
     retry_delay: Duration,
@@ -115,6 +116,7 @@ impl Hub {
             token: None,
             offline: false,
             use_env_proxy: false,
+            ca_file: None,
             timeout: Duration::from_secs(30),
             max_stalls: 5,
             retry_delay: Duration::from_secs(1),
@@ -123,7 +125,8 @@ impl Hub {
 
     /// The hub that the environment describes, as Python's `huggingface_hub` reads it: `HF_ENDPOINT`;
     /// `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME` or the home folder; `HF_TOKEN`, `HF_TOKEN_PATH` or
-    /// the file `hf auth login` writes; `HF_HUB_OFFLINE`. Proxy variables are honored.
+    /// the file `hf auth login` writes; `HF_HUB_OFFLINE`; `SSL_CERT_FILE` or
+    /// `REQUESTS_CA_BUNDLE`. Proxy variables are honored.
     pub fn from_env() -> Self {
         let home = std::env::home_dir();
         let mut hub = Self::from_vars(|name| match std::env::var_os(name) {
@@ -142,6 +145,7 @@ impl Hub {
             cache_dir: vars.cache_dir(),
             token: vars.token(),
             offline: vars.offline(),
+            ca_file: vars.ca_file(),
             ..Self::new("")
         }
     }
@@ -164,6 +168,13 @@ impl Hub {
     #[must_use]
     pub fn with_token(mut self, token: Option<String>) -> Self {
         self.token = token;
+        self
+    }
+
+    /// Trusts the PEM certificates in this file instead of Mozilla's, which are built in.
+    #[must_use]
+    pub fn with_ca_file(mut self, ca_file: impl Into<PathBuf>) -> Self {
+        self.ca_file = Some(ca_file.into());
         self
     }
 

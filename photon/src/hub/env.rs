@@ -44,6 +44,11 @@ impl<'a> Vars<'a> {
         self.flag("HF_HUB_OFFLINE")
     }
 
+    /// Where an organization keeps the certificates of its proxy.
+    pub(super) fn ca_file(&self) -> Option<PathBuf> {
+        self.path("SSL_CERT_FILE").or_else(|| self.path("REQUESTS_CA_BUNDLE"))
+    }
+
     /// `HF_HOME`, else `huggingface` in the user's cache folder.
     fn hf_home(&self) -> Option<PathBuf> {
         self.path("HF_HOME")

@@ -76,6 +76,14 @@ pub enum HubError {
         broke: bool,
     },
 
+    #[error(
+        "cannot trust {host} ({cause}): behind a proxy with its own certificates, set SSL_CERT_FILE to a PEM file of them"
+    )]
+    Certificate { host: String, cause: String },
+
+    #[error("{} holds no PEM certificates: check SSL_CERT_FILE", path.display())]
+    BadCaFile { path: PathBuf },
+
     #[error("{host} did not answer within {seconds} s: check the network and try again")]
     Timeout { host: String, seconds: f32 },
 
@@ -101,8 +109,8 @@ pub enum HubError {
     BadIndex { file: String, why: String },
 
     #[error(
-        "not enough disk space for {file}: {need} bytes needed in {}, {free} free; free some or set HF_HOME to another disk",
-        dir.display()
+        "not enough disk space for {file}: {} needed in {}, {} free; free some or set HF_HOME to another disk",
+        in_gib(*need), dir.display(), in_gib(*free)
     )]
     DiskSpace { file: String, dir: PathBuf, need: u64, free: u64 },
 
@@ -137,6 +145,10 @@ impl HubError {
             _ => false,
         }
     }
+}
+
+fn in_gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64)
 }
 
 #[cfg(test)]

@@ -5,15 +5,19 @@
 //! describes an LFS file is the redirect itself.
 
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use ureq::http::{HeaderMap, Uri, header};
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body, BodyReader};
 
-use super::cache::{is_commit, is_hex};
+use super::cache::{is_commit, is_hex, read_limited};
 use super::{Hub, HubError, shorten};
 
 const MAX_REDIRECTS: u32 = 8;
+/// A system's bundle has some 250 KB.
+const MAX_CA_BYTES: u64 = 16 << 20;
 
 /// A file on the hub.
 #[derive(Clone, Copy)]
@@ -155,6 +159,12 @@ impl Http {
             .timeout_connect(Some(hub.timeout))
             .timeout_recv_response(Some(hub.timeout))
             .timeout_per_read(Some(hub.timeout));
+        let config = match &hub.ca_file {
+            Some(path) => {
+                config.tls_config(TlsConfig::builder().root_certs(read_roots(path)?).build())
+            }
+            None => config,
+        };
         let config = if hub.use_env_proxy { config } else { config.proxy(None) };
         Ok(Self {
             agent: config.build().new_agent(),
@@ -338,6 +348,10 @@ impl Http {
             ureq::Error::Io(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
                 HubError::Connect { host, cause: "connection refused".to_owned(), broke: false }
             }
+            // rustls reports through io::Error, in words only.
+            ureq::Error::Io(e) if e.to_string().contains("certificate") => {
+                HubError::Certificate { host, cause: e.to_string() }
+            }
             ureq::Error::Io(e) => {
                 HubError::Connect { host, cause: e.to_string(), broke: is_broken_connection(&e) }
             }
@@ -348,6 +362,21 @@ impl Http {
     fn timed_out(&self, host: String) -> HubError {
         HubError::Timeout { host, seconds: self.timeout.as_secs_f32() }
     }
+}
+
+/// The certificates in a PEM file; anything else in it is skipped.
+fn read_roots(path: &Path) -> Result<RootCerts, HubError> {
+    let pem = read_limited(path, MAX_CA_BYTES)?;
+    let certificates: Vec<_> = parse_pem(&pem)
+        .filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(certificate),
+            _ => None,
+        })
+        .collect();
+    if certificates.is_empty() {
+        return Err(HubError::BadCaFile { path: path.to_owned() });
+    }
+    Ok(certificates.into())
 }
 
 /// Whether there was a connection that the other side or the network ended.

@@ -436,6 +436,20 @@ fn a_silent_server_is_given_up_on() {
 }
 
 #[test]
+fn a_file_without_certificates_is_named() {
+    let (hub, dir) = (FakeHub::start(behavior()), TempDir::new().unwrap());
+    let path = dir.path().join("roots.pem");
+    fs::write(&path, "no certificates here").unwrap();
+    let home = dir.path().to_str().unwrap();
+    let vars = [("SSL_CERT_FILE", path.to_str().unwrap()), ("HF_HOME", home)];
+    let message = failure(&hub_from(&vars).with_endpoint(hub.url()), &MODEL);
+    assert!(message.contains("roots.pem holds no PEM certificates"), "{message}");
+    fs::remove_file(&path).unwrap();
+    let message = failure(&hub_from(&vars), &MODEL);
+    assert!(message.starts_with("cannot open") && message.contains("roots.pem"), "{message}");
+}
+
+#[test]
 fn an_endpoint_that_is_no_hub_is_noticed() {
     let cache = TempDir::new().unwrap();
     let pages = Server::start(|_| Reply::status(200));
