@@ -1,0 +1,373 @@
+//! The two attentions: dense sequences of equal length, and ragged queries over the paged cache.
+//!
+//! A task answers some tokens for the heads that share one head of keys. Many tokens have the keys and
+//! values packed once in advance; a few (a decode step has one) have them packed as they stream by.
+use std::{cell::RefCell, ops::Range};
+
+use photon_core::{Attention, PagedAttention};
+
+use super::{
+    attention_core::{
+        AttendBlock, BLOCK_ROWS, Layout, PackKeys, PackValues, RowAt, Source, Work, grow,
+    },
+    index,
+};
+use crate::{
+    Cpu, Isa,
+    elements::{Float, Rows, RowsMut, with_float},
+    simd::{Convert, Op, Simd, dispatch},
+};
+
+/// Tasks per thread that make the last ones to finish not worth waiting for.
+const TASKS_PER_THREAD: usize = 4;
+/// Positions whose values are summed at a time: 24 columns of them are 24 KiB, in the first-level
+/// cache.
+const VALUE_BLOCK: usize = 256;
+/// The same when values are packed just before use.
+const STREAM_BLOCK: usize = 32;
+
+/// Memory that a thread keeps from task to task.
+#[derive(Default)]
+struct Scratch {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    lines: Vec<f32>,
+    work: Work,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Splits `rows` into at most `parts` pieces of whole blocks. How many does not change any result.
+fn pieces(rows: usize, parts: usize) -> impl Iterator<Item = Range<usize>> {
+    let len = rows.div_ceil(parts.max(1)).next_multiple_of(BLOCK_ROWS);
+    (0..rows).step_by(len).map(move |start| start..(start + len).min(rows))
+}
+
+/// The keys and values of one head.
+struct Head<'a, 't, T> {
+    layout: Layout,
+    /// Positions: nobody sees any from here on.
+    len: usize,
+    key: RowAt<'a, 't, T>,
+    value: RowAt<'a, 't, T>,
+    /// Positions without a key and a value, in order.
+    unseen: &'a [Range<usize>],
+}
+
+/// Everything was packed in advance, to be used by many blocks of rows.
+struct Packed<'a> {
+    layout: Layout,
+    keys: &'a [f32],
+    values: &'a [f32],
+}
+
+impl Source for Packed<'_> {
+    fn keys(&mut self, i: usize) -> &[f32] {
+        let len = self.layout.panel_len();
+        &self.keys[i * len..][..len]
+    }
+
+    fn block_len(&self) -> usize {
+        VALUE_BLOCK
+    }
+
+    fn values(&mut self, i: usize, _: usize) -> &[f32] {
+        let len = VALUE_BLOCK * self.layout.padded();
+        &self.values[i * len..][..len]
+    }
+}
+
+/// Panels are packed when they are asked for: nothing is gained by keeping them for one block.
+struct Streamed<'a, 't, T> {
+    isa: Isa,
+    head: &'a Head<'a, 't, T>,
+    keys: &'a mut [f32],
+    values: &'a mut [f32],
+    lines: &'a mut [f32],
+}
+
+impl<T: Float> Source for Streamed<'_, '_, T> {
+    fn keys(&mut self, panel: usize) -> &[f32] {
+        self.head.pack_keys(self.isa, panel, self.keys, self.lines);
+        self.keys
+    }
+
+    fn block_len(&self) -> usize {
+        STREAM_BLOCK
+    }
+
+    fn values(&mut self, i: usize, len: usize) -> &[f32] {
+        let positions = i * STREAM_BLOCK..i * STREAM_BLOCK + len;
+        self.head.pack_values(self.isa, positions, STREAM_BLOCK, self.values, self.lines);
+        self.values
+    }
+}
+
+impl<T: Float> Head<'_, '_, T> {
+    fn pack_keys(&self, isa: Isa, panel: usize, out: &mut [f32], lines: &mut [f32]) {
+        let (layout, row, len) = (self.layout, self.key, self.len);
+        dispatch(isa, PackKeys { layout, row, len, panel, out, lines });
+    }
+
+    fn pack_values(
+        &self,
+        isa: Isa,
+        positions: Range<usize>,
+        capacity: usize,
+        out: &mut [f32],
+        lines: &mut [f32],
+    ) {
+        let (layout, row) = (self.layout, self.value);
+        dispatch(isa, PackValues { layout, row, positions, capacity, out, lines });
+    }
+
+    /// Answers `queries` block by block.
+    fn answer<U: Float>(&self, isa: Isa, queries: &Queries<'_, U>) {
+        SCRATCH.with_borrow_mut(|Scratch { keys, values, lines, work }| {
+            let layout = self.layout;
+            let lines = grow(lines, layout.lines_len());
+            if queries.count() <= BLOCK_ROWS {
+                let keys = grow(keys, layout.panel_len());
+                let values = grow(values, STREAM_BLOCK * layout.padded());
+                let mut source = Streamed { isa, head: self, keys, values, lines };
+                return self.answer_block(isa, queries, 0..queries.count(), &mut source, work);
+            }
+            let keys = grow(keys, layout.panels(self.len) * layout.panel_len());
+            for (i, panel) in keys.chunks_exact_mut(layout.panel_len()).enumerate() {
+                self.pack_keys(isa, i, panel, lines);
+            }
+            let block_len = VALUE_BLOCK * layout.padded();
+            let values = grow(values, self.len.div_ceil(VALUE_BLOCK) * block_len);
+            for (i, block) in values.chunks_exact_mut(block_len).enumerate() {
+                let positions = i * VALUE_BLOCK..((i + 1) * VALUE_BLOCK).min(self.len);
+                self.pack_values(isa, positions, VALUE_BLOCK, block, lines);
+            }
+            let mut source = Packed { layout, keys, values };
+            for start in (0..queries.count()).step_by(BLOCK_ROWS) {
+                let rows = start..(start + BLOCK_ROWS).min(queries.count());
+                self.answer_block(isa, queries, rows, &mut source, work);
+            }
+        });
+    }
+
+    fn answer_block<U: Float>(
+        &self,
+        isa: Isa,
+        queries: &Queries<'_, U>,
+        rows: Range<usize>,
+        source: &mut dyn Source,
+        work: &mut Work,
+    ) {
+        let (padded, dim) = (self.layout.padded(), queries.head_dim);
+        work.visible.clear();
+        work.visible.extend(rows.clone().map(|i| queries.visible(i)));
+        let query = grow(&mut work.query, rows.len() * padded);
+        for (row, i) in query.chunks_exact_mut(padded).zip(rows.clone()) {
+            let (token, cols) = queries.place(i);
+            row[dim..].fill(0.0);
+            dispatch(isa, Convert { out: &mut row[..dim], x: queries.q.part(token, cols) });
+        }
+        let (layout, unseen, scale) = (self.layout, self.unseen, queries.scale);
+        dispatch(isa, AttendBlock { layout, source, unseen, scale, work });
+        let answers = work.query.chunks_exact(padded).zip(&work.answered).zip(rows);
+        for ((row, _), i) in answers.filter(|((_, answered), _)| **answered) {
+            let (token, cols) = queries.place(i);
+            // SAFETY: tasks differ in their tokens or their heads (the partition).
+            let out = unsafe { queries.out.part(token, cols) };
+            dispatch(isa, Convert { out, x: &row[..dim] });
+        }
+    }
+}
+
+/// Consecutive tokens for a group of heads that share keys: token by token, then head by head.
+struct Queries<'a, T> {
+    q: Rows<'a, T>,
+    out: RowsMut<'a, T>,
+    /// Rows of `q` and `out`.
+    tokens: Range<usize>,
+    heads: Range<usize>,
+    head_dim: usize,
+    scale: f32,
+    /// How many first positions a token sees; does not decrease.
+    visible: &'a dyn Fn(usize) -> usize,
+}
+
+impl<T> Queries<'_, T> {
+    fn count(&self) -> usize {
+        self.tokens.len() * self.heads.len()
+    }
+
+    /// Query `i` as a token and columns.
+    fn place(&self, i: usize) -> (usize, Range<usize>) {
+        let head = self.heads.start + i % self.heads.len();
+        (self.tokens.start + i / self.heads.len(), head * self.head_dim..(head + 1) * self.head_dim)
+    }
+
+    fn visible(&self, i: usize) -> usize {
+        (self.visible)(self.tokens.start + i / self.heads.len())
+    }
+}
+
+/// The length of a vector.
+struct Lanes;
+
+impl Op for Lanes {
+    type Output = usize;
+
+    #[inline(always)]
+    fn call<S: Simd>(self, _: S) -> usize {
+        S::LANES
+    }
+}
+
+/// Products of bf16 pairs are no use here, so one copy of the kernels serves both levels.
+fn isa_of(cpu: &Cpu) -> Isa {
+    cpu.isa().min(Isa::Avx512)
+}
+
+pub(crate) fn attention(cpu: &Cpu, op: Attention<'_, Cpu>) {
+    with_float!(op.out.dtype(), T => dense::<T>(cpu, op));
+}
+
+fn dense<T: Float>(cpu: &Cpu, op: Attention<'_, Cpu>) {
+    let Attention { out, qkv, seq_len, heads, scale } = op;
+    let (out, qkv) = (RowsMut::<T>::new(out), Rows::<T>::new(qkv));
+    let head_dim = out.cols() / heads;
+    let seqs = out.rows() / seq_len;
+    let isa = isa_of(cpu);
+    let layout = Layout::new(dispatch(isa, Lanes), head_dim);
+    let parts = (TASKS_PER_THREAD * cpu.pool().threads()).div_ceil((seqs * heads).max(1));
+    let pieces: Vec<_> = pieces(seq_len, parts).collect();
+    cpu.pool().run(seqs * heads * pieces.len(), &|task| {
+        let (task, piece) = (task / pieces.len(), &pieces[task % pieces.len()]);
+        let (first, head) = (task / heads * seq_len, task % heads);
+        let columns = |part: usize| {
+            let start = (part * heads + head) * head_dim;
+            start..start + head_dim
+        };
+        let queries = Queries {
+            q: qkv,
+            out,
+            tokens: first + piece.start..first + piece.end,
+            heads: head..head + 1,
+            head_dim,
+            scale,
+            visible: &|_| seq_len,
+        };
+        let head = Head {
+            layout,
+            len: seq_len,
+            key: &|u| Some(qkv.part(first + u, columns(1))),
+            value: &|u| Some(qkv.part(first + u, columns(2))),
+            unseen: &[],
+        };
+        head.answer(isa, &queries);
+    });
+}
+
+pub(crate) fn paged_attention(cpu: &Cpu, op: PagedAttention<'_, Cpu>) {
+    let cache = op.k_cache.dtype();
+    with_float!(op.out.dtype(), T => with_float!(cache, U => paged::<T, U>(cpu, op)));
+}
+
+/// A row of the batch: a sequence's tokens and what they may see.
+struct Row<'a> {
+    tokens: Range<usize>,
+    /// Position of the first token.
+    first_position: i64,
+    prefix: i64,
+    /// Positions that the block table can name.
+    len: usize,
+    blocks: &'a [i32],
+    /// Runs of positions whose block is unusable.
+    unseen: Vec<Range<usize>>,
+}
+
+impl Row<'_> {
+    /// How many first positions `token` sees.
+    fn visible(&self, token: usize) -> usize {
+        let position = self.first_position + (token - self.tokens.start) as i64;
+        let both_ways = if position < self.prefix { self.prefix } else { 0 };
+        (position + 1).max(both_ways).clamp(0, self.len as i64) as usize
+    }
+}
+
+/// The rows whose tokens are in order, as they must be for tasks not to overlap.
+fn rows_of<'a>(op: &PagedAttention<'a, Cpu>) -> Vec<Row<'a>> {
+    let tables = Rows::<i32>::new(op.block_tables);
+    let starts = Rows::<i32>::new(op.row_starts).all();
+    let contexts = Rows::<i32>::new(op.context_lens).all();
+    let prefixes = Rows::<i32>::new(op.prefix_lens).all();
+    let (num_tokens, num_blocks) = (op.q.rows(), op.k_cache.rows() / op.block_size);
+    let mut rows = Vec::with_capacity(tables.rows());
+    let mut done = 0;
+    for r in 0..tables.rows() {
+        let bounds = index(starts[r], num_tokens + 1).zip(index(starts[r + 1], num_tokens + 1));
+        let Some((start, end)) = bounds.filter(|&(start, end)| done <= start && start < end) else {
+            continue;
+        };
+        done = end;
+        let context = i64::from(contexts[r]);
+        let blocks = tables.row(r);
+        let len = context.clamp(0, (blocks.len() * op.block_size) as i64) as usize;
+        let blocks = &blocks[..len.div_ceil(op.block_size)];
+        let bad = |&(_, &block): &(usize, &i32)| index(block, num_blocks).is_none();
+        let positions = |(i, _)| i * op.block_size..(i + 1) * op.block_size;
+        rows.push(Row {
+            tokens: start..end,
+            first_position: context - (end - start) as i64,
+            prefix: i64::from(prefixes[r]).min(context),
+            len,
+            blocks,
+            unseen: blocks.iter().enumerate().filter(bad).map(positions).collect(),
+        });
+    }
+    rows
+}
+
+fn paged<T: Float, U: Float>(cpu: &Cpu, op: PagedAttention<'_, Cpu>) {
+    let rows = rows_of(&op);
+    let PagedAttention { block_size, heads, kv_heads, scale, .. } = op;
+    let (k_cache, v_cache) = (Rows::<U>::new(op.k_cache), Rows::<U>::new(op.v_cache));
+    let (out, q) = (RowsMut::<T>::new(op.out), Rows::<T>::new(op.q));
+    let (head_dim, group) = (out.cols() / heads, heads / kv_heads);
+    let num_blocks = k_cache.rows() / block_size;
+    let isa = isa_of(cpu);
+    let layout = Layout::new(dispatch(isa, Lanes), head_dim);
+    let parts = (TASKS_PER_THREAD * cpu.pool().threads()).div_ceil((rows.len() * kv_heads).max(1));
+    let pieces: Vec<_> = rows
+        .iter()
+        .flat_map(|row| {
+            let start = row.tokens.start;
+            pieces(row.tokens.len(), parts)
+                .map(move |piece| (row, start + piece.start..start + piece.end))
+        })
+        .collect();
+    cpu.pool().run(pieces.len() * kv_heads, &|task| {
+        let ((row, tokens), kv_head) = (&pieces[task / kv_heads], task % kv_heads);
+        let columns = kv_head * head_dim..(kv_head + 1) * head_dim;
+        let slot = |u: usize| {
+            let block = index(row.blocks[u / block_size], num_blocks)?;
+            Some(block * block_size + u % block_size)
+        };
+        let queries = Queries {
+            q,
+            out,
+            tokens: tokens.clone(),
+            heads: kv_head * group..(kv_head + 1) * group,
+            head_dim,
+            scale,
+            visible: &|token| row.visible(token),
+        };
+        let head = Head {
+            layout,
+            len: row.visible(tokens.end - 1),
+            key: &|u| Some(k_cache.part(slot(u)?, columns.clone())),
+            value: &|u| Some(v_cache.part(slot(u)?, columns.clone())),
+            unseen: &row.unseen,
+        };
+        head.answer(isa, &queries);
+    });
+}

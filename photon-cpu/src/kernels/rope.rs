@@ -1,0 +1,68 @@
+//! Rotary positions, and storing keys and values in the paged cache.
+use photon_core::{DType, RopeStore};
+
+use super::{for_runs, index};
+use crate::{
+    Cpu,
+    elements::{Float, Rows, RowsMut, with_float},
+    simd::{Convert, dispatch},
+};
+
+pub(crate) fn rope_store(cpu: &Cpu, op: RopeStore<'_, Cpu>) {
+    assert_eq!(op.k_cache.dtype(), op.v_cache.dtype(), "rope_store: caches of different types");
+    let cache: DType = op.k_cache.dtype();
+    with_float!(op.qkv.dtype(), T => with_float!(cache, U => rope_heads::<T, U>(cpu, op)));
+}
+
+/// Tasks own heads, not tokens, so that slots that repeat (as those of padding may) cannot race.
+fn rope_heads<T: Float, U: Float>(cpu: &Cpu, op: RopeStore<'_, Cpu>) {
+    let RopeStore { qkv, k_cache, v_cache, positions, slots, table, heads, kv_heads, head_dim } =
+        op;
+    let positions = Rows::<i32>::new(positions).all();
+    let slots = Rows::<i32>::new(slots).all();
+    let table = Rows::<f32>::new(table);
+    let qkv = RowsMut::<T>::new(qkv);
+    let (k_cache, v_cache) = (RowsMut::<U>::new(k_cache), RowsMut::<U>::new(v_cache));
+    let group = heads / kv_heads;
+    let columns = |head: usize| head * head_dim..(head + 1) * head_dim;
+    for_runs(cpu, kv_heads, qkv.rows() * head_dim * (group + 2) * 8, |kv_heads_here| {
+        let mut wide = vec![0.0; head_dim];
+        for t in 0..qkv.rows() {
+            let Some(position) = index(positions[t], table.rows()) else { continue };
+            let turns = table.row(position);
+            let slot = index(slots[t], k_cache.rows());
+            for kv_head in kv_heads_here.clone() {
+                for head in kv_head * group..(kv_head + 1) * group {
+                    // SAFETY: a task's q heads are those of its kv heads (the partition).
+                    let q = unsafe { qkv.part(t, columns(head)) };
+                    dispatch(cpu.isa(), Convert { out: &mut wide, x: &*q });
+                    rotate(&mut wide, turns);
+                    dispatch(cpu.isa(), Convert { out: q, x: &wide });
+                }
+                let Some(slot) = slot else { continue };
+                // SAFETY: runs of kv heads are disjoint (the partition).
+                let k = unsafe { qkv.part(t, columns(heads + kv_head)) };
+                // SAFETY: as above; caches and qkv are different tensors (`Cx`).
+                let to = unsafe { k_cache.part(slot, columns(kv_head)) };
+                dispatch(cpu.isa(), Convert { out: &mut wide, x: &*k });
+                rotate(&mut wide, turns);
+                dispatch(cpu.isa(), Convert { out: to, x: &wide });
+                // SAFETY: as for k.
+                let v = unsafe { qkv.part(t, columns(heads + kv_heads + kv_head)) };
+                // SAFETY: as for k.
+                let to = unsafe { v_cache.part(slot, columns(kv_head)) };
+                dispatch(cpu.isa(), Convert { out: to, x: &*v });
+            }
+        }
+    });
+}
+
+/// Rotates the first dims of a head by `turns`: cosines, then sines.
+fn rotate(head: &mut [f32], turns: &[f32]) {
+    let half = turns.len() / 2;
+    let (cos, sin) = turns.split_at(half);
+    let (first, rest) = head.split_at_mut(half);
+    for ((a, b), (c, s)) in first.iter_mut().zip(rest).zip(cos.iter().zip(sin)) {
+        (*a, *b) = (*a * c - *b * s, *a * s + *b * c);
+    }
+}

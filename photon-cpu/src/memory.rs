@@ -1,0 +1,213 @@
+//! Host memory as device memory: aligned, zeroed, shared by reference count.
+//!
+//! # Soundness
+//! A [`Buffer`] is read and written through raw pointers, because tensors are handles that overlap
+//! freely. Four parties make that sound, and every SAFETY comment in this crate names one of them:
+//! - **The stream.** Operations on one stream run in recording order, each finished before the next
+//!   begins, on the recording thread and the pool it waits for. Streams that share buffers are
+//!   ordered by their users with events, as on any device.
+//! - **`Cx`.** Shapes, element types and freshness were checked before a kernel is called, and
+//!   outputs do not overlap inputs unless the operation's doc says so.
+//! - **The views** ([`crate::elements`]). A typed view checks once that every row it can name lies
+//!   inside its buffer.
+//! - **The partition.** Within an operation, tasks write disjoint parts of the output; no index
+//!   tensor can make two tasks write one element.
+#![allow(unsafe_code, reason = "owns raw memory")]
+
+use std::{
+    alloc::{Layout, alloc_zeroed, dealloc},
+    ptr::NonNull,
+    sync::Arc,
+};
+
+use photon_core::{Error, MemoryInfo, Result};
+
+const ALIGNMENT: usize = 256;
+const HUGE_PAGE: usize = 2 << 20;
+/// From here on a buffer asks for huge pages: streaming weights through 4 KiB pages loses a fifth of
+/// the bandwidth to TLB misses.
+const HUGE_FROM: usize = 4 << 20;
+
+/// A handle to zero-initialized host memory. Cloning shares it; the last drop frees it.
+#[derive(Clone, Debug)]
+pub struct Buffer(Arc<Allocation>);
+
+#[derive(Debug)]
+struct Allocation {
+    start: NonNull<u8>,
+    layout: Layout,
+    bytes: usize,
+}
+
+// SAFETY: the memory belongs to the allocation, not to a thread; accesses are ordered as the module
+// doc says.
+unsafe impl Send for Allocation {}
+// SAFETY: as above; the fields themselves never change.
+unsafe impl Sync for Allocation {}
+
+impl Buffer {
+    /// Takes zeroed memory from the system, aligned to 256 bytes (2 MiB from 4 MiB on).
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if the system has not that much available. Linux would promise the
+    /// memory all the same and kill the process when it is touched, so this asks beforehand.
+    pub fn new(bytes: usize) -> Result<Self> {
+        let alignment = if bytes >= HUGE_FROM { HUGE_PAGE } else { ALIGNMENT };
+        let too_large = || Error::OutOfMemory {
+            device: "cpu".into(),
+            purpose: "a buffer".into(),
+            requested_bytes: bytes as u64,
+            free_bytes: memory_info().free_bytes,
+        };
+        let padded = bytes.max(1).checked_next_multiple_of(alignment).ok_or_else(too_large)?;
+        let layout = Layout::from_size_align(padded, alignment).map_err(|_| too_large())?;
+        if bytes >= HUGE_FROM && memory_info().free_bytes < padded as u64 {
+            return Err(too_large());
+        }
+        // SAFETY: the layout's size is at least `alignment`, so not zero.
+        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(too_large)?;
+        if bytes >= HUGE_FROM {
+            advise_huge_pages(start, padded);
+        }
+        Ok(Buffer(Arc::new(Allocation { start, layout, bytes })))
+    }
+
+    /// Bytes usable.
+    #[expect(clippy::len_without_is_empty, reason = "nobody asks whether device memory is empty")]
+    pub fn len(&self) -> usize {
+        self.0.bytes
+    }
+
+    /// The first byte. Valid for [`Self::len`] bytes while any clone lives.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.0.start.as_ptr()
+    }
+
+    /// Copies `bytes` in at `offset`.
+    ///
+    /// # Panics
+    /// If they do not fit.
+    #[track_caller]
+    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) {
+        let end = offset.checked_add(bytes.len());
+        assert!(
+            end.is_some_and(|end| end <= self.len()),
+            "upload: {} bytes at {offset} of a buffer of {}",
+            bytes.len(),
+            self.len()
+        );
+        // SAFETY: `offset` is inside the allocation: asserted above.
+        let to = unsafe { self.as_ptr().add(offset) };
+        // SAFETY: both ends are long enough (asserted above); `bytes` is a Rust slice, which device
+        // memory never overlaps; no kernel runs meanwhile (the stream).
+        unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    }
+
+    /// Copies from `offset` to fill `bytes`.
+    ///
+    /// # Panics
+    /// If the buffer ends before that.
+    #[track_caller]
+    pub(crate) fn read(&self, offset: usize, bytes: &mut [u8]) {
+        let end = offset.checked_add(bytes.len());
+        assert!(
+            end.is_some_and(|end| end <= self.len()),
+            "read_back: {} bytes at {offset} of a buffer of {}",
+            bytes.len(),
+            self.len()
+        );
+        // SAFETY: `offset` is inside the allocation: asserted above.
+        let from = unsafe { self.as_ptr().add(offset) };
+        // SAFETY: both ends are long enough (asserted above); `bytes` is a Rust slice, which device
+        // memory never overlaps; no kernel runs meanwhile (the stream).
+        unsafe { bytes.as_mut_ptr().copy_from_nonoverlapping(from, bytes.len()) };
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        // SAFETY: `start` came from `alloc_zeroed` with this layout, and this is the last owner.
+        unsafe { dealloc(self.start.as_ptr(), self.layout) };
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn advise_huge_pages(start: NonNull<u8>, bytes: usize) {
+    // A refusal only costs speed.
+    // SAFETY: the range is one live allocation, aligned to huge pages at both ends; the advice does
+    // not change its contents.
+    let _ = unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn advise_huge_pages(_: NonNull<u8>, _: usize) {}
+
+/// What the system has, from `/proc/meminfo`.
+#[cfg(target_os = "linux")]
+pub(crate) fn memory_info() -> MemoryInfo {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+    };
+    let unknown = u64::MAX;
+    MemoryInfo {
+        free_bytes: field("MemAvailable:").unwrap_or(unknown),
+        total_bytes: field("MemTotal:").unwrap_or(unknown),
+    }
+}
+
+/// What the system has: free memory is not told apart from memory in all.
+#[cfg(all(unix, not(target_os = "linux")))]
+pub(crate) fn memory_info() -> MemoryInfo {
+    // SAFETY: no preconditions.
+    let pages = unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) };
+    // SAFETY: no preconditions.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    let total_bytes = match (u64::try_from(pages), u64::try_from(page)) {
+        (Ok(pages), Ok(page)) => pages.saturating_mul(page),
+        _ => u64::MAX,
+    };
+    MemoryInfo { free_bytes: total_bytes, total_bytes }
+}
+
+/// What the system has: unknown here, so nothing is refused beforehand.
+#[cfg(not(unix))]
+pub(crate) fn memory_info() -> MemoryInfo {
+    MemoryInfo { free_bytes: u64::MAX, total_bytes: u64::MAX }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_zeroed_aligned_and_freed_with_the_last_clone() {
+        for bytes in [0, 1, 300, 5 << 20] {
+            let buffer = Buffer::new(bytes).unwrap();
+            assert_eq!(buffer.len(), bytes);
+            assert_eq!(buffer.as_ptr() as usize % ALIGNMENT, 0);
+            let clone = buffer.clone();
+            drop(buffer);
+            let mut contents = vec![1; bytes];
+            clone.read(0, &mut contents);
+            assert!(contents.iter().all(|&b| b == 0));
+        }
+        assert_eq!(Buffer::new(5 << 20).unwrap().as_ptr() as usize % HUGE_PAGE, 0);
+    }
+
+    #[test]
+    fn a_request_that_cannot_be_met_is_an_error_with_numbers() {
+        for bytes in [1 << 50, usize::MAX, isize::MAX as usize] {
+            let error = Buffer::new(bytes).unwrap_err();
+            let message = error.to_string();
+            assert!(message.contains(&bytes.to_string()) && message.contains("free"), "{message}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "upload: 4 bytes at 13 of a buffer of 16")]
+    fn a_write_past_the_end_panics() {
+        Buffer::new(16).unwrap().write(13, &[0; 4]);
+    }
+}
