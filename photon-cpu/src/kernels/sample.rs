@@ -216,7 +216,7 @@ fn choose(
     params: &SampleParams,
     total: u64,
 ) -> usize {
-    let floor = ((params.min_p * ONE) as u64).max(1);
+    let floor = ((params.min_p.min(1.0) * ONE) as u64).max(1);
     let random = u128::from(philox(params.seed, params.position, params.stream));
     let target = |kept_mass: u64| ((random * u128::from(kept_mass)) >> 64) as u64;
     let everything = floor == 1 && params.top_k == 0 && params.top_p >= 1.0;

@@ -1,0 +1,44 @@
+//! The conformance suite on every level of instructions this processor has, and on [`Tape`].
+//!
+//! The devices are opened once and shared by their cases, so that cases also meet on one pool.
+use std::sync::LazyLock;
+
+use photon_conformance::Options;
+use photon_cpu::{Cpu, CpuOptions, Isa, Tape};
+
+const OPTIONS: Options = Options { batch_invariant: true, ..Options::FULL };
+
+fn open(isa: Isa, threads: usize) -> Option<Cpu> {
+    Cpu::open(CpuOptions { threads: Some(threads), isa: Some(isa) }).ok()
+}
+
+mod portable {
+    use super::*;
+    static CPU: LazyLock<Option<Cpu>> = LazyLock::new(|| open(Isa::Portable, 1));
+    photon_conformance::suite!(optional CPU.clone(), OPTIONS);
+}
+
+mod avx2 {
+    use super::*;
+    static CPU: LazyLock<Option<Cpu>> = LazyLock::new(|| open(Isa::Avx2, 2));
+    photon_conformance::suite!(optional CPU.clone(), OPTIONS);
+}
+
+mod avx512 {
+    use super::*;
+    static CPU: LazyLock<Option<Cpu>> = LazyLock::new(|| open(Isa::Avx512, 2));
+    photon_conformance::suite!(optional CPU.clone(), OPTIONS);
+}
+
+mod avx512bf16 {
+    use super::*;
+    static CPU: LazyLock<Option<Cpu>> = LazyLock::new(|| open(Isa::Avx512Bf16, 2));
+    photon_conformance::suite!(optional CPU.clone(), OPTIONS);
+}
+
+mod tape {
+    use super::*;
+    // The best instructions there are, and more threads than work for many a shape.
+    static TAPE: LazyLock<Option<Tape>> = LazyLock::new(|| open(Isa::detect(), 3).map(Tape::new));
+    photon_conformance::suite!(optional TAPE.clone(), OPTIONS);
+}

@@ -1,0 +1,2 @@
+//! What the backend promises to everyone, checked from outside.
+mod conformance;
