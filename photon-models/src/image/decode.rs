@@ -210,24 +210,27 @@ fn truncated(format: ImageFormat) -> ImageError {
 /// One of our errors for one of the decoder's.
 fn decoder_error(format: ImageFormat, limits: &Limits, error: image::ImageError) -> ImageError {
     use std::io::ErrorKind::UnexpectedEof;
-    let corrupt = |detail: String| {
-        // Decoders wrap what they say in the name of the format, which our message has already.
-        let detail = match detail.split_once("decoding") {
-            Some((_, rest)) => rest.split_once(':').map_or(detail.as_str(), |(_, d)| d).to_string(),
-            None => detail,
-        };
-        ImageError::Corrupt { format, detail: one_line(&detail) }
+    let message = error.to_string();
+    // The decoders put the name of the format, which our message has already, before what they say,
+    // and a dump of their own types behind it.
+    let after = |lead: &str| message.split_once(lead).map_or(message.as_str(), |(_, rest)| rest);
+    let corrupt = || {
+        let said = if message.starts_with("Format error") { after(": ") } else { &message };
+        let said = said.split_once(" while decoding").map_or(said, |(said, _)| said);
+        ImageError::Corrupt { format, detail: one_line(said) }
     };
     match error {
         image::ImageError::IoError(e) if e.kind() == UnexpectedEof => truncated(format),
-        image::ImageError::IoError(e) => corrupt(e.to_string()),
+        image::ImageError::IoError(_) => corrupt(),
         image::ImageError::Limits(_) => {
             ImageError::TooMuchMemory { format, max_memory: limits.max_memory }
         }
-        image::ImageError::Unsupported(e) => {
-            ImageError::Unsupported { format, detail: one_line(&e.to_string()) }
+        image::ImageError::Unsupported(_) => {
+            let detail = one_line(after("does not support the format features "));
+            ImageError::Unsupported { format, detail }
         }
-        other => corrupt(other.to_string()),
+        _ if message.to_ascii_lowercase().contains("unexpected end of file") => truncated(format),
+        _ => corrupt(),
     }
 }
 
@@ -270,7 +273,7 @@ fn looks_like(bytes: &[u8]) -> String {
         }
         .into();
     }
-    let known: [(&[u8], &str); 11] = [
+    let known: [(&[u8], &str); 13] = [
         (b"data:image/", "a data: URL (decode its base64 first)"),
         (b"/9j/", "base64 of a JPEG (decode it first)"),
         (b"iVBORw0KGgo", "base64 of a PNG (decode it first)"),
@@ -279,6 +282,8 @@ fn looks_like(bytes: &[u8]) -> String {
         (b"\x1f\x8b", "gzip"),
         (b"\0\0\0\x0cJXL ", "JPEG XL"),
         (b"\xff\x0a", "JPEG XL"),
+        (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+        (b"P6\n", "PPM"),
         (b"8BPS", "a Photoshop file"),
         (b"\0\0\x01\0", "a Windows icon"),
         (b"\x1aE\xdf\xa3", "a video (Matroska)"),
@@ -298,7 +303,7 @@ fn looks_like(bytes: &[u8]) -> String {
         .into();
     }
     let hex: Vec<String> = head.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    format!("nothing we know (bytes {})", hex.join(" "))
+    format!("no format we know (bytes {})", hex.join(" "))
 }
 
 /// Width and height from the header chunk, which must come first.
@@ -356,7 +361,7 @@ mod tests {
         check(b"\0\0\0\x18ftypisom\0\0\0\0", "a video (MP4)");
         check(b"data:image/png;base64,AAAA", "a data: URL (decode its base64 first)");
         check(b"/9j/4AAQSkZJRg", "base64 of a JPEG (decode it first)");
-        check(b"\x01\x02", "nothing we know (bytes 01 02)");
+        check(b"\x01\x02", "no format we know (bytes 01 02)");
         assert_eq!(message(b""), "empty file: there are no image bytes to read");
     }
 

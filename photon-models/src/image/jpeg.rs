@@ -30,6 +30,10 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage, ImageErr
 }
 
 fn decode_with(bytes: &[u8], limits: &Limits, strict: bool) -> Result<RgbImage, ImageError> {
+    let markers = walk(bytes);
+    if let Some(scheme) = markers.frame.and_then(unsupported_scheme) {
+        return Err(ImageError::Unsupported { format: FORMAT, detail: scheme.into() });
+    }
     // CMYK is taken as inverted, as Adobe writes it and as Pillow reads every four-channel JPEG.
     let options = DecoderOptions::default()
         .set_strict_mode(strict)
@@ -41,7 +45,7 @@ fn decode_with(bytes: &[u8], limits: &Limits, strict: bool) -> Result<RgbImage, 
     let (width, height) = decoder.dimensions().expect("the headers were decoded");
     let (width, height) = (width as u32, height as u32);
     limits.check_size(width, height)?;
-    if !ends_with_marker(bytes) {
+    if !markers.ended {
         return Err(ImageError::Truncated {
             format: FORMAT,
             detail: "it has no end-of-image marker".into(),
@@ -70,6 +74,9 @@ fn decoder_error(error: DecodeErrors) -> ImageError {
         DecodeErrors::Unsupported(scheme) => {
             ImageError::Unsupported { format: FORMAT, detail: one_line(&format!("{scheme:?}")) }
         }
+        DecodeErrors::SofError(detail) if detail.contains("8-bit images") => {
+            ImageError::Unsupported { format: FORMAT, detail: "it has 12 bits per sample".into() }
+        }
         DecodeErrors::FormatStatic(detail) => {
             ImageError::Corrupt { format: FORMAT, detail: one_line(detail) }
         }
@@ -85,31 +92,57 @@ fn decoder_error(error: DecodeErrors) -> ImageError {
     }
 }
 
-/// Walks the markers to the end-of-image one.
+/// What the markers of a file say.
+#[derive(Debug, Default, PartialEq)]
+struct Markers {
+    /// The kind of the first frame header, `C0` to `CF`.
+    frame: Option<u8>,
+    /// Whether there is an end-of-image marker.
+    ended: bool,
+}
+
+/// Walks the markers up to the end-of-image one.
 ///
 /// Segments are skipped by their length, so a thumbnail's end marker inside one does not count.
 /// In coded data and filler, which have no length, the next `FF xx` that is no stuffing, restart or
 /// fill byte is the next marker.
-fn ends_with_marker(bytes: &[u8]) -> bool {
+fn walk(bytes: &[u8]) -> Markers {
+    let mut markers = Markers::default();
     let mut rest = &bytes[2..];
     while let Some(at) = rest.iter().position(|&b| b == 0xff) {
         rest = &rest[at + 1..];
         match rest.first() {
-            None => return false,
-            Some(0xd9) => return true,
+            None => break,
+            Some(0xd9) => {
+                markers.ended = true;
+                break;
+            }
             // A fill byte: the marker's FF is the next one.
             Some(0xff) => {}
             // Stuffing, TEM, restarts and a stray start of image have no length.
             Some(0x00 | 0x01 | 0xd0..=0xd8) => rest = &rest[1..],
-            Some(_) => {
-                let Some(length) = rest.get(1..3) else { return false };
+            Some(&kind) => {
+                if matches!(kind, 0xc0..=0xcf) && !matches!(kind, 0xc4 | 0xc8 | 0xcc) {
+                    markers.frame.get_or_insert(kind);
+                }
+                let Some(length) = rest.get(1..3) else { break };
                 let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
-                let Some(after) = rest.get(1 + length.max(2)..) else { return false };
+                let Some(after) = rest.get(1 + length.max(2)..) else { break };
                 rest = after;
             }
         }
     }
-    false
+    markers
+}
+
+/// What a frame header announces that the decoder does not know.
+fn unsupported_scheme(frame: u8) -> Option<&'static str> {
+    match frame {
+        0xc0..=0xc2 => None,
+        0xc3 => Some("it is lossless JPEG"),
+        0xc9..=0xcb => Some("it is arithmetic-coded"),
+        _ => Some("it is hierarchical JPEG"),
+    }
 }
 
 #[cfg(test)]
@@ -118,7 +151,7 @@ mod tests {
 
     #[test]
     fn the_end_marker_is_the_pictures_own() {
-        let check = |bytes: &[u8], expected| assert_eq!(ends_with_marker(bytes), expected);
+        let check = |bytes: &[u8], expected| assert_eq!(walk(bytes).ended, expected);
         check(b"\xff\xd8\xff\xd9", true);
         check(b"\xff\xd8", false);
         check(b"\xff\xd8\xff", false);
@@ -130,5 +163,16 @@ mod tests {
         // Coded data with stuffing, a restart and fill bytes; then something after the end.
         check(b"\xff\xd8\xff\xda\0\x02ab\xff\0c\xff\xd0\xff\xff\xd9tail", true);
         check(b"\xff\xd8\xff\xda\0\x02ab\xff\0c\xff\xd0\xff\xff", false);
+    }
+
+    #[test]
+    fn frames_the_decoder_does_not_know_are_named() {
+        let frame = |kind| [b"\xff\xd8\xff\xc4\0\x02\xff", &[kind][..], b"\0\x02\xff\xd9"].concat();
+        assert_eq!(walk(&frame(0xc2)), Markers { frame: Some(0xc2), ended: true });
+        let error = decode(&frame(0xc9), &Limits::default()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "unsupported JPEG: it is arithmetic-coded; save it as an 8-bit RGB PNG or JPEG"
+        );
     }
 }
