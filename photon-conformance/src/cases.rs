@@ -3,6 +3,7 @@ pub(crate) mod device;
 pub(crate) mod linear;
 pub(crate) mod norm;
 pub(crate) mod paged;
+pub(crate) mod replay;
 pub(crate) mod rope;
 pub(crate) mod rows;
 pub(crate) mod sample;

@@ -86,6 +86,7 @@ macro_rules! for_each_case {
             device_streams_are_independent => device::streams_are_independent,
             device_events_are_waited_for_elsewhere => device::events_are_waited_for_elsewhere,
             device_replay_equals_eager => device::replay_equals_eager,
+            device_replays_every_operation => replay::every_operation,
             device_zero_rows_are_nothing => device::zero_rows_are_nothing,
             device_empty_tables_are_safe => device::empty_tables_are_safe,
             device_arena_measures_what_a_pass_takes => device::arena_measures_what_a_pass_takes,

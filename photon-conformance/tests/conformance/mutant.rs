@@ -403,9 +403,12 @@ impl Kernels for Mutant {
         let patch = op.patch;
         with_output(bug, &op.out.on(), |out| {
             plain(cx, |cx| cx.patchify(Patchify { out, crops: &crops, patch }));
-            let edit = |_: usize, j: usize, v: f32| match bug {
+            let edit = |i: usize, j: usize, v: f32| match bug {
                 OffByOnePixelValue => v + 2.0 / 255.0,
-                SwapsAxes => v + if j % patch == 0 && patch > 1 { 0.5 } else { 0.0 },
+                SwapsAxes => {
+                    let (channel, y, x) = (j / (patch * patch), j / patch % patch, j % patch);
+                    get(out, i, (channel * patch + x) * patch + y)
+                }
                 _ => v,
             };
             let result = edited(out, edit);
