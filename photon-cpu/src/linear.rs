@@ -1,8 +1,7 @@
 //! Matrix products with packed weights.
 //!
 //! Few rows go straight through the panels, which is as fast as memory delivers them. Many rows are
-//! blocked for the caches: a task owns a rectangle of the output, takes [`layout::DEPTH`] steps of k
-//! at a time, widens that part of its panels to f32 once, and runs its rows past it. Either way the
+//! blocked for the caches: a task owns a rectangle of the output, takes a block of k at a time, widens that part of its panels to f32 once, and runs its rows past it. Either way the
 //! sum of an output element is the same chain of additions (see [`tile`]), so the two agree to the
 //! bit.
 //!
@@ -22,7 +21,7 @@ use crate::{
     simd::{self, Op, Simd, load, store},
 };
 use finish::{Epilogue, Piece};
-use layout::{DEPTH, Layout, PANEL, ROWS, with_format};
+use layout::{GRAIN, Layout, PANEL, ROWS, with_format};
 use scratch::with_scratch;
 use tile::{Format, Single, Tile};
 
@@ -129,6 +128,7 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
 
     fn compute(self, rows: usize, pack: Pack<'_, F>, store: Store<'_>) {
         let strip_len = layout::strip_len::<F>(self.k);
+        let depth = layout::depth(layout::steps::<F>(self.k));
         let strip_bytes = strip_len * size_of::<F::Activation>();
         let rows_at_once = (ACTIVATION_BYTES / strip_bytes).max(1) * ROWS;
         for first in (0..rows).step_by(rows_at_once) {
@@ -137,7 +137,7 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
             with_scratch(floats, |packed| {
                 let packed = bytemuck::cast_slice_mut(packed);
                 pack((first, count), packed);
-                let strips = Strips::<F> { packed, strip_len, first, count };
+                let strips = Strips::<F> { packed, strip_len, depth, first, count };
                 if count <= DIRECT_ROWS {
                     self.direct(strips, store);
                 } else {
@@ -161,14 +161,12 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
     /// Few rows: each panel is read once, from memory to registers. Rows that do not fit in
     /// registers beside each other find it in L1.
     fn direct(self, strips: Strips<'_, F>, store: Store<'_>) {
-        // Steps of a panel that stay in L1: 8 KiB of bf16.
-        const STEPS: usize = 64;
         // Bytes between a load and what is asked for: the hardware's prefetcher stops at pages.
         const AHEAD: usize = 2048;
         let steps = layout::steps::<F>(self.k);
         self.pool.run(self.panels(), &|panel| {
             with_scratch(DIRECT_ROWS.next_multiple_of(ROWS) * PANEL, |sums| {
-                for step in (0..steps).step_by(STEPS) {
+                for step in (0..steps).step_by(GRAIN) {
                     let columns = self.panel(panel, step);
                     for strip in 0..strips.number() {
                         let rows = strips.rows(strip);
@@ -176,9 +174,10 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
                         for column in (0..PANEL).step_by(vectors * S::LANES) {
                             let tile = Tile::<F> {
                                 rows: strips.at(strip, step),
+                                row_stride: strips.depth,
                                 columns: &columns[column * F::PER_STEP..],
                                 stride: PANEL,
-                                steps: STEPS.min(steps - step),
+                                steps: GRAIN.min(steps - step),
                                 sums: &mut sums[strip * ROWS * PANEL + column..],
                                 sums_stride: PANEL,
                                 fresh: step == 0,
@@ -226,15 +225,16 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
         let steps = layout::steps::<F>(self.k);
         let slabs = panels.len() * PANEL / Self::WIDTH;
         let tile_len = ROWS * Self::WIDTH;
-        let wide_len = if Self::AS_PACKED { 0 } else { panels.len() * PANEL * DEPTH };
+        let depth = all.depth;
+        let wide_len = if Self::AS_PACKED { 0 } else { panels.len() * PANEL * depth };
         with_scratch(wide_len + slabs * strips.len() * tile_len, |scratch| {
             let (wide, sums) = scratch.split_at_mut(wide_len);
-            for step in (0..steps).step_by(DEPTH) {
-                let depth = DEPTH.min(steps - step);
+            for step in (0..steps).step_by(depth) {
+                let count = depth.min(steps - step);
                 if !Self::AS_PACKED {
-                    for (panel, wide) in panels.clone().zip(wide.chunks_exact_mut(PANEL * DEPTH)) {
-                        let packed = &self.panel(panel, step)[..depth * PANEL * F::PER_STEP];
-                        self.s.run(Widen::<F> { packed, wide, width: Self::WIDTH });
+                    for (panel, wide) in panels.clone().zip(wide.chunks_exact_mut(PANEL * depth)) {
+                        let packed = &self.panel(panel, step)[..count * PANEL * F::PER_STEP];
+                        self.s.run(Widen::<F> { packed, wide });
                     }
                 }
                 for some in strips.clone().step_by(STRIPS_IN_L2) {
@@ -253,9 +253,10 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
                                 let columns = self.panel(column / PANEL, step);
                                 let tile = Tile::<F> {
                                     rows: all.at(strip, step),
+                                    row_stride: depth,
                                     columns: &columns[column % PANEL * F::PER_STEP..],
                                     stride: PANEL,
-                                    steps: depth,
+                                    steps: count,
                                     sums,
                                     sums_stride: Self::WIDTH,
                                     fresh,
@@ -265,9 +266,10 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
                             } else {
                                 let tile = Tile::<Single<f32>> {
                                     rows: bytemuck::cast_slice(all.at(strip, step)),
-                                    columns: &wide[slab * Self::WIDTH * DEPTH..],
+                                    row_stride: depth,
+                                    columns: &wide[slab * Self::WIDTH * depth..],
                                     stride: Self::WIDTH,
-                                    steps: depth,
+                                    steps: count,
                                     sums,
                                     sums_stride: Self::WIDTH,
                                     fresh,
@@ -275,7 +277,7 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
                                 };
                                 tile::run(self.s, rows, Self::WIDTH / S::LANES, tile);
                             }
-                            if step + depth == steps {
+                            if step + count == steps {
                                 store(Piece {
                                     sums,
                                     stride: Self::WIDTH,
@@ -295,6 +297,8 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
 struct Strips<'a, F: Format> {
     packed: &'a [F::Activation],
     strip_len: usize,
+    /// Steps of a block.
+    depth: usize,
     /// The first row's place in the output.
     first: usize,
     /// Number of rows.
@@ -321,9 +325,9 @@ impl<'a, F: Format> Strips<'a, F> {
 
     /// A strip's block of steps, from `step` on.
     fn at(&self, strip: usize, step: usize) -> &'a [F::Activation] {
-        let block = ROWS * DEPTH * F::PER_STEP;
-        let start = strip * self.strip_len + step / DEPTH * block;
-        &self.packed[start + step % DEPTH * F::PER_STEP..start + block]
+        let block = ROWS * self.depth * F::PER_STEP;
+        let start = strip * self.strip_len + step / self.depth * block;
+        &self.packed[start + step % self.depth * F::PER_STEP..start + block]
     }
 }
 
@@ -341,11 +345,10 @@ fn task_size(threads: usize, (panels, strips): (usize, usize), widen: usize) -> 
     sizes.min_by_key(cost).expect("one part of one panel is a size")
 }
 
-/// Columns of a panel to f32, in slabs as wide as a tile.
+/// Some steps of a panel to f32, in slabs as wide as a tile of many rows.
 struct Widen<'a, F: Format> {
     packed: &'a [F::Weight],
     wide: &'a mut [f32],
-    width: usize,
 }
 
 impl<F: Format> Op for Widen<'_, F> {
@@ -353,11 +356,11 @@ impl<F: Format> Op for Widen<'_, F> {
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let Widen { packed, wide, width } = self;
-        for (slab, wide) in wide.chunks_exact_mut(width * DEPTH).enumerate() {
-            let steps = packed.chunks_exact(PANEL).zip(wide.chunks_exact_mut(width));
-            for (packed, wide) in steps {
-                let packed = &packed[slab * width..(slab + 1) * width];
+        let width = tile::widest::<S>(ROWS) * S::LANES;
+        let slab_len = self.wide.len() / (PANEL / width);
+        for (step, packed) in self.packed.chunks_exact(PANEL).enumerate() {
+            for (slab, packed) in packed.chunks_exact(width).enumerate() {
+                let wide = &mut self.wide[slab * slab_len + step * width..][..width];
                 for (p, w) in packed.chunks_exact(S::LANES).zip(wide.chunks_exact_mut(S::LANES)) {
                     store(s, w, load(s, p));
                 }

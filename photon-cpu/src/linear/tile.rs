@@ -3,14 +3,14 @@
 //! Every output element is one chain of additions over k, in order, whichever tile it falls in: the
 //! shapes differ only in how many chains run side by side. So a row's result does not depend on the
 //! rows it is computed with, nor on the number of threads.
-#![allow(unsafe_code, reason = "loads through pointers, after one check of the bounds")]
+#![allow(unsafe_code, reason = "loads and stores through pointers, after one check of the bounds")]
 
 use std::marker::PhantomData;
 
 use half::bf16;
 
-use super::layout::{DEPTH, ROWS};
-use crate::simd::{Element, Op, Simd, load, store};
+use super::layout::{PANEL, ROWS};
+use crate::simd::{Element, Op, Simd};
 
 /// How weights and activations are stored and multiplied. The unit of k is a step.
 pub(super) trait Format: Copy + Send + Sync + 'static {
@@ -90,8 +90,10 @@ impl Format for Pairs {
 
 /// Operands of [`run`].
 pub(super) struct Tile<'a, F: Format> {
-    /// Packed rows, `DEPTH` steps apart, from the first step on.
+    /// Packed rows from the first step on.
     pub(super) rows: &'a [F::Activation],
+    /// Steps from one row to the next.
+    pub(super) row_stride: usize,
     /// Packed columns from the first step and column on.
     pub(super) columns: &'a [F::Weight],
     /// Columns from one step to the next.
@@ -114,40 +116,65 @@ impl<F: Format, const R: usize, const V: usize> Op for Shaped<'_, F, R, V> {
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let Tile { rows, columns, stride, steps, sums, sums_stride, fresh, prefetch } = self.0;
-        let row_stride = DEPTH * F::PER_STEP;
-        let stride = stride * F::PER_STEP;
-        assert!(0 < steps && steps <= DEPTH);
+        let Tile { rows, columns, steps, sums, sums_stride, fresh, prefetch, .. } = self.0;
+        let row_stride = self.0.row_stride * F::PER_STEP;
+        let stride = self.0.stride * F::PER_STEP;
+        assert!(0 < steps);
         assert!(rows.len() >= (R - 1) * row_stride + steps * F::PER_STEP);
         assert!(columns.len() >= (steps - 1) * stride + V * S::LANES * F::PER_STEP);
+        assert!(sums.len() >= (R - 1) * sums_stride + V * S::LANES);
 
+        let sums = sums.as_mut_ptr();
         let mut acc = [[s.splat(0.0); V]; R];
         if !fresh {
             for (r, acc) in acc.iter_mut().enumerate() {
                 for (v, acc) in acc.iter_mut().enumerate() {
-                    *acc = load(s, &sums[r * sums_stride + v * S::LANES..]);
+                    let from = sums.wrapping_add(r * sums_stride + v * S::LANES);
+                    // SAFETY: with the assertion on `sums`: row `r < R` and one of its `V` vectors.
+                    *acc = unsafe { s.read_f32(from) };
                 }
             }
         }
         let mut row = rows.as_ptr();
         let mut column = columns.as_ptr();
         for _ in 0..steps {
-            let mut b = [s.splat(0.0); V];
-            for (v, b) in b.iter_mut().enumerate() {
-                // SAFETY: with the assertion on `columns`: this is one of its first `steps` steps and
-                // one of the `V` vectors there.
-                *b = unsafe { F::columns(s, column.wrapping_add(v * S::LANES * F::PER_STEP)) };
-            }
+            let a = |r: usize| {
+                // SAFETY: with the assertion on `rows`: row `r < R` and one of the first `steps` steps.
+                unsafe { F::row(s, row.wrapping_add(r * row_stride)) }
+            };
+            let b = |v: usize| {
+                // SAFETY: with the assertion on `columns`: one of the first `steps` steps and one of
+                // the `V` vectors there.
+                unsafe { F::columns(s, column.wrapping_add(v * S::LANES * F::PER_STEP)) }
+            };
             if prefetch > 0 {
                 for line in 0..(V * S::LANES * F::PER_STEP * size_of::<F::Weight>()).div_ceil(64) {
                     s.prefetch(column.cast::<u8>().wrapping_add(prefetch + 64 * line));
                 }
             }
-            for (r, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: with the assertion on `rows`: row `r < R` and one of the first `steps` steps.
-                let a = unsafe { F::row(s, row.wrapping_add(r * row_stride)) };
-                for (acc, b) in acc.iter_mut().zip(b) {
-                    *acc = F::multiply(s, a, b, *acc);
+            // The shorter side stays in registers while the longer passes by: three rows by four
+            // vectors leave four registers of sixteen.
+            if R < V {
+                let mut held = [s.splat(0.0); R];
+                for (r, held) in held.iter_mut().enumerate() {
+                    *held = a(r);
+                }
+                for v in 0..V {
+                    let b = b(v);
+                    for r in 0..R {
+                        acc[r][v] = F::multiply(s, held[r], b, acc[r][v]);
+                    }
+                }
+            } else {
+                let mut held = [s.splat(0.0); V];
+                for (v, held) in held.iter_mut().enumerate() {
+                    *held = b(v);
+                }
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let a = a(r);
+                    for (acc, b) in acc.iter_mut().zip(held) {
+                        *acc = F::multiply(s, a, b, *acc);
+                    }
                 }
             }
             row = row.wrapping_add(F::PER_STEP);
@@ -155,7 +182,9 @@ impl<F: Format, const R: usize, const V: usize> Op for Shaped<'_, F, R, V> {
         }
         for (r, acc) in acc.into_iter().enumerate() {
             for (v, acc) in acc.into_iter().enumerate() {
-                store(s, &mut sums[r * sums_stride + v * S::LANES..], acc);
+                let to = sums.wrapping_add(r * sums_stride + v * S::LANES);
+                // SAFETY: with the assertion on `sums`: row `r < R` and one of its `V` vectors.
+                unsafe { s.write_f32(to, acc) };
             }
         }
     }
@@ -164,7 +193,7 @@ impl<F: Format, const R: usize, const V: usize> Op for Shaped<'_, F, R, V> {
 /// The widest tile, in vectors, that `rows` rows leave registers for.
 pub(super) const fn widest<S: Simd>(rows: usize) -> usize {
     let fit = S::ACCUMULATORS / rows;
-    let most = super::layout::PANEL / S::LANES;
+    let most = PANEL / S::LANES;
     let vectors = if fit < most { fit } else { most };
     1 << vectors.ilog2()
 }
