@@ -220,6 +220,7 @@ fn device() {
             ReadBackIgnoresRange,
             CaptureRuns,
             CaptureBakesInputs,
+            BakesInputs,
             ReplayDoesNothing,
             AcceptsAnyWeight,
             ReportsAllMemoryAsFree,
