@@ -253,6 +253,7 @@ def main():
     parser.add_argument("--ema", type=float, default=0.99)
     parser.add_argument("--max-objects", type=int, default=4)
     parser.add_argument("--eval-every", type=float, default=420)
+    parser.add_argument("--eval-pictures", type=int, default=32)
     args = parser.parse_args()
 
     os.makedirs(args.out, exist_ok=True)
@@ -294,7 +295,7 @@ def main():
             if args.phase == "vision":
                 return aux_accuracy(ema, process.loader)
             from evaluate import evaluate as tasks
-            return tasks(ema, args.pictures, process.prompts, seed=2**39, count=96)
+            return tasks(ema, args.pictures, process.prompts, seed=2**39, count=args.eval_pictures)
         finally:
             torch.set_num_threads(1)
 
