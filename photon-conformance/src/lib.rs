@@ -26,7 +26,7 @@ mod oracle;
 mod rig;
 mod rng;
 
-use std::fmt::Debug;
+use std::{collections::BTreeSet, fmt::Debug, sync::Mutex};
 
 use photon_core::Kernels;
 
@@ -100,7 +100,7 @@ macro_rules! for_each_case {
 /// One `#[test]` per case on the device that an expression makes, with [`Options`] or all of them.
 ///
 /// `suite!(device)`, `suite!(device, options)`; with `optional` in front of the device it is an
-/// `Option`, and where it is `None` every case says that it was skipped.
+/// `Option`, and where it is `None` the suite says that it was skipped.
 #[macro_export]
 macro_rules! suite {
     (optional $device:expr) => {
@@ -125,7 +125,7 @@ macro_rules! tests_of_cases {
         $(
             #[test]
             fn $name() {
-                $crate::run(stringify!($name), $device, &$options);
+                $crate::run(module_path!(), stringify!($name), $device, &$options);
             }
         )*
     };
@@ -157,15 +157,21 @@ pub fn cases<D: Kernels>() -> Vec<Case<D>> {
     for_each_case!([table_of_cases])
 }
 
-/// Runs one case, or says that there is no device to run it on.
+/// Runs the case `name` of the suite that stands in module `suite`. If there is no device to run it on,
+/// says so, once for each suite.
 ///
 /// # Panics
 /// If the device fails the case, or no case has this name.
-pub fn run<D: Kernels>(name: &str, device: Option<D>, options: &Options) {
+pub fn run<D: Kernels>(suite: &str, name: &str, device: Option<D>, options: &Options) {
+    static ABSENT: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let case = cases::<D>().into_iter().find(|case| case.name == name);
     let case = case.unwrap_or_else(|| panic!("no case is named {name}"));
     match device {
         Some(device) => (case.run)(&device, options),
-        None => rig::skip(name, "this machine", "the device is not available here"),
+        None => {
+            if ABSENT.lock().expect("nothing panics with it").insert(suite.into()) {
+                rig::skip(suite, "this machine", "it does not have the device");
+            }
+        }
     }
 }

@@ -1,4 +1,25 @@
 //! Numbers from a seed, the same on every machine: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
+//!
+//! The environment variable [`SALT_VARIABLE`] changes all of them at once, to look for bugs that the usual
+//! numbers miss; failures name it.
+use std::sync::LazyLock;
+
+/// A number that every seed is combined with; 0, or unset, for the usual ones.
+pub(crate) const SALT_VARIABLE: &str = "PHOTON_CONFORMANCE_SALT";
+
+/// The salt of this run.
+///
+/// # Panics
+/// If the variable holds no number.
+pub(crate) fn salt() -> u64 {
+    static SALT: LazyLock<u64> = LazyLock::new(|| match std::env::var(SALT_VARIABLE) {
+        Ok(text) => {
+            text.parse().unwrap_or_else(|_| panic!("{SALT_VARIABLE}={text}: set a whole number"))
+        }
+        Err(_) => 0,
+    });
+    *SALT
+}
 
 /// A stream of pseudo-random numbers.
 #[derive(Clone, Debug)]
@@ -6,7 +27,7 @@ pub(crate) struct Rng(u64);
 
 impl Rng {
     pub(crate) fn new(seed: u64) -> Self {
-        Rng(seed.wrapping_mul(0xD134_2543_DE82_EF95))
+        Rng((seed ^ salt().rotate_left(32)).wrapping_mul(0xD134_2543_DE82_EF95))
     }
 
     pub(crate) fn bits(&mut self) -> u64 {

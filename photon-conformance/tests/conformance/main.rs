@@ -12,12 +12,12 @@ mod absent {
 
     #[test]
     fn an_absent_device_is_skipped_and_not_failed() {
-        run::<Naive>("copy_every_type", None, &photon_conformance::Options::FULL);
+        run::<Naive>(module_path!(), "copy_every_type", None, &photon_conformance::Options::FULL);
     }
 
     #[test]
     #[should_panic(expected = "no case is named typo")]
     fn a_case_nobody_wrote_is_not_passed() {
-        run("typo", Some(Naive), &photon_conformance::Options::FULL);
+        run(module_path!(), "typo", Some(Naive), &photon_conformance::Options::FULL);
     }
 }
