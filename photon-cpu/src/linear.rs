@@ -18,10 +18,10 @@ use crate::{
     isa::Isa,
     memory::Buffer,
     pool::Pool,
-    simd::{self, Op, Simd, load, store},
+    simd::{self, Op, Simd, store},
 };
 use finish::{Epilogue, Piece};
-use layout::{GRAIN, Layout, PANEL, ROWS, with_format};
+use layout::{GRAIN, Layout, PANEL, ROWS, WithFormat};
 use scratch::with_scratch;
 use tile::{Format, Single, Tile};
 
@@ -57,25 +57,53 @@ pub(crate) fn pack(isa: Isa, data: WeightData<'_>, pool: &Pool) -> Result<Weight
     // SAFETY: `as_ptr` is valid for `len` bytes while `buffer` lives, they are zeroed, and nobody else
     // has a clone yet.
     let out = unsafe { std::slice::from_raw_parts_mut(buffer.as_ptr(), buffer.len()) };
-    with_format!(layout, F => {
-        layout::pack_weights::<F>(pool, (n, k), bytes, bytemuck::cast_slice_mut(out));
-    });
+    layout.with(PackWeights { pool, dims: (n, k), bytes, out });
     Ok(Weight::new(n, k, format, buffer, None))
 }
 
 /// See [`Linear`].
 pub(crate) fn linear(cpu: &Cpu, op: Linear<'_, Cpu>) {
     let layout = Layout::of(cpu.isa(), op.w.format()).expect("packed by `pack`");
-    with_format!(layout, F => simd::dispatch(cpu.isa(), Run::<F> { cpu, op, format: PhantomData }));
+    layout.with(Run { cpu, op });
 }
 
-struct Run<'a, F> {
+struct PackWeights<'a> {
+    pool: &'a Pool,
+    dims: (usize, usize),
+    bytes: &'a [u8],
+    out: &'a mut [u8],
+}
+
+impl WithFormat for PackWeights<'_> {
+    type Output = ();
+
+    fn call<F: Format>(self) {
+        let out = bytemuck::cast_slice_mut(self.out);
+        layout::pack_weights::<F>(self.pool, self.dims, self.bytes, out);
+    }
+}
+
+struct Run<'a> {
+    cpu: &'a Cpu,
+    op: Linear<'a, Cpu>,
+}
+
+impl WithFormat for Run<'_> {
+    type Output = ();
+
+    fn call<F: Format>(self) {
+        let Run { cpu, op } = self;
+        simd::dispatch(cpu.isa(), RunFormat::<F> { cpu, op, format: PhantomData });
+    }
+}
+
+struct RunFormat<'a, F> {
     cpu: &'a Cpu,
     op: Linear<'a, Cpu>,
     format: PhantomData<F>,
 }
 
-impl<F: Format> Op for Run<'_, F> {
+impl<F: Format> Op for RunFormat<'_, F> {
     type Output = ();
 
     #[inline(always)]
@@ -122,9 +150,9 @@ struct Product<'a, S, F: Format> {
 impl<S: Simd, F: Format> Product<'_, S, F> {
     /// Columns of a full-height tile.
     const WIDTH: usize = tile::widest::<S>(ROWS) * S::LANES;
-    /// Whether tiles of many rows read the panels as they are: there is nothing to widen, and for f32
-    /// a panel is as wide as a tile, so that it is read in one stretch.
-    const AS_PACKED: bool = F::PER_STEP > 1 || Self::WIDTH == PANEL && F::IS_F32;
+    /// Whether tiles of many rows read the panels as they are: there is nothing to widen, and where
+    /// steps are single a panel is as wide as a tile, so that it is read in one stretch.
+    const AS_PACKED: bool = !F::WIDEN && (F::PER_STEP > 1 || Self::WIDTH == PANEL);
 
     fn compute(self, rows: usize, pack: Pack<'_, F>, store: Store<'_>) {
         let strip_len = layout::strip_len::<F>(self.k);
@@ -164,9 +192,12 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
         // Bytes between a load and what is asked for: the hardware's prefetcher stops at pages.
         const AHEAD: usize = 2048;
         let steps = layout::steps::<F>(self.k);
+        // What is read only once need not stay in L1.
+        let once = strips.number() == 1 && tile::widest::<S>(strips.count) * S::LANES == PANEL;
+        let depth = if once { strips.depth } else { GRAIN };
         self.pool.run(self.panels(), &|panel| {
             with_scratch(DIRECT_ROWS.next_multiple_of(ROWS) * PANEL, |sums| {
-                for step in (0..steps).step_by(GRAIN) {
+                for step in (0..steps).step_by(depth) {
                     let columns = self.panel(panel, step);
                     for strip in 0..strips.number() {
                         let rows = strips.rows(strip);
@@ -177,7 +208,7 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
                                 row_stride: strips.depth,
                                 columns: &columns[column * F::PER_STEP..],
                                 stride: PANEL,
-                                steps: GRAIN.min(steps - step),
+                                steps: depth.min(steps - step),
                                 sums: &mut sums[strip * ROWS * PANEL + column..],
                                 sums_stride: PANEL,
                                 fresh: step == 0,
@@ -356,14 +387,17 @@ impl<F: Format> Op for Widen<'_, F> {
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
+        assert!(F::PER_STEP == 1, "pairs are never widened");
         let width = tile::widest::<S>(ROWS) * S::LANES;
         let slab_len = self.wide.len() / (PANEL / width);
         for (step, packed) in self.packed.chunks_exact(PANEL).enumerate() {
-            for (slab, packed) in packed.chunks_exact(width).enumerate() {
-                let wide = &mut self.wide[slab * slab_len + step * width..][..width];
-                for (p, w) in packed.chunks_exact(S::LANES).zip(wide.chunks_exact_mut(S::LANES)) {
-                    store(s, w, load(s, p));
-                }
+            for (pair, packed) in packed.chunks_exact(2 * S::LANES).enumerate() {
+                let (slab, column) = (2 * S::LANES * pair / width, 2 * S::LANES * pair % width);
+                let wide = &mut self.wide[slab * slab_len + step * width + column..];
+                // SAFETY: the chunk has `2 * LANES` elements, and one element per step.
+                let [first, second] = unsafe { F::columns(s, packed.as_ptr()) };
+                store(s, wide, first);
+                store(s, &mut wide[S::LANES..], second);
             }
         }
     }

@@ -31,7 +31,7 @@ const SPIN: Duration = Duration::from_micros(8);
 
 /// A handle to a set of threads. Cloning shares them; the last drop ends them.
 #[derive(Clone)]
-pub struct Pool {
+pub(crate) struct Pool {
     threads: Arc<Threads>,
 }
 
@@ -175,7 +175,7 @@ impl Shared {
 impl Pool {
     /// A pool of `threads` threads, the caller of [`Pool::run`] counted. Fewer if the system refuses
     /// to start that many.
-    pub fn new(threads: usize) -> Pool {
+    pub(crate) fn new(threads: usize) -> Pool {
         let shared = Arc::new(Shared {
             job: UnsafeCell::new(None),
             unclaimed: AtomicUsize::new(0),
@@ -199,12 +199,12 @@ impl Pool {
 
     /// How many threads this process may keep busy: processors, less what affinity and cgroup quotas
     /// take away.
-    pub fn default_threads() -> usize {
+    pub(crate) fn default_threads() -> usize {
         thread::available_parallelism().map_or(1, usize::from)
     }
 
     /// Threads that take part in a loop, the caller counted.
-    pub fn threads(&self) -> usize {
+    pub(crate) fn threads(&self) -> usize {
         self.threads.workers.len() + 1
     }
 
@@ -213,7 +213,7 @@ impl Pool {
     ///
     /// # Panics
     /// If a call did, with what it threw first. The other calls may or may not have been made.
-    pub fn run(&self, tasks: usize, body: &(dyn Fn(usize) + Sync)) {
+    pub(crate) fn run(&self, tasks: usize, body: &(dyn Fn(usize) + Sync)) {
         let Threads { shared, workers, turn } = &*self.threads;
         if tasks <= 1 || workers.is_empty() {
             return (0..tasks).for_each(body);

@@ -5,7 +5,8 @@
 //! compiler know that it may use the instructions: hot loops live in the `call` of an [`Op`], marked
 //! `#[inline(always)]`.
 //!
-//! Deliberately absent: shuffles, reductions and integers, which the kernels here do without.
+//! Deliberately absent: other shuffles than a transposition, reductions and integers, which the kernels
+//! here do without.
 #![allow(unsafe_code, reason = "vector intrinsics, and loads and stores through pointers")]
 
 use half::{bf16, f16};
@@ -17,6 +18,9 @@ mod portable;
 mod x86;
 
 pub(crate) use portable::Portable;
+
+/// Elements of the longest vector.
+pub(crate) const MAX_LANES: usize = 16;
 
 /// A computation generic over the instruction set.
 pub(crate) trait Op {
@@ -55,8 +59,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type V: Copy;
     /// Elements of a vector.
     const LANES: usize;
-    /// Vectors that can be summed into at once, with enough registers left for the factors.
-    const ACCUMULATORS: usize;
+    /// Vectors that fit in registers.
+    const REGISTERS: usize;
 
     /// Runs `op` where the compiler may use the instructions.
     fn run<O: Op>(self, op: O) -> O::Output;
@@ -90,6 +94,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         let acc = self.fma(self.upper(a), self.upper(b), acc);
         self.fma(self.lower(a), self.lower(b), acc)
     }
+
+    /// Turns rows into columns: element `j` of vector `i` becomes element `i` of vector `j`, among the
+    /// first `LANES` vectors.
+    fn transpose(self, rows: [Self::V; MAX_LANES]) -> [Self::V; MAX_LANES];
 
     /// Asks for the cache line at `p`, which may be any address.
     fn prefetch<T>(self, p: *const T);
@@ -347,6 +355,33 @@ mod tests {
             dispatch(isa, Convert { out: &mut out, x: &brains });
             for (x, y) in brains.iter().zip(&out) {
                 assert_eq!(u32::from(x.to_bits()) << 16, y.to_bits());
+            }
+        }
+    }
+
+    #[test]
+    fn transpose_turns_rows_into_columns() {
+        struct Transpose;
+        impl Op for Transpose {
+            type Output = (usize, Vec<[f32; MAX_LANES]>);
+            #[inline(always)]
+            fn call<S: Simd>(self, s: S) -> Self::Output {
+                let row = |i: usize| std::array::from_fn(|j| (100 * i + j) as f32);
+                let rows: [[f32; MAX_LANES]; MAX_LANES] = std::array::from_fn(row);
+                let columns = s.transpose(rows.map(|row| load(s, &row)));
+                let mut out = vec![[0.0; MAX_LANES]; MAX_LANES];
+                for (out, column) in out.iter_mut().zip(columns) {
+                    store(s, out, column);
+                }
+                (S::LANES, out)
+            }
+        }
+        for isa in Isa::available() {
+            let (lanes, columns) = dispatch(isa, Transpose);
+            for (j, column) in columns.iter().enumerate().take(lanes) {
+                for (i, x) in column.iter().enumerate().take(lanes) {
+                    assert_eq!(*x, (100 * i + j) as f32, "{}", isa.name());
+                }
             }
         }
     }

@@ -1,18 +1,18 @@
 //! How weights and activations are laid out for the microkernel.
 //!
 //! Weights: panels of [`PANEL`] output columns, one after the other; in a panel, step after step of k;
-//! in a step, the elements of the 64 columns (pairs of k side by side where steps are pairs). A panel
-//! is read from front to back, once, by whoever computes its columns. Columns and steps past the end
+//! in a step, the elements of the 64 columns, in the order [`Format::place`] says (pairs of k side by
+//! side where steps are pairs). A panel is read from front to back, once, by whoever computes its columns. Columns and steps past the end
 //! are zero.
 //!
 //! Activations: strips of [`ROWS`] rows; in a strip, blocks of [`depth`] steps; in a block, row after
 //! row. A strip's block is one contiguous stretch that stays in L1 while columns pass by.
 #![allow(unsafe_code, reason = "tasks write disjoint parts of one buffer")]
 
-use half::bf16;
+use half::{bf16, f16};
 use photon_core::{DType, WeightFormat};
 
-use super::tile::{Format, Pairs, Single};
+use super::tile::{Format, Halves, Pairs, Single};
 use crate::{
     elements::{Float, Rows},
     isa::Isa,
@@ -41,7 +41,8 @@ pub(super) fn depth(steps: usize) -> usize {
 pub(super) enum Layout {
     F32,
     F16,
-    Bf16,
+    /// For vectors of so many lanes.
+    Bf16(usize),
     /// Two elements of k side by side.
     Bf16Pairs,
 }
@@ -52,8 +53,11 @@ impl Layout {
         match format {
             WeightFormat::Float(DType::F32) => Some(Layout::F32),
             WeightFormat::Float(DType::F16) => Some(Layout::F16),
-            WeightFormat::Float(DType::Bf16) if isa == Isa::Avx512Bf16 => Some(Layout::Bf16Pairs),
-            WeightFormat::Float(DType::Bf16) => Some(Layout::Bf16),
+            WeightFormat::Float(DType::Bf16) => Some(match isa {
+                Isa::Portable | Isa::Avx2 => Layout::Bf16(8),
+                Isa::Avx512 => Layout::Bf16(16),
+                Isa::Avx512Bf16 => Layout::Bf16Pairs,
+            }),
             _ => None,
         }
     }
@@ -62,37 +66,34 @@ impl Layout {
     pub(super) fn bytes(self, n: usize, k: usize) -> Option<usize> {
         let (steps, step_bytes) = match self {
             Layout::F32 => (steps::<Single<f32>>(k), 4),
-            Layout::F16 | Layout::Bf16 => (steps::<Single<bf16>>(k), 2),
+            Layout::F16 | Layout::Bf16(_) => (steps::<Single<bf16>>(k), 2),
             Layout::Bf16Pairs => (steps::<Pairs>(k), 4),
         };
         n.div_ceil(PANEL).checked_mul(PANEL)?.checked_mul(steps)?.checked_mul(step_bytes)
     }
 }
 
-/// Runs `$body` with the type alias `$f` for the [`Format`] of a layout known only at run time.
-macro_rules! with_format {
-    ($layout:expr, $f:ident => $body:expr) => {
-        match $layout {
-            $crate::linear::layout::Layout::F32 => {
-                type $f = $crate::linear::tile::Single<f32>;
-                $body
-            }
-            $crate::linear::layout::Layout::F16 => {
-                type $f = $crate::linear::tile::Single<half::f16>;
-                $body
-            }
-            $crate::linear::layout::Layout::Bf16 => {
-                type $f = $crate::linear::tile::Single<half::bf16>;
-                $body
-            }
-            $crate::linear::layout::Layout::Bf16Pairs => {
-                type $f = $crate::linear::tile::Pairs;
-                $body
-            }
-        }
-    };
+/// What to do with a [`Format`].
+pub(super) trait WithFormat {
+    /// What it yields.
+    type Output;
+    /// Does it.
+    fn call<F: Format>(self) -> Self::Output;
 }
-pub(super) use with_format;
+
+impl Layout {
+    /// Calls `f` with the format of this layout.
+    pub(super) fn with<W: WithFormat>(self, f: W) -> W::Output {
+        match self {
+            Layout::F32 => f.call::<Single<f32>>(),
+            Layout::F16 => f.call::<Single<f16>>(),
+            Layout::Bf16(8) => f.call::<Halves<8>>(),
+            Layout::Bf16(16) => f.call::<Halves<16>>(),
+            Layout::Bf16(lanes) => unreachable!("no vectors of {lanes} lanes"),
+            Layout::Bf16Pairs => f.call::<Pairs>(),
+        }
+    }
+}
 
 /// Steps of a row of `k` elements; an empty row has one, of zeros, so that nothing is a special case.
 pub(super) fn steps<F: Format>(k: usize) -> usize {
@@ -121,11 +122,11 @@ pub(super) fn pack_weights<F: Format>(
         for k0 in (0..k).step_by(RUN) {
             let run = k0..k.min(k0 + RUN);
             for (column, row) in rows.clone().enumerate() {
+                let place = F::place(column) * F::PER_STEP;
                 let row = &bytes[(row * k + run.start) * size..(row * k + run.end) * size];
                 for (k, element) in run.clone().zip(row.chunks_exact(size)) {
                     let step = k / F::PER_STEP * PANEL * F::PER_STEP;
-                    out[step + column * F::PER_STEP + k % F::PER_STEP] =
-                        bytemuck::pod_read_unaligned(element);
+                    out[step + place + k % F::PER_STEP] = bytemuck::pod_read_unaligned(element);
                 }
             }
         }

@@ -20,14 +20,18 @@ pub(super) trait Format: Copy + Send + Sync + 'static {
     type Activation: Element + bytemuck::Pod;
     /// Elements of k in a step.
     const PER_STEP: usize;
-    /// Whether weights are f32 already.
-    const IS_F32: bool = false;
+    /// Whether tiles of many rows multiply f32 copies of the weights, made once for all rows.
+    const WIDEN: bool;
 
-    /// `LANES` columns of one step.
+    /// Where a step holds `column`, counted in columns.
+    fn place(column: usize) -> usize {
+        column
+    }
+    /// Two vectors of columns of one step.
     ///
     /// # Safety
-    /// `LANES * PER_STEP` elements can be read at `p`.
-    unsafe fn columns<S: Simd>(s: S, p: *const Self::Weight) -> S::V;
+    /// `2 * LANES * PER_STEP` elements can be read at `p`.
+    unsafe fn columns<S: Simd>(s: S, p: *const Self::Weight) -> [S::V; 2];
     /// One row of one step, in all lanes.
     ///
     /// # Safety
@@ -37,7 +41,7 @@ pub(super) trait Format: Copy + Send + Sync + 'static {
     fn multiply<S: Simd>(s: S, row: S::V, columns: S::V, sum: S::V) -> S::V;
 }
 
-/// One element of k per step, multiplied as f32.
+/// One element of k per step, columns in order, multiplied as f32.
 #[derive(Clone, Copy)]
 pub(super) struct Single<T>(PhantomData<T>);
 
@@ -45,12 +49,50 @@ impl<T: Element + bytemuck::Pod> Format for Single<T> {
     type Weight = T;
     type Activation = f32;
     const PER_STEP: usize = 1;
-    const IS_F32: bool = size_of::<T>() == size_of::<f32>();
+    const WIDEN: bool = size_of::<T>() < size_of::<f32>();
 
     #[inline(always)]
-    unsafe fn columns<S: Simd>(s: S, p: *const T) -> S::V {
-        // SAFETY: the same contract.
-        unsafe { T::read(s, p) }
+    unsafe fn columns<S: Simd>(s: S, p: *const T) -> [S::V; 2] {
+        // SAFETY: the first half of what the caller vouches for.
+        let first = unsafe { T::read(s, p) };
+        // SAFETY: the second half.
+        let second = unsafe { T::read(s, p.wrapping_add(S::LANES)) };
+        [first, second]
+    }
+    #[inline(always)]
+    unsafe fn row<S: Simd>(s: S, p: *const f32) -> S::V {
+        // SAFETY: the caller vouches for an element.
+        s.splat(unsafe { *p })
+    }
+    #[inline(always)]
+    fn multiply<S: Simd>(s: S, row: S::V, columns: S::V, sum: S::V) -> S::V {
+        s.fma(row, columns, sum)
+    }
+}
+
+/// One bf16 of k per step, multiplied as f32: of each `2 * LANES` columns the first half lies in the
+/// lower halves of 32-bit words and the second in the upper ones, so that a load, a shift and a mask
+/// make two vectors. (In order, each vector takes a load, a shuffle and a shift: Zen 3 then widens
+/// 34 GB/s, not much more than memory delivers.)
+#[derive(Clone, Copy)]
+pub(super) struct Halves<const LANES: usize>;
+
+impl<const LANES: usize> Format for Halves<LANES> {
+    type Weight = bf16;
+    type Activation = f32;
+    const PER_STEP: usize = 1;
+    const WIDEN: bool = true;
+
+    fn place(column: usize) -> usize {
+        let within = column % (2 * LANES);
+        column - within + within % LANES * 2 + within / LANES
+    }
+    #[inline(always)]
+    unsafe fn columns<S: Simd>(s: S, p: *const bf16) -> [S::V; 2] {
+        assert!(LANES == S::LANES, "packed for another instruction set");
+        // SAFETY: `2 * LANES` bf16 are as large as `LANES` f32, and the load need not be aligned.
+        let both = unsafe { s.read_f32(p.cast()) };
+        [s.lower(both), s.upper(both)]
     }
     #[inline(always)]
     unsafe fn row<S: Simd>(s: S, p: *const f32) -> S::V {
@@ -71,11 +113,16 @@ impl Format for Pairs {
     type Weight = bf16;
     type Activation = bf16;
     const PER_STEP: usize = 2;
+    const WIDEN: bool = false;
 
     #[inline(always)]
-    unsafe fn columns<S: Simd>(s: S, p: *const bf16) -> S::V {
-        // SAFETY: a pair of bf16 is as large as an f32, and the load need not be aligned.
-        unsafe { s.read_f32(p.cast()) }
+    unsafe fn columns<S: Simd>(s: S, p: *const bf16) -> [S::V; 2] {
+        // SAFETY: a pair of bf16 is as large as an f32, and the load need not be aligned: the first
+        // half of what the caller vouches for.
+        let first = unsafe { s.read_f32(p.cast()) };
+        // SAFETY: as above, the second half.
+        let second = unsafe { s.read_f32(p.wrapping_add(2 * S::LANES).cast()) };
+        [first, second]
     }
     #[inline(always)]
     unsafe fn row<S: Simd>(s: S, p: *const bf16) -> S::V {
@@ -143,8 +190,8 @@ impl<F: Format, const R: usize, const V: usize> Op for Shaped<'_, F, R, V> {
                 unsafe { F::row(s, row.wrapping_add(r * row_stride)) }
             };
             let b = |v: usize| {
-                // SAFETY: with the assertion on `columns`: one of the first `steps` steps and one of
-                // the `V` vectors there.
+                // SAFETY: with the assertion on `columns`: one of the first `steps` steps and two of
+                // the `V` vectors there, for even `v < V`.
                 unsafe { F::columns(s, column.wrapping_add(v * S::LANES * F::PER_STEP)) }
             };
             if prefetch > 0 {
@@ -152,23 +199,25 @@ impl<F: Format, const R: usize, const V: usize> Op for Shaped<'_, F, R, V> {
                     s.prefetch(column.cast::<u8>().wrapping_add(prefetch + 64 * line));
                 }
             }
-            // The shorter side stays in registers while the longer passes by: three rows by four
-            // vectors leave four registers of sixteen.
+            // The shorter side stays in registers while the longer passes by.
             if R < V {
                 let mut held = [s.splat(0.0); R];
                 for (r, held) in held.iter_mut().enumerate() {
                     *held = a(r);
                 }
-                for v in 0..V {
+                for v in (0..V).step_by(2) {
                     let b = b(v);
-                    for r in 0..R {
-                        acc[r][v] = F::multiply(s, held[r], b, acc[r][v]);
+                    for (r, held) in held.into_iter().enumerate() {
+                        acc[r][v] = F::multiply(s, held, b[0], acc[r][v]);
+                    }
+                    for (r, held) in held.into_iter().enumerate() {
+                        acc[r][v + 1] = F::multiply(s, held, b[1], acc[r][v + 1]);
                     }
                 }
             } else {
                 let mut held = [s.splat(0.0); V];
-                for (v, held) in held.iter_mut().enumerate() {
-                    *held = b(v);
+                for v in (0..V).step_by(2) {
+                    [held[v], held[v + 1]] = b(v);
                 }
                 for (r, acc) in acc.iter_mut().enumerate() {
                     let a = a(r);
@@ -190,24 +239,47 @@ impl<F: Format, const R: usize, const V: usize> Op for Shaped<'_, F, R, V> {
     }
 }
 
-/// The widest tile, in vectors, that `rows` rows leave registers for.
-pub(super) const fn widest<S: Simd>(rows: usize) -> usize {
-    let fit = S::ACCUMULATORS / rows;
-    let most = PANEL / S::LANES;
-    let vectors = if fit < most { fit } else { most };
-    1 << vectors.ilog2()
+/// Whether registers hold the sums, the shorter side and what passes by: two vectors of columns or
+/// one row.
+const fn fits<S: Simd>(rows: usize, vectors: usize) -> bool {
+    let factors = if rows < vectors { rows + 2 } else { vectors + 1 };
+    rows * vectors + factors <= S::REGISTERS
 }
 
-/// Sums a tile of `rows` rows and `vectors` vectors of columns.
+/// The widest tile, in vectors, that fits in registers with `rows` rows; at least two.
+pub(super) const fn widest<S: Simd>(rows: usize) -> usize {
+    let mut vectors = 8;
+    while vectors > 2 && !(fits::<S>(rows, vectors) && vectors * S::LANES <= PANEL) {
+        vectors /= 2;
+    }
+    vectors
+}
+
+/// The most rows that fit in registers with `vectors` vectors.
+const fn tallest<S: Simd>(vectors: usize) -> usize {
+    let mut rows = ROWS;
+    while rows > 1 && !fits::<S>(rows, vectors) {
+        rows -= 1;
+    }
+    rows
+}
+
+/// Sums a tile of `rows` rows and `vectors` vectors of columns, in parts if registers are few.
 pub(super) fn run<S: Simd, F: Format>(s: S, rows: usize, vectors: usize, tile: Tile<'_, F>) {
+    let tallest = tallest::<S>(vectors);
+    for top in (0..rows).step_by(tallest) {
+        let part = Tile {
+            rows: &tile.rows[top * tile.row_stride * F::PER_STEP..],
+            sums: &mut tile.sums[top * tile.sums_stride..],
+            ..tile
+        };
+        run_part(s, tallest.min(rows - top), vectors, part);
+    }
+}
+
+fn run_part<S: Simd, F: Format>(s: S, rows: usize, vectors: usize, tile: Tile<'_, F>) {
     const { assert!(ROWS == 6) };
     match (rows, vectors) {
-        (1, 1) => s.run(Shaped::<F, 1, 1>(tile)),
-        (2, 1) => s.run(Shaped::<F, 2, 1>(tile)),
-        (3, 1) => s.run(Shaped::<F, 3, 1>(tile)),
-        (4, 1) => s.run(Shaped::<F, 4, 1>(tile)),
-        (5, 1) => s.run(Shaped::<F, 5, 1>(tile)),
-        (6, 1) => s.run(Shaped::<F, 6, 1>(tile)),
         (1, 2) => s.run(Shaped::<F, 1, 2>(tile)),
         (2, 2) => s.run(Shaped::<F, 2, 2>(tile)),
         (3, 2) => s.run(Shaped::<F, 3, 2>(tile)),

@@ -2,7 +2,7 @@
 //! offers.
 use half::{bf16, f16};
 
-use super::{Op, Simd};
+use super::{MAX_LANES, Op, Simd};
 
 /// Needs nothing.
 #[derive(Clone, Copy, Debug)]
@@ -49,8 +49,8 @@ fn narrow_bf16(x: f32) -> bf16 {
 impl Simd for Portable {
     type V = V;
     const LANES: usize = 8;
-    // A vector is two registers of the smallest baselines, which have sixteen.
-    const ACCUMULATORS: usize = 6;
+    // A vector takes two registers of 128 bits.
+    const REGISTERS: usize = if cfg!(target_arch = "aarch64") { 16 } else { 8 };
 
     #[inline(always)]
     fn run<O: Op>(self, op: O) -> O::Output {
@@ -109,6 +109,16 @@ impl Simd for Portable {
     #[inline(always)]
     fn lower(self, x: V) -> V {
         map(x, |x| f32::from_bits(x.to_bits() << 16))
+    }
+    #[inline(always)]
+    fn transpose(self, rows: [V; MAX_LANES]) -> [V; MAX_LANES] {
+        let mut columns = rows;
+        for (j, column) in columns.iter_mut().enumerate().take(8) {
+            for (x, row) in column.iter_mut().zip(&rows) {
+                *x = row[j];
+            }
+        }
+        columns
     }
     #[inline(always)]
     fn prefetch<T>(self, _: *const T) {}

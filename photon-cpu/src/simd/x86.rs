@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Op, Simd};
+use super::{MAX_LANES, Op, Simd};
 use crate::isa::Isa;
 
 /// The processor has AVX2, FMA and F16C.
@@ -33,8 +33,7 @@ impl Avx2 {
 impl Simd for Avx2 {
     type V = __m256;
     const LANES: usize = 8;
-    // Of sixteen registers: twelve sums, two columns, one row, one to spare.
-    const ACCUMULATORS: usize = 12;
+    const REGISTERS: usize = 16;
 
     #[inline(always)]
     fn run<O: Op>(self, op: O) -> O::Output {
@@ -99,6 +98,29 @@ impl Simd for Avx2 {
     fn lower(self, x: __m256) -> __m256 {
         // SAFETY: `self` proves that the processor has the instructions.
         unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(x))) }
+    }
+    #[inline(always)]
+    fn transpose(self, rows: [__m256; MAX_LANES]) -> [__m256; MAX_LANES] {
+        let (mut pairs, mut quads, mut columns) = (rows, rows, rows);
+        // SAFETY: `self` proves that the processor has the instructions.
+        unsafe {
+            for i in 0..4 {
+                pairs[2 * i] = _mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+                pairs[2 * i + 1] = _mm256_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+            }
+            for i in [0, 4] {
+                quads[i] = _mm256_shuffle_ps::<0x44>(pairs[i], pairs[i + 2]);
+                quads[i + 1] = _mm256_shuffle_ps::<0xee>(pairs[i], pairs[i + 2]);
+                quads[i + 2] = _mm256_shuffle_ps::<0x44>(pairs[i + 1], pairs[i + 3]);
+                quads[i + 3] = _mm256_shuffle_ps::<0xee>(pairs[i + 1], pairs[i + 3]);
+            }
+            // Half `h` of `quads[4 g + c]` is column `4 h + c` of rows `4 g ..`.
+            for c in 0..4 {
+                columns[c] = _mm256_permute2f128_ps::<0x20>(quads[c], quads[c + 4]);
+                columns[c + 4] = _mm256_permute2f128_ps::<0x31>(quads[c], quads[c + 4]);
+            }
+        }
+        columns
     }
     #[inline(always)]
     fn prefetch<T>(self, p: *const T) {
@@ -180,8 +202,7 @@ impl<const BF16: bool> Avx512<BF16> {
 impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = __m512;
     const LANES: usize = 16;
-    // Of 32 registers: 24 sums, four columns, a row.
-    const ACCUMULATORS: usize = 24;
+    const REGISTERS: usize = 32;
 
     #[inline(always)]
     fn run<O: Op>(self, op: O) -> O::Output {
@@ -265,6 +286,37 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let acc = self.fma(self.upper(a), self.upper(b), acc);
             self.fma(self.lower(a), self.lower(b), acc)
         }
+    }
+    #[inline(always)]
+    fn transpose(self, rows: [__m512; MAX_LANES]) -> [__m512; MAX_LANES] {
+        let (mut pairs, mut quads, mut columns) = (rows, rows, rows);
+        // SAFETY: `self` proves that the processor has the instructions.
+        unsafe {
+            for i in 0..8 {
+                pairs[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+                pairs[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+            }
+            for i in [0, 4, 8, 12] {
+                quads[i] = _mm512_shuffle_ps::<0x44>(pairs[i], pairs[i + 2]);
+                quads[i + 1] = _mm512_shuffle_ps::<0xee>(pairs[i], pairs[i + 2]);
+                quads[i + 2] = _mm512_shuffle_ps::<0x44>(pairs[i + 1], pairs[i + 3]);
+                quads[i + 3] = _mm512_shuffle_ps::<0xee>(pairs[i + 1], pairs[i + 3]);
+            }
+            // Quarter `h` of `quads[4 g + c]` is column `4 h + c` of rows `4 g ..`.
+            for c in 0..4 {
+                let even = |a, b| _mm512_shuffle_f32x4::<0x88>(a, b);
+                let odd = |a, b| _mm512_shuffle_f32x4::<0xdd>(a, b);
+                let low = even(quads[c], quads[c + 4]);
+                let high = even(quads[c + 8], quads[c + 12]);
+                columns[c] = even(low, high);
+                columns[c + 8] = odd(low, high);
+                let low = odd(quads[c], quads[c + 4]);
+                let high = odd(quads[c + 8], quads[c + 12]);
+                columns[c + 4] = even(low, high);
+                columns[c + 12] = odd(low, high);
+            }
+        }
+        columns
     }
     #[inline(always)]
     fn prefetch<T>(self, p: *const T) {
