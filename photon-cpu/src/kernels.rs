@@ -14,6 +14,7 @@ use crate::{Cpu, linear::linear};
 
 mod attention;
 mod attention_core;
+mod attention_decode;
 mod image;
 mod norm;
 mod rope;

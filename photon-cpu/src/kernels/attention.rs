@@ -10,6 +10,7 @@ use super::{
     attention_core::{
         AttendBlock, BLOCK_ROWS, Layout, PackKeys, PackValues, RowAt, Source, Work, grow,
     },
+    attention_decode::{Decode, UNSEEN},
     index,
 };
 use crate::{
@@ -32,6 +33,7 @@ struct Scratch {
     keys: Vec<f32>,
     values: Vec<f32>,
     lines: Vec<f32>,
+    slots: Vec<usize>,
     work: Work,
 }
 
@@ -119,13 +121,13 @@ impl<T: Float> Head<'_, '_, T> {
         out: &mut [f32],
         lines: &mut [f32],
     ) {
-        let (layout, row) = (self.layout, self.value);
-        dispatch(isa, PackValues { layout, row, positions, capacity, out, lines });
+        let (layout, row, len) = (self.layout, self.value, self.len);
+        dispatch(isa, PackValues { layout, row, len, positions, capacity, out, lines });
     }
 
     /// Answers `queries` block by block.
     fn answer<U: Float>(&self, isa: Isa, queries: &Queries<'_, U>) {
-        SCRATCH.with_borrow_mut(|Scratch { keys, values, lines, work }| {
+        SCRATCH.with_borrow_mut(|Scratch { keys, values, lines, work, .. }| {
             let layout = self.layout;
             let lines = grow(lines, layout.lines_len());
             if queries.count() <= BLOCK_ROWS {
@@ -327,17 +329,44 @@ fn rows_of<'a>(op: &PagedAttention<'a, Cpu>) -> Vec<Row<'a>> {
     rows
 }
 
+/// The operation with its tensors opened.
+struct Paged<'a, T, U> {
+    isa: Isa,
+    q: Rows<'a, T>,
+    out: RowsMut<'a, T>,
+    k_cache: Rows<'a, U>,
+    v_cache: Rows<'a, U>,
+    block_size: usize,
+    num_blocks: usize,
+    kv_heads: usize,
+    /// Query heads per head of keys.
+    group: usize,
+    head_dim: usize,
+    scale: f32,
+}
+
 fn paged<T: Float, U: Float>(cpu: &Cpu, op: PagedAttention<'_, Cpu>) {
     let rows = rows_of(&op);
     let PagedAttention { block_size, heads, kv_heads, scale, .. } = op;
     let (k_cache, v_cache) = (Rows::<U>::new(op.k_cache), Rows::<U>::new(op.v_cache));
     let (out, q) = (RowsMut::<T>::new(op.out), Rows::<T>::new(op.q));
-    let (head_dim, group) = (out.cols() / heads, heads / kv_heads);
-    let num_blocks = k_cache.rows() / block_size;
-    let isa = isa_of(cpu);
-    let layout = Layout::new(dispatch(isa, Lanes), head_dim);
-    let parts = (TASKS_PER_THREAD * cpu.pool().threads()).div_ceil((rows.len() * kv_heads).max(1));
-    let pieces: Vec<_> = rows
+    let op = Paged {
+        isa: isa_of(cpu),
+        q,
+        out,
+        k_cache,
+        v_cache,
+        block_size,
+        num_blocks: k_cache.rows() / block_size,
+        kv_heads,
+        group: heads / kv_heads,
+        head_dim: out.cols() / heads,
+        scale,
+    };
+    let wanted = TASKS_PER_THREAD * cpu.pool().threads();
+    let (single, many): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.tokens.len() == 1);
+    let parts = wanted.div_ceil((many.len() * kv_heads).max(1));
+    let pieces: Vec<_> = many
         .iter()
         .flat_map(|row| {
             let start = row.tokens.start;
@@ -345,29 +374,88 @@ fn paged<T: Float, U: Float>(cpu: &Cpu, op: PagedAttention<'_, Cpu>) {
                 .map(move |piece| (row, start + piece.start..start + piece.end))
         })
         .collect();
-    cpu.pool().run(pieces.len() * kv_heads, &|task| {
-        let ((row, tokens), kv_head) = (&pieces[task / kv_heads], task % kv_heads);
+    // Neighboring heads are read together: as many as leave every thread enough to do.
+    let together = (single.len() * kv_heads / wanted).clamp(1, kv_heads);
+    let runs = kv_heads.div_ceil(together);
+    let num_prompts = pieces.len() * kv_heads;
+    cpu.pool().run(num_prompts + single.len() * runs, &|task| {
+        if task < num_prompts {
+            let (row, tokens) = &pieces[task / kv_heads];
+            op.prompt(row, tokens.clone(), task % kv_heads);
+        } else {
+            let (row, run) = ((task - num_prompts) / runs, (task - num_prompts) % runs);
+            op.token(single[row], run * together..((run + 1) * together).min(kv_heads));
+        }
+    });
+}
+
+impl<T: Float, U: Float> Paged<'_, T, U> {
+    /// Several tokens of a row, for the query heads of one head of keys.
+    fn prompt(&self, row: &Row<'_>, tokens: Range<usize>, kv_head: usize) {
+        let (head_dim, block_size) = (self.head_dim, self.block_size);
         let columns = kv_head * head_dim..(kv_head + 1) * head_dim;
         let slot = |u: usize| {
-            let block = index(row.blocks[u / block_size], num_blocks)?;
+            let block = index(row.blocks[u / block_size], self.num_blocks)?;
             Some(block * block_size + u % block_size)
         };
-        let queries = Queries {
-            q,
-            out,
-            tokens: tokens.clone(),
-            heads: kv_head * group..(kv_head + 1) * group,
-            head_dim,
-            scale,
-            visible: &|token| row.visible(token),
-        };
         let head = Head {
-            layout,
+            layout: Layout::new(dispatch(self.isa, Lanes), head_dim),
             len: row.visible(tokens.end - 1),
-            key: &|u| Some(k_cache.part(slot(u)?, columns.clone())),
-            value: &|u| Some(v_cache.part(slot(u)?, columns.clone())),
+            key: &|u| Some(self.k_cache.part(slot(u)?, columns.clone())),
+            value: &|u| Some(self.v_cache.part(slot(u)?, columns.clone())),
             unseen: &row.unseen,
         };
-        head.answer(isa, &queries);
-    });
+        let queries = Queries {
+            q: self.q,
+            out: self.out,
+            tokens,
+            heads: kv_head * self.group..(kv_head + 1) * self.group,
+            head_dim,
+            scale: self.scale,
+            visible: &|token| row.visible(token),
+        };
+        head.answer(self.isa, &queries);
+    }
+
+    /// The only token of a row, for the query heads of some heads of keys.
+    fn token(&self, row: &Row<'_>, kv_heads: Range<usize>) {
+        let Paged { isa, group, head_dim, scale, .. } = *self;
+        let token = row.tokens.start;
+        let visible = row.visible(token);
+        let heads = kv_heads.start * group..kv_heads.end * group;
+        let columns = |head: usize| head * head_dim..(head + 1) * head_dim;
+        SCRATCH.with_borrow_mut(|Scratch { slots, work, .. }| {
+            slots.clear();
+            slots.extend(row.blocks.iter().flat_map(|&block| {
+                let first = index(block, self.num_blocks).map(|block| block * self.block_size);
+                (0..self.block_size).map(move |i| first.map_or(UNSEEN, |first| first + i))
+            }));
+            slots.truncate(visible);
+            let padded = head_dim.next_multiple_of(dispatch(isa, Lanes));
+            let query = grow(&mut work.query, heads.len() * padded);
+            for (row, head) in query.chunks_exact_mut(padded).zip(heads.clone()) {
+                row[head_dim..].fill(0.0);
+                let x = self.q.part(token, columns(head));
+                dispatch(isa, Convert { out: &mut row[..head_dim], x });
+            }
+            let decode = Decode {
+                k: self.k_cache,
+                v: self.v_cache,
+                slots,
+                unseen: &row.unseen,
+                heads: kv_heads,
+                group,
+                dim: head_dim,
+                scale,
+                work,
+            };
+            dispatch(isa, decode);
+            let answers = work.query.chunks_exact(padded).zip(&work.answered).zip(heads);
+            for ((row, _), head) in answers.filter(|((_, answered), _)| **answered) {
+                // SAFETY: tasks differ in their tokens or their heads (the partition).
+                let out = unsafe { self.out.part(token, columns(head)) };
+                dispatch(isa, Convert { out, x: &row[..head_dim] });
+            }
+        });
+    }
 }

@@ -11,17 +11,21 @@ use std::ops::Range;
 
 use crate::{
     elements::Float,
-    simd::{Convert, Op, Simd, load, store},
+    simd::{Convert, MAX_LANES, Op, Simd, load, store},
 };
 
-/// Query rows handled together. Their scores against 729 positions are 93 KiB, which leaves the
+/// Query rows handled together. Their scores against 729 positions are 105 KiB, which leaves the
 /// second-level cache room for what streams by.
-pub(super) const BLOCK_ROWS: usize = 32;
-/// Query rows in a register tile, and vectors in its width: 12 sums keep two FMA units busy.
-const TILE_ROWS: usize = 4;
-const TILE_WIDTH: usize = 3;
-/// The longest vector.
-const MAX_LANES: usize = 16;
+pub(super) const BLOCK_ROWS: usize = 36;
+/// Query rows in a register tile, and vectors in its width: of 16 registers 12 sums, two columns, one
+/// row and one to spare. (4 rows of 3 vectors fill all 16, and the compiler spills.)
+const TILE_ROWS: usize = 6;
+const TILE_WIDTH: usize = 2;
+/// Rows of the tile for what is left over.
+const SMALL_TILE_ROWS: usize = 3;
+
+/// How many rows ahead of use they are asked for.
+const AHEAD: usize = 16;
 
 /// How keys and values are laid out for the register tiles.
 ///
@@ -104,6 +108,7 @@ impl<T: Float> Op for PackKeys<'_, '_, T> {
             }
             for (lane, line) in lines.chunks_exact_mut(padded).enumerate().take(S::LANES) {
                 let position = first + lane;
+                prefetch(s, row, position + AHEAD, len);
                 match if position < len { row(position) } else { None } {
                     Some(key) => widen(s, key, line),
                     None => line.fill(0.0),
@@ -114,19 +119,20 @@ impl<T: Float> Op for PackKeys<'_, '_, T> {
                 for (lane, v) in tile.iter_mut().enumerate().take(S::LANES) {
                     *v = load(s, &lines[lane * padded + dim..]);
                 }
-                transpose(s, &mut tile);
-                for (i, v) in tile.iter().enumerate().take(S::LANES.min(layout.dim - dim)) {
-                    store(s, &mut out[(dim + i) * stride + group * S::LANES..], *v);
+                let columns = s.transpose(tile).into_iter().take(S::LANES.min(layout.dim - dim));
+                for (i, column) in columns.enumerate() {
+                    store(s, &mut out[(dim + i) * stride + group * S::LANES..], column);
                 }
             }
         }
     }
 }
 
-/// Packs the values of `positions` into a block that has room for `capacity`.
+/// Packs the values of `positions`, of `len` in all, into a block that has room for `capacity`.
 pub(super) struct PackValues<'a, 't, T> {
     pub(super) layout: Layout,
     pub(super) row: RowAt<'a, 't, T>,
+    pub(super) len: usize,
     pub(super) positions: Range<usize>,
     pub(super) capacity: usize,
     pub(super) out: &'a mut [f32],
@@ -138,9 +144,10 @@ impl<T: Float> Op for PackValues<'_, '_, T> {
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let PackValues { layout, row, positions, capacity, out, lines } = self;
+        let PackValues { layout, row, len, positions, capacity, out, lines } = self;
         let line = &mut lines[..layout.padded()];
-        for (i, position) in positions.enumerate() {
+        for (i, position) in positions.clone().enumerate() {
+            prefetch(s, row, position + AHEAD, len);
             match row(position) {
                 Some(value) => widen(s, value, line),
                 None => line.fill(0.0),
@@ -157,6 +164,18 @@ impl<T: Float> Op for PackValues<'_, '_, T> {
     }
 }
 
+/// Rows lie kilobytes apart, where the processor does not prefetch on its own.
+#[inline(always)]
+fn prefetch<S: Simd, T>(s: S, row: RowAt<'_, '_, T>, position: usize, len: usize) {
+    if position < len
+        && let Some(row) = row(position)
+    {
+        for line in row.chunks(64 / size_of::<T>()) {
+            s.prefetch(line.as_ptr());
+        }
+    }
+}
+
 /// Converts a row to f32, with zeros up to `out`'s length.
 #[inline(always)]
 fn widen<S: Simd, T: Float>(s: S, x: &[T], out: &mut [f32]) {
@@ -167,22 +186,6 @@ fn widen<S: Simd, T: Float>(s: S, x: &[T], out: &mut [f32]) {
     if body < x.len() {
         Convert { out: &mut out[body..x.len()], x: &x[body..] }.call(s);
         out[x.len()..].fill(0.0);
-    }
-}
-
-/// Rows to columns among the first `LANES` vectors.
-#[inline(always)]
-fn transpose<S: Simd>(s: S, tile: &mut [S::V; MAX_LANES]) {
-    let mut rows = [[0.0f32; MAX_LANES]; MAX_LANES];
-    for (row, v) in rows.iter_mut().zip(tile.iter()).take(S::LANES) {
-        store(s, row, *v);
-    }
-    for (i, v) in tile.iter_mut().enumerate().take(S::LANES) {
-        let mut column = [0.0f32; MAX_LANES];
-        for (x, row) in column.iter_mut().zip(&rows) {
-            *x = row[i];
-        }
-        *v = load(s, &column);
     }
 }
 
@@ -205,9 +208,9 @@ pub(super) struct Work {
     pub(super) visible: Vec<usize>,
     /// Per row: whether it saw anything, so that there is a result.
     pub(super) answered: Vec<bool>,
-    scores: Vec<f32>,
-    sums: Vec<f32>,
-    out: Vec<f32>,
+    pub(super) scores: Vec<f32>,
+    pub(super) sums: Vec<f32>,
+    pub(super) out: Vec<f32>,
 }
 
 pub(super) fn grow(v: &mut Vec<f32>, len: usize) -> &mut [f32] {
@@ -251,8 +254,7 @@ impl Op for AttendBlock<'_> {
             let mut tiles = Tiles { a: query, a_stride: padded, b: keys, out: scores, stride };
             match (longest - first).div_ceil(S::LANES) {
                 1 => tiles.scores::<S, 1>(s, &layout, visible, first),
-                2 => tiles.scores::<S, 2>(s, &layout, visible, first),
-                _ => tiles.scores::<S, 3>(s, &layout, visible, first),
+                _ => tiles.scores::<S, TILE_WIDTH>(s, &layout, visible, first),
             }
         }
         for (i, &len) in visible.iter().enumerate() {
@@ -274,8 +276,7 @@ impl Op for AttendBlock<'_> {
                 let to = vectors.start * S::LANES;
                 match vectors.len() {
                     1 => tiles.values::<S, 1>(s, visible, &positions, to),
-                    2 => tiles.values::<S, 2>(s, visible, &positions, to),
-                    _ => tiles.values::<S, 3>(s, visible, &positions, to),
+                    _ => tiles.values::<S, TILE_WIDTH>(s, visible, &positions, to),
                 }
             }
         }
@@ -292,7 +293,7 @@ impl Op for AttendBlock<'_> {
 
 /// `x *= factor`, for whole vectors.
 #[inline(always)]
-fn multiply<S: Simd>(s: S, x: &mut [f32], factor: f32) {
+pub(super) fn multiply<S: Simd>(s: S, x: &mut [f32], factor: f32) {
     let factor = s.splat(factor);
     for x in x.chunks_exact_mut(S::LANES) {
         let product = s.mul(load(s, x), factor);
@@ -303,7 +304,7 @@ fn multiply<S: Simd>(s: S, x: &mut [f32], factor: f32) {
 /// Turns `row[..len]` into powers of two relative to the largest, and returns their sum; 0 if there
 /// is nothing to see.
 #[inline(always)]
-fn softmax<S: Simd>(s: S, row: &mut [f32], len: usize, masked: bool) -> f32 {
+pub(super) fn softmax<S: Simd>(s: S, row: &mut [f32], len: usize, masked: bool) -> f32 {
     if len == 0 {
         return 0.0;
     }
@@ -381,13 +382,17 @@ impl Tiles<'_> {
         let (b_stride, rows) = (layout.positions(), visible.len());
         // Visibility does not decrease, so rows to be left out come first.
         let mut i = visible.iter().position(|&len| len > to).unwrap_or(rows);
+        let zero = s.splat(0.0);
         while i + TILE_ROWS <= rows {
-            let acc = [[s.splat(0.0); W]; TILE_ROWS];
-            self.tile(s, i, b_stride, 0..layout.dim, to, acc);
+            self.tile(s, i, b_stride, 0..layout.dim, to, [[zero; W]; TILE_ROWS]);
             i += TILE_ROWS;
         }
+        if i + SMALL_TILE_ROWS <= rows {
+            self.tile(s, i, b_stride, 0..layout.dim, to, [[zero; W]; SMALL_TILE_ROWS]);
+            i += SMALL_TILE_ROWS;
+        }
         for i in i..rows {
-            self.tile(s, i, b_stride, 0..layout.dim, to, [[s.splat(0.0); W]; 1]);
+            self.tile(s, i, b_stride, 0..layout.dim, to, [[zero; W]; 1]);
         }
     }
 
@@ -400,29 +405,45 @@ impl Tiles<'_> {
         positions: &Range<usize>,
         to: usize,
     ) {
-        let (width, rows, b) = (W * S::LANES, visible.len(), self.b);
-        let end = |i: usize| visible[i].clamp(positions.start, positions.end);
+        let rows = visible.len();
         let mut i = 0;
-        while i < rows {
-            let (mut first, mut tile) = (positions.start, 1);
-            if i + TILE_ROWS <= rows {
-                tile = TILE_ROWS;
-                // What all rows of the tile see; the first sees the least.
-                let depth = first..end(i);
-                first = depth.end;
-                self.b = b;
-                let acc = self.read::<S, TILE_ROWS, W>(s, i, to);
+        while i + TILE_ROWS <= rows {
+            self.value_tile::<S, TILE_ROWS, W>(s, i, visible, positions, to);
+            i += TILE_ROWS;
+        }
+        if i + SMALL_TILE_ROWS <= rows {
+            self.value_tile::<S, SMALL_TILE_ROWS, W>(s, i, visible, positions, to);
+            i += SMALL_TILE_ROWS;
+        }
+        for i in i..rows {
+            self.value_tile::<S, 1, W>(s, i, visible, positions, to);
+        }
+    }
+
+    /// Rows `row .. row + M` of [`Self::values`].
+    #[inline(always)]
+    fn value_tile<S: Simd, const M: usize, const W: usize>(
+        &mut self,
+        s: S,
+        row: usize,
+        visible: &[usize],
+        positions: &Range<usize>,
+        to: usize,
+    ) {
+        let (width, b) = (W * S::LANES, self.b);
+        let end = |i: usize| visible[i].clamp(positions.start, positions.end);
+        // What all rows of the tile see; the first sees the least. Then each row's own.
+        let common = positions.start..end(row);
+        let acc = self.read::<S, M, W>(s, row, to);
+        self.tile(s, row, width, common.clone(), to, acc);
+        for i in row..row + M {
+            let depth = common.end..end(i);
+            if !depth.is_empty() {
+                self.b = &b[common.len() * width..];
+                let acc = self.read::<S, 1, W>(s, i, to);
                 self.tile(s, i, width, depth, to, acc);
+                self.b = b;
             }
-            for i in i..i + tile {
-                let depth = first..end(i);
-                if !depth.is_empty() {
-                    self.b = &b[(first - positions.start) * width..];
-                    let acc = self.read::<S, 1, W>(s, i, to);
-                    self.tile(s, i, width, depth, to, acc);
-                }
-            }
-            i += tile;
         }
     }
 

@@ -327,7 +327,7 @@ mod tests {
                 let mut params = SampleParams {
                     temperature: [0.0, 0.3, 1.0, 1.7][random.below(4)],
                     top_p: [1.0, 0.9, 0.5, 0.0, 0.999][random.below(5)],
-                    min_p: [0.0, 0.0, 0.05, 0.5][random.below(4)],
+                    min_p: [0.0, 0.0, 0.05, 0.5, 2.0][random.below(5)],
                     top_k: [0, 0, 1, 40, 500][random.below(5)],
                     seed: [case, 17],
                     position: case * 3,
