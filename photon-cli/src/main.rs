@@ -1,7 +1,61 @@
-//! photon-cli
+//! `photon`: Moondream from the command line.
+//!
+//! One file per command family; `args` is everything a user can type, `output` everything that is
+//! printed. Exit codes: 0 done, 1 failed, 2 wrong usage. A pipe that the reader closed is not an
+//! error. Answers go to standard output, everything else to standard error.
 #![forbid(unsafe_code)]
 
-#[allow(dead_code, reason = "no command paints results yet")]
+mod args;
+mod bench;
 mod draw;
+mod models;
+mod output;
+mod run;
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Args, Command};
+
+/// What a command failed with, and whose fault it was.
+#[derive(Debug)]
+enum Failure {
+    /// What was typed cannot be done: exit code 2.
+    Usage(String),
+    /// It was tried and did not work: exit code 1.
+    Failed(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Failure::Failed(error.into())
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let done = match args.command {
+        Command::Query(a) => run::query(a),
+        Command::Caption(a) => run::caption(a),
+        Command::Detect(a) => run::detect(a),
+        Command::Point(a) => run::point(a),
+        Command::Gaze(a) => run::gaze(a),
+        Command::Models(a) => models::list(&a),
+        Command::Pull(a) => models::pull(&a),
+        Command::Doctor(a) => models::doctor(&a),
+        Command::Bench(a) => bench::bench(a),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Failed(error)) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(Failure::Failed(error)) => {
+            output::error(&format!("{error:#}"));
+            ExitCode::from(1)
+        }
+        Err(Failure::Usage(message)) => {
+            output::error(&message);
+            ExitCode::from(2)
+        }
+    }
+}

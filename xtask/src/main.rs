@@ -1,2 +1,76 @@
-//! xtask
-fn main() {}
+//! `cargo xtask`: the project's own tools. Imports nothing of the engine; runs its programs instead.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a tool for the terminal")]
+#![forbid(unsafe_code)]
+
+mod ci;
+mod demo_eval;
+mod tidy;
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, Subcommand};
+
+/// The project's own tools
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask", arg_required_else_help = true)]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Everything a change must pass: format, clippy, tidy, tests, documentation
+    Ci,
+    /// Check what compilers do not: crate edges, unsafe, conformance cases, dead files
+    Tidy,
+    /// Draw pictures the demo model never saw, ask the engine about them, print a table
+    DemoEval(demo_eval::Args),
+    /// Write the tiny synthetic checkpoint that the golden outputs were recorded with
+    GoldenCheckpoint {
+        /// Folder to write to
+        out: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Args::parse().task {
+        Task::Ci => ci::run(),
+        Task::Tidy => tidy::run(root()),
+        Task::DemoEval(args) => demo_eval::run(&args),
+        Task::GoldenCheckpoint { out } => golden_checkpoint(&out),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+            eprintln!("xtask: {}", causes.join(": "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace's folder.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")
+}
+
+/// Runs cargo in the workspace and expects it to succeed.
+fn cargo(args: &[&str]) -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo).args(args).status().context("cannot run cargo")?;
+    ensure!(status.success(), "cargo {} failed", args.join(" "));
+    Ok(())
+}
+
+fn golden_checkpoint(out: &Path) -> Result<()> {
+    let out = std::path::absolute(out)?;
+    let out = out.to_str().context("the folder's name is not UTF-8")?;
+    cargo(&["run", "--quiet", "-p", "photon-models", "--example", "golden_checkpoint", "--", out])?;
+    println!("wrote {out}");
+    Ok(())
+}

@@ -5,7 +5,9 @@
 //! picture's size alone. A picture too small for a grid has one crop: its only tile would equal
 //! crop 0, and encoding it once gives the same result as encoding it twice.
 
-use super::resize::Lanczos;
+use std::cell::RefCell;
+
+use super::resize::{Lanczos, give_back, grown};
 use super::{ImageError, ResizeOrder, RgbImage};
 
 /// How pictures become crops; part of a checkpoint's config.
@@ -73,6 +75,11 @@ pub struct Crops {
     /// `[num_crops, crop_size, crop_size, 3]`; crop 0 is the whole picture, the tiles follow row by
     /// row.
     pub crops: Vec<u8>,
+}
+
+thread_local! {
+    /// The resizer and the large resize that tiles are cut from, of this thread's last picture.
+    static SCRATCH: RefCell<(Lanczos, Vec<u8>)> = RefCell::default();
 }
 
 /// Upper bounds that keep the arithmetic and the memory of a config from a stranger in hand.
@@ -170,35 +177,48 @@ impl CropConfig {
     /// # Errors
     /// [`ImageError::BadCropConfig`] where [`CropConfig::check`] fails.
     pub fn crops(&self, image: &RgbImage) -> Result<Crops, ImageError> {
-        let window = self.window()?;
         let tiling = self.tiling(image.height(), image.width())?;
-        let side = self.crop_size as usize;
-        let crop_bytes = side * side * 3;
-        let mut lanczos = Lanczos::default();
-        if tiling == Tiling::SINGLE {
-            let mut crops = vec![0; crop_bytes];
-            lanczos.resize(image, self.crop_size, self.crop_size, self.resize, &mut crops);
-            return Ok(Crops { tiling, crop_size: self.crop_size, crops });
-        }
-        let mut crops = vec![0; (1 + tiling.num_tiles()) * crop_bytes];
+        let num_crops = if tiling == Tiling::SINGLE { 1 } else { 1 + tiling.num_tiles() };
+        let crop_bytes = self.crop_size as usize * self.crop_size as usize * 3;
+        let mut crops = vec![0; num_crops * crop_bytes];
         let (global, tiles) = crops.split_at_mut(crop_bytes);
-        lanczos.resize(image, self.crop_size, self.crop_size, self.resize, global);
+        SCRATCH.with_borrow_mut(|(lanczos, large)| {
+            lanczos.resize(image, self.crop_size, self.crop_size, self.resize, global);
+            if tiling != Tiling::SINGLE {
+                self.cut(image, tiling, tiles, lanczos, large)?;
+                give_back(large);
+            }
+            Ok(())
+        })?;
+        Ok(Crops { tiling, crop_size: self.crop_size, crops })
+    }
 
+    /// Fills `tiles`, `[tiles, crop_size, crop_size, 3]`, from one resize of the picture.
+    fn cut(
+        &self,
+        image: &RgbImage,
+        tiling: Tiling,
+        tiles: &mut [u8],
+        lanczos: &mut Lanczos,
+        large: &mut Vec<u8>,
+    ) -> Result<(), ImageError> {
+        let window = self.window()?;
         let margins = self.crop_size - window;
         let width = tiling.cols * window + margins;
         let height = tiling.rows * window + margins;
-        let mut large = vec![0; width as usize * height as usize * 3];
-        lanczos.resize(image, width, height, self.resize, &mut large);
+        let large = grown(large, width as usize * height as usize * 3);
+        lanczos.resize(image, width, height, self.resize, large);
+
+        let (side, window) = (self.crop_size as usize, window as usize);
         let stride = width as usize * 3;
-        for (i, tile) in tiles.chunks_exact_mut(crop_bytes).enumerate() {
+        for (i, tile) in tiles.chunks_exact_mut(side * side * 3).enumerate() {
             let (row, col) = (i / tiling.cols as usize, i % tiling.cols as usize);
-            let left = col * window as usize * 3;
             for (y, line) in tile.chunks_exact_mut(side * 3).enumerate() {
-                let at = (row * window as usize + y) * stride + left;
+                let at = (row * window + y) * stride + col * window * 3;
                 line.copy_from_slice(&large[at..at + side * 3]);
             }
         }
-        Ok(Crops { tiling, crop_size: self.crop_size, crops })
+        Ok(())
     }
 }
 

@@ -48,11 +48,32 @@ impl std::str::FromStr for ResizeOrder {
     }
 }
 
-/// A resizer and the buffer between its passes, kept for the next picture.
+/// A resizer and the pixels between its passes, kept for the next picture.
+///
+/// Fresh memory costs more than the arithmetic: an 800x557 picture took 2,083 page faults and 6.7 of
+/// 11 ms in the kernel (two Zen 3 cores in a virtual machine).
 #[derive(Default)]
 pub(super) struct Lanczos {
     resizer: Resizer,
     between: Vec<u8>,
+}
+
+/// Buffers larger than this are given back after the picture.
+const KEEP_BYTES: usize = 16 << 20;
+
+/// The first `len` bytes of a buffer that grows as needed; what they hold is left over.
+pub(super) fn grown(buffer: &mut Vec<u8>, len: usize) -> &mut [u8] {
+    if buffer.len() < len {
+        buffer.resize(len, 0);
+    }
+    &mut buffer[..len]
+}
+
+/// Frees a buffer too large to keep.
+pub(super) fn give_back(buffer: &mut Vec<u8>) {
+    if buffer.capacity() > KEEP_BYTES {
+        *buffer = Vec::new();
+    }
 }
 
 impl Lanczos {
@@ -75,12 +96,10 @@ impl Lanczos {
             ResizeOrder::Kestrel => (src.width(), height),
         };
         let len = mid_width as usize * mid_height as usize * 3;
-        if self.between.len() < len {
-            self.between.resize(len, 0);
-        }
-        let between = &mut self.between[..len];
+        let between = grown(&mut self.between, len);
         pass(&mut self.resizer, from, (&mut *between, mid_width, mid_height));
         pass(&mut self.resizer, (between, mid_width, mid_height), (out, width, height));
+        give_back(&mut self.between);
     }
 }
 

@@ -1,3 +1,4 @@
 //! One test binary for the crate; each module is one part of it, tested from outside on files.
 
+mod golden;
 mod image;

@@ -1,0 +1,335 @@
+//! The commands that look at pictures.
+use std::{
+    ffi::OsString,
+    io::{IsTerminal, Read},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use photon::{
+    Answer, Budget, Image, Limits, Model, Photon, Request, Response, RunError, Sampling, Skill,
+    SpatialRef,
+};
+use serde_json::json;
+
+use crate::{
+    Failure,
+    args::{
+        CaptionArgs, DetectArgs, GazeArgs, ModelArgs, Numbers, OutputArgs, PointArgs, QueryArgs,
+        SamplingArgs,
+    },
+    draw::{Canvas, Mark, Overlay, Shape, draw, save},
+    output::{self, Printer},
+};
+
+/// One command, whatever its skill.
+struct Job {
+    images: Vec<String>,
+    skill: Skill,
+    /// What a mark on the picture is called.
+    label: String,
+    model: ModelArgs,
+    sampling: SamplingArgs,
+    max_objects: usize,
+    output: OutputArgs,
+    draw: Option<PathBuf>,
+}
+
+pub(crate) fn query(a: QueryArgs) -> Result<(), Failure> {
+    let (images, question) = split(a.words);
+    let skill = Skill::Query {
+        question,
+        reasoning: a.reasoning,
+        spatial_refs: spatial_refs(&a.spatial_refs)?,
+    };
+    run(Job {
+        images,
+        skill,
+        label: String::new(),
+        model: a.model,
+        sampling: a.sampling,
+        max_objects: 1,
+        output: a.output,
+        draw: a.draw.draw,
+    })
+}
+
+pub(crate) fn caption(a: CaptionArgs) -> Result<(), Failure> {
+    run(Job {
+        images: a.images,
+        skill: Skill::Caption { length: a.length.into() },
+        label: String::new(),
+        model: a.model,
+        sampling: a.sampling,
+        max_objects: 1,
+        output: a.output,
+        draw: None,
+    })
+}
+
+pub(crate) fn detect(a: DetectArgs) -> Result<(), Failure> {
+    find(a, |object| Skill::Detect { object })
+}
+
+pub(crate) fn point(a: PointArgs) -> Result<(), Failure> {
+    let spatial_refs = spatial_refs(&a.spatial_refs)?;
+    find(a.find, |object| Skill::Point { object, spatial_refs })
+}
+
+fn find(a: DetectArgs, skill: impl FnOnce(String) -> Skill) -> Result<(), Failure> {
+    let (images, object) = split(a.words);
+    if images.is_empty() {
+        return Err(Failure::Usage(format!(
+            "what to find goes after the picture: photon detect IMAGE {object:?}"
+        )));
+    }
+    run(Job {
+        images,
+        label: object.clone(),
+        skill: skill(object),
+        model: a.model,
+        sampling: a.sampling,
+        max_objects: a.max_objects,
+        output: a.output,
+        draw: a.draw.draw,
+    })
+}
+
+pub(crate) fn gaze(a: GazeArgs) -> Result<(), Failure> {
+    let [x, y] = a.eye.0[..] else {
+        return Err(Failure::Usage("--eye takes two numbers: x,y".into()));
+    };
+    run(Job {
+        images: a.images,
+        skill: Skill::Gaze { eye: [x, y] },
+        label: "gaze".into(),
+        model: a.model,
+        sampling: a.sampling,
+        max_objects: 1,
+        output: a.output,
+        draw: a.draw.draw,
+    })
+}
+
+/// The last word is the question or object, those before it are pictures.
+fn split(mut words: Vec<String>) -> (Vec<String>, String) {
+    let last = words.pop().unwrap_or_default();
+    (words, last)
+}
+
+fn spatial_refs(refs: &[Numbers]) -> Result<Vec<SpatialRef>, Failure> {
+    let one = |(i, Numbers(values)): (usize, &Numbers)| SpatialRef::from_values(i, values);
+    let refs: Result<_, _> = refs.iter().enumerate().map(one).collect();
+    refs.map_err(|rejected| Failure::Usage(rejected.to_string()))
+}
+
+/// Loads a model with a bar on the terminal.
+fn load(args: &ModelArgs) -> Result<Photon, Failure> {
+    let mut builder = Photon::builder()
+        .model(Model::named(&args.model)?)
+        .device(args.device.device)
+        .resize(args.preprocess);
+    if let Some(threads) = args.device.threads {
+        builder = builder.threads(threads.into());
+    }
+    if let Some(dtype) = args.device.dtype {
+        builder = builder.dtype(dtype.into());
+    }
+    let bar = progress_bar("loading");
+    let photon = builder.build_with_progress(&mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    Ok(photon?)
+}
+
+/// A bar of bytes that shows itself only if the work takes a moment and somebody watches.
+pub(crate) fn progress_bar(what: &str) -> ProgressBar {
+    let bar = ProgressBar::new(0).with_message(what.to_owned());
+    let template = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+fn read_image(name: &str) -> anyhow::Result<Image> {
+    if name != "-" {
+        return Image::open(Path::new(name)).with_context(|| name.to_owned());
+    }
+    if std::io::stdin().is_terminal() {
+        anyhow::bail!("`-` reads a picture from standard input, but that is the terminal");
+    }
+    let max = Limits::default().max_bytes;
+    let mut bytes = Vec::new();
+    std::io::stdin().lock().take(max + 1).read_to_end(&mut bytes).context("standard input")?;
+    Image::from_bytes(&bytes).context("standard input")
+}
+
+fn run(job: Job) -> Result<(), Failure> {
+    let s = &job.sampling;
+    let usual = Sampling::default_for(&job.skill);
+    let sampling = Sampling {
+        temperature: s.temperature.unwrap_or(usual.temperature),
+        top_p: s.top_p.unwrap_or(usual.top_p),
+        top_k: s.top_k.unwrap_or(usual.top_k),
+        min_p: s.min_p.unwrap_or(usual.min_p),
+        seed: s.seed,
+    };
+    sampling.check().map_err(|rejected| Failure::Usage(rejected.to_string()))?;
+    if job.images.iter().filter(|name| *name == "-").count() > 1 {
+        return Err(Failure::Usage("`-` can be given once: standard input is one picture".into()));
+    }
+    if let (Some(out), true) = (&job.draw, job.images.is_empty()) {
+        return Err(Failure::Usage(format!("--draw {} needs a picture", out.display())));
+    }
+    let mut photon = load(&job.model)?;
+    let budget = Budget { max_tokens: s.max_tokens, max_objects: job.max_objects };
+    let request = |image| Request { skill: job.skill.clone(), image, sampling, budget };
+    if job.images.is_empty() {
+        return answer(&mut photon, &request(None), &job, None);
+    }
+    // A picture that cannot be read must not cost the answers of the others.
+    let mut failed = 0;
+    for (i, name) in job.images.iter().enumerate() {
+        let done = read_image(name)
+            .map_err(Failure::from)
+            .and_then(|image| answer(&mut photon, &request(Some(image)), &job, Some(i)));
+        match done {
+            Ok(()) => {}
+            Err(Failure::Failed(error)) if job.images.len() > 1 => {
+                if output::is_closed_pipe(&error) {
+                    return Err(Failure::Failed(error));
+                }
+                output::error(&format!("{error:#}"));
+                failed += 1;
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    match failed {
+        0 => Ok(()),
+        n => Err(anyhow::anyhow!("{n} of {} pictures failed", job.images.len()).into()),
+    }
+}
+
+/// Runs one request and prints what came of it; `index` is the picture's.
+fn answer(
+    photon: &mut Photon,
+    request: &Request,
+    job: &Job,
+    index: Option<usize>,
+) -> Result<(), Failure> {
+    let size = request.image.as_ref().map(Image::size);
+    let several = job.images.len() > 1;
+    let name = index.map(|i| job.images[i].as_str());
+    if let (true, false, Some(name)) = (several, job.output.json, name) {
+        output::line(&format!("{name}:"))?;
+    }
+    let mut printer = Printer::new(job.output.json);
+    let response = match photon.run(request, &mut |event| printer.event(&event)) {
+        Ok(response) => response,
+        Err(RunError::Rejected(rejected)) => return Err(Failure::Usage(rejected.to_string())),
+        Err(error) => return Err(error.into()),
+    };
+    printer.finish(&response, size)?;
+    if job.output.json {
+        output::line(&json_of(&response, name.filter(|_| several))?.to_string())?;
+    }
+    if job.output.stats {
+        output::stats(&response);
+    }
+    if let (Some(out), Some(image)) = (&job.draw, &request.image) {
+        let out = if several { numbered(out, index.unwrap_or(0) + 1) } else { out.clone() };
+        let (width, height) = image.size();
+        let mut pixels = image.pixels().to_vec();
+        let overlay = overlay(&response.answer, &job.label);
+        draw(&mut Canvas::new(width, height, &mut pixels), &overlay);
+        save(&out, width, height, &pixels)?;
+    }
+    Ok(())
+}
+
+fn json_of(response: &Response, image: Option<&str>) -> anyhow::Result<serde_json::Value> {
+    let mut object = json!({});
+    if let Some(image) = image {
+        object["image"] = json!(image);
+    }
+    let answer = serde_json::to_value(&response.answer)?;
+    for (key, value) in answer.as_object().into_iter().flatten() {
+        object[key] = value.clone();
+    }
+    object["finish_reason"] = serde_json::to_value(response.finish_reason)?;
+    object["tokens"] = json!(response.tokens);
+    object["metrics"] = serde_json::to_value(response.metrics)?;
+    Ok(object)
+}
+
+fn overlay(answer: &Answer, label: &str) -> Overlay {
+    let mark = |color, shape| Mark { shape, label: label.to_owned(), color };
+    let marks = match answer {
+        Answer::Detect { objects } => (0..)
+            .zip(objects)
+            .map(|(i, b)| {
+                let (x_min, y_min, x_max, y_max) = (b.x_min, b.y_min, b.x_max, b.y_max);
+                mark(i, Shape::Box { x_min, y_min, x_max, y_max })
+            })
+            .collect(),
+        Answer::Point { points } => {
+            (0..).zip(points).map(|(i, p)| mark(i, Shape::Point { x: p.x, y: p.y })).collect()
+        }
+        Answer::Gaze { gaze } => {
+            gaze.iter().map(|p| mark(0, Shape::Point { x: p.x, y: p.y })).collect()
+        }
+        Answer::Query { reasoning: Some(reasoning), .. } => (0..)
+            .zip(&reasoning.grounding)
+            .flat_map(|(i, grounding)| {
+                let words: String = reasoning.text.chars().collect::<Vec<_>>()
+                    [grounding.start_idx..grounding.end_idx]
+                    .iter()
+                    .collect();
+                let point = move |&[x, y]: &[f32; 2]| Mark {
+                    shape: Shape::Point { x, y },
+                    label: words.trim().to_owned(),
+                    color: i,
+                };
+                grounding.points.iter().map(point).collect::<Vec<_>>()
+            })
+            .collect(),
+        Answer::Query { .. } | Answer::Caption { .. } => Vec::new(),
+    };
+    Overlay { marks }
+}
+
+/// `out.png` as `out-2.png`.
+fn numbered(path: &Path, n: usize) -> PathBuf {
+    let mut name = path.file_stem().map(OsString::from).unwrap_or_default();
+    name.push(format!("-{n}"));
+    if let Some(extension) = path.extension() {
+        name.push(".");
+        name.push(extension);
+    }
+    path.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_drawings_are_numbered() {
+        assert_eq!(numbered(Path::new("a/out.png"), 2), Path::new("a/out-2.png"));
+        assert_eq!(numbered(Path::new("out"), 1), Path::new("out-1"));
+    }
+
+    #[test]
+    fn the_last_word_is_the_question() {
+        let words = ["a.png", "b.png", "what?"].map(String::from).to_vec();
+        assert_eq!(split(words), (vec!["a.png".into(), "b.png".into()], "what?".into()));
+        assert_eq!(split(vec!["what?".into()]), (vec![], "what?".into()));
+    }
+}

@@ -1,0 +1,48 @@
+//! Writes a model directory whose weights follow the synthetic rule: `golden_checkpoint OUT`.
+//!
+//! The tiny Moondream 2 that the golden outputs were recorded with: `config.json`, `tokenizer.json`
+//! and `model.safetensors` in f32.
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
+
+use photon_models::{checkpoint::Checkpoint, config::Config, expected_tensors};
+use safetensors::{Dtype, tensor::TensorView};
+
+type Error = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    let Some(out) = std::env::args_os().nth(1) else {
+        return fail("usage: golden_checkpoint OUT");
+    };
+    match write(&PathBuf::from(out)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error.to_string()),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "an example talks to its user")]
+fn fail(message: &str) -> ExitCode {
+    eprintln!("{message}");
+    ExitCode::FAILURE
+}
+
+fn write(out: &std::path::Path) -> Result<(), Error> {
+    let golden: serde_json::Value =
+        serde_json::from_str(include_str!("../tests/data/golden/moondream2.json"))?;
+    let config = serde_json::json!({ "config": golden["config"] });
+    let parsed = Config::from_json(config.to_string().as_bytes())?;
+    let tensors = expected_tensors(&parsed);
+    let checkpoint = Checkpoint::synthetic(0, tensors.clone());
+    let made: Vec<_> =
+        tensors.iter().map(|(name, _)| (name, checkpoint.bytes(name).expect("made"))).collect();
+    let views: BTreeMap<&str, TensorView<'_>> = made
+        .iter()
+        .map(|(name, (info, bytes))| {
+            Ok((name.as_str(), TensorView::new(Dtype::F32, info.shape.clone(), bytes)?))
+        })
+        .collect::<Result<_, Error>>()?;
+    std::fs::create_dir_all(out)?;
+    std::fs::write(out.join("config.json"), serde_json::to_vec_pretty(&config)?)?;
+    std::fs::write(out.join("tokenizer.json"), include_bytes!("../tests/data/tokenizer.json"))?;
+    safetensors::serialize_to_file(views, None, &out.join("model.safetensors"))?;
+    Ok(())
+}

@@ -1,0 +1,227 @@
+//! The public PyTorch reference's numbers, at a tiny size with weights made by the synthetic rule.
+//!
+//! Recorded in f32: per picture the encoder's output for the first and last crop, the projected
+//! features, K of the first and V of the last layer over BOS and image, and the logits of the first
+//! token of each prompt. `photon` checks the token sequences that follow.
+#![allow(clippy::unwrap_used, reason = "a test's helpers")]
+use photon_core::{Arena, Cx, DType, Device, Kernels, Tensor};
+use photon_cpu::{Cpu, CpuOptions};
+use photon_models::{
+    KvCache, Moondream, Precision,
+    batch::{BatchBuilder, Row},
+    checkpoint::Checkpoint,
+    config::Config,
+    expected_tensors,
+    image::{CropConfig, Limits, decode},
+    prompt::Input,
+};
+use safetensors::SafeTensors;
+
+const PICTURES: [&str; 4] = ["chart_800x557", "small_200x150", "square_910x910", "wide_1200x300"];
+const BLOCK_SIZE: usize = 16;
+
+struct Golden {
+    json: serde_json::Value,
+    bytes: Vec<u8>,
+}
+
+impl Golden {
+    fn open() -> Self {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/golden");
+        let json = std::fs::read(format!("{dir}/moondream2.json")).unwrap();
+        let bytes = std::fs::read(format!("{dir}/moondream2.safetensors")).unwrap();
+        Golden { json: serde_json::from_slice(&json).unwrap(), bytes }
+    }
+
+    fn config(&self) -> Config {
+        let json = serde_json::json!({ "config": self.json["config"] });
+        Config::from_json(json.to_string().as_bytes()).unwrap()
+    }
+
+    fn floats(&self, name: &str) -> Vec<f32> {
+        let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
+        let bytes = tensors.tensor(name).unwrap().data().chunks_exact(4);
+        bytes.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    }
+}
+
+fn download<D: Kernels>(device: &D, stream: &mut D::Stream, t: &Tensor<D>) -> Vec<f32> {
+    let range = t.byte_range();
+    let host = device.host_buffer(range.len()).unwrap();
+    let host = device.read_back(stream, t.buffer(), range, host).unwrap().wait().unwrap();
+    let f32s = photon_core::convert(host.as_ref(), t.dtype(), DType::F32).into_owned();
+    f32s.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+/// Largest difference, and how much may be: absolute, and relative to the range of `want`.
+#[track_caller]
+fn close(what: &str, got: &[f32], want: &[f32], absolute: f32, relative: f32) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let (low, high) =
+        want.iter().fold((f32::MAX, f32::MIN), |(l, h), &v| (f32::min(l, v), f32::max(h, v)));
+    let tolerance = f32::max(absolute, relative * (high - low));
+    let worst = got.iter().zip(want).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max);
+    assert!(worst <= tolerance, "{what}: differs by {worst}, allowed {tolerance}");
+    assert!(got.iter().all(|v| v.is_finite()), "{what}: not finite");
+    println!("{what}: largest difference {worst:.2e} (allowed {tolerance:.2e})");
+}
+
+struct Run {
+    device: Cpu,
+    stream: <Cpu as Device>::Stream,
+    model: Moondream<Cpu>,
+    kv: KvCache<Cpu>,
+    image: Tensor<Cpu>,
+}
+
+impl Run {
+    fn new(config: &Config, precision: Precision) -> Self {
+        let device = Cpu::open(CpuOptions::default()).unwrap();
+        let stream = device.stream().unwrap();
+        let checkpoint = Checkpoint::synthetic(0, expected_tensors(config));
+        let model =
+            Moondream::load(&device, &checkpoint, config, precision, &mut |_, _| {}).unwrap();
+        let kv = KvCache::new(&device, &config.text, 64, BLOCK_SIZE, precision.kv).unwrap();
+        let shape = [config.vision.patches(), config.text.dim];
+        let image = Tensor::zeros(&device, shape, precision.activations).unwrap();
+        Run { device, stream, model, kv, image }
+    }
+
+    /// Runs `pass` in an arena of exactly the size it takes.
+    fn pass<T>(
+        &mut self,
+        mut pass: impl FnMut(
+            &Moondream<Cpu>,
+            &mut Cx<'_, Cpu>,
+            &mut KvCache<Cpu>,
+            &mut Tensor<Cpu>,
+        ) -> T,
+    ) -> T {
+        let Run { device, stream, model, kv, image } = self;
+        let bytes = Arena::measure(device, stream, |cx| {
+            pass(model, cx, kv, image);
+        });
+        let mut arena = Arena::new(device, bytes.unwrap()).unwrap();
+        pass(model, &mut Cx::new(device, stream, &mut arena), kv, image)
+    }
+}
+
+fn first_token_inputs(golden: &Golden, picture: &str, prompt: &str, patches: usize) -> Vec<Input> {
+    let ids = golden.json["images"][picture][prompt]["prompt"].as_array().unwrap();
+    let mut inputs = vec![Input::Token(0)];
+    inputs.extend((0..patches as u32).map(Input::Image));
+    inputs.extend(ids.iter().map(|id| Input::Token(id.as_u64().unwrap() as u32)));
+    inputs
+}
+
+fn matches_reference(precision: Precision, absolute: f32, relative: f32) {
+    let golden = Golden::open();
+    let config = golden.config();
+    let (patches, dim) = (config.vision.patches(), config.vision.enc_dim);
+    let mut run = Run::new(&config, precision);
+    for picture in PICTURES {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/images");
+        let bytes = std::fs::read(format!("{dir}/{picture}.png")).unwrap();
+        let rgb = decode(&bytes, &Limits::default()).unwrap();
+        let crops = CropConfig::default().crops(&rgb).unwrap();
+        let tiling = &golden.json["images"][picture]["tiling"];
+        assert_eq!(tiling, &serde_json::json!([crops.tiling.rows, crops.tiling.cols]));
+
+        // The crops differ from the reference's by resize rounding (up to 2 levels of 255).
+        let close = |what: &str, got: &[f32], want: &[f32]| {
+            close(&format!("{picture} {what}"), got, want, absolute, relative);
+        };
+        let num_crops = crops.tiling.num_crops();
+        let features = run.pass(|model, cx, _, image| {
+            let size = config.vision.crop_size;
+            let mut staged = cx.tensor([num_crops, size, size, 3], DType::U8);
+            cx.upload(&mut staged, &crops.crops);
+            let features = model.encode_crops(cx, &staged);
+            model.project_images(cx, &features, &[crops.tiling], image);
+            features
+        });
+        let features = download(&run.device, &mut run.stream, &features);
+        let crop = patches * dim;
+        close(
+            "global crop",
+            &features[..crop],
+            &golden.floats(&format!("{picture}.vision_global")),
+        );
+        let last = golden.floats(&format!("{picture}.vision_last_crop"));
+        close("last crop", &features[features.len() - crop..], &last);
+        let image = download(&run.device, &mut run.stream, &run.image);
+        close("image features", &image, &golden.floats(&format!("{picture}.features")));
+
+        for prompt in ["caption_short", "caption_normal", "caption_long", "query"] {
+            let inputs = first_token_inputs(&golden, picture, prompt, patches);
+            // Blocks in a scrambled order, so that only the table can find them.
+            let blocks = inputs.len().div_ceil(BLOCK_SIZE) as u32;
+            let table: Vec<u32> = (0..blocks).map(|i| 1 + (i * 29 + 7) % 61).collect();
+            let row = Row {
+                inputs: &inputs,
+                start: 0,
+                block_table: &table,
+                prefix_len: config.text.prefix_attn,
+                image_offset: 0,
+            };
+            let logits = run.pass(|model, cx, kv, image| {
+                let mut batch = BatchBuilder::new(BLOCK_SIZE);
+                batch.push(&row);
+                let batch = batch.upload(cx);
+                let hidden = model.forward(cx, &batch, Some(image), kv);
+                model.logits(cx, &hidden)
+            });
+            let logits = download(&run.device, &mut run.stream, &logits);
+            let want = golden.floats(&format!("{picture}.{prompt}_logits"));
+            close(prompt, &logits, &want);
+            check_cache(&golden, &mut run, picture, &table, &close);
+        }
+    }
+}
+
+/// K of the first and V of the last layer against `[heads, prefix, head_dim]` of the reference, which
+/// stores K's rotated pairs side by side: its dim `2j` is our `j`, its `2j + 1` our `j + rotary / 2`.
+fn check_cache(
+    golden: &Golden,
+    run: &mut Run,
+    picture: &str,
+    table: &[u32],
+    close: &dyn Fn(&str, &[f32], &[f32]),
+) {
+    let text = golden.config().text;
+    let (heads, head_dim, half) = (text.n_kv_heads, text.head_dim(), text.rotary_dims / 2);
+    let ordered = |rows: &[f32], pairs: bool| {
+        let mut out = Vec::new();
+        for head in 0..heads {
+            for position in 0..text.prefix_attn {
+                let block = table[position / BLOCK_SIZE] as usize;
+                let slot = block * BLOCK_SIZE + position % BLOCK_SIZE;
+                for dim in 0..head_dim {
+                    let ours = match dim {
+                        d if pairs && d < 2 * half => d / 2 + (d % 2) * half,
+                        d => d,
+                    };
+                    out.push(rows[(slot * heads + head) * head_dim + ours]);
+                }
+            }
+        }
+        out
+    };
+    let (first, last) = (run.kv.layers().first().unwrap(), run.kv.layers().last().unwrap());
+    let k = download(&run.device, &mut run.stream, &first.k);
+    let v = download(&run.device, &mut run.stream, &last.v);
+    let golden_k = golden.floats(&format!("{picture}.prefix_k_layer0"));
+    close("K of layer 0", &ordered(&k, true), &golden_k);
+    let golden_v = golden.floats(&format!("{picture}.prefix_v_last"));
+    close("V of the last layer", &ordered(&v, false), &golden_v);
+}
+
+#[test]
+fn every_stage_matches_the_reference_in_f32() {
+    matches_reference(Precision::F32, 2e-3, 0.0);
+}
+
+#[test]
+fn every_stage_matches_the_reference_in_bf16() {
+    matches_reference(Precision::mixed(DType::Bf16), 0.0, 3e-2);
+}

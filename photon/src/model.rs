@@ -1,0 +1,141 @@
+//! Which model to run, and where its files are.
+use std::path::PathBuf;
+
+use photon_models::{
+    LoadError, checkpoint::Checkpoint, config::Config, expected_tensors, tokenizer::Tokenizer,
+};
+
+use crate::BuildError;
+
+/// A model to run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Model {
+    /// The small model inside this library, trained on drawn shapes.
+    #[default]
+    Demo,
+    /// A folder with `config.json`, safetensors and `tokenizer.json`.
+    Dir(PathBuf),
+    /// Files in several places, as a hub's cache has them.
+    Files {
+        /// The folder of the weights.
+        weights: PathBuf,
+        /// `config.json`; Moondream 2's numbers without it.
+        config: Option<PathBuf>,
+        /// `tokenizer.json`.
+        tokenizer: PathBuf,
+    },
+    /// A folder with `config.json` and `tokenizer.json`, its weights made from a rule: for tests.
+    Synthetic {
+        /// The folder.
+        dir: PathBuf,
+        /// Seed of the weights.
+        seed: u64,
+    },
+}
+
+/// The parts of a model, opened.
+pub(crate) struct Parts {
+    pub(crate) config: Config,
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) tokenizer: Tokenizer,
+}
+
+const DEMO_WEIGHTS: &[u8] = include_bytes!("../demo/model.safetensors");
+const DEMO_CONFIG: &[u8] = include_bytes!("../demo/config.json");
+const DEMO_TOKENIZER: &[u8] = include_bytes!("../demo/tokenizer.json");
+
+impl Model {
+    /// From what a user types: `demo`, a folder, or (with the feature `hub`) the name of a model that
+    /// was pulled.
+    pub fn named(name: &str) -> Result<Self, BuildError> {
+        let path = PathBuf::from(name);
+        if name == "demo" {
+            return Ok(Model::Demo);
+        }
+        if path.is_dir() {
+            return Ok(Model::Dir(path));
+        }
+        Model::pulled(name)
+    }
+
+    #[cfg(feature = "hub")]
+    fn pulled(name: &str) -> Result<Self, BuildError> {
+        use crate::hub::{Hub, known_model};
+        let no_model = |why: String| Err(BuildError::NoModel(why));
+        let Ok(known) = known_model(name) else {
+            return no_model(format!(
+                "{name:?} is neither a folder nor a model Photon knows (see: photon models)"
+            ));
+        };
+        if !known.supported {
+            return no_model(format!("{} cannot be run by this version of Photon", known.name));
+        }
+        let Some(files) = Hub::from_env().find(known) else {
+            let name = known.name;
+            return no_model(format!(
+                "{name} is not on this machine; get it with: photon pull {name}"
+            ));
+        };
+        let weights = files.weights.first().and_then(|file| file.parent());
+        let weights = weights.expect("a pulled model has weights in a folder").to_path_buf();
+        Ok(Model::Files { weights, config: files.config, tokenizer: files.tokenizer })
+    }
+
+    #[cfg(not(feature = "hub"))]
+    fn pulled(name: &str) -> Result<Self, BuildError> {
+        Err(BuildError::NoModel(format!("{name:?} is not a folder")))
+    }
+
+    pub(crate) fn open(&self) -> Result<Parts, BuildError> {
+        let read = |path: &PathBuf| {
+            std::fs::read(path).map_err(|source| {
+                LoadError::from(photon_models::checkpoint::CheckpointError::Io {
+                    path: path.clone(),
+                    source,
+                })
+            })
+        };
+        let need = |dir: &PathBuf, name: &str| {
+            let path = dir.join(name);
+            let missing = || format!("{} has no {name}", dir.display());
+            path.is_file().then_some(path).ok_or_else(|| LoadError::NoModel(missing()))
+        };
+        let config =
+            |dir| Config::from_json(&read(&need(dir, "config.json")?)?).map_err(LoadError::from);
+        let load = || -> Result<Parts, LoadError> {
+            let (config, checkpoint, tokenizer) = match self {
+                Model::Demo => (
+                    Config::from_json(DEMO_CONFIG)?,
+                    Checkpoint::embedded("the demo model", DEMO_WEIGHTS)?,
+                    Tokenizer::from_json(DEMO_TOKENIZER)?,
+                ),
+                Model::Dir(dir) => (
+                    config(dir)?,
+                    Checkpoint::open(dir)?,
+                    Tokenizer::from_file(&need(dir, "tokenizer.json")?)?,
+                ),
+                Model::Files { weights, config, tokenizer } => (
+                    match config {
+                        Some(path) => Config::from_json(&read(path)?)?,
+                        None => Config::default(),
+                    },
+                    Checkpoint::open(weights)?,
+                    Tokenizer::from_file(tokenizer)?,
+                ),
+                Model::Synthetic { dir, seed } => {
+                    let config = config(dir)?;
+                    let checkpoint = Checkpoint::synthetic(*seed, expected_tensors(&config));
+                    (config, checkpoint, Tokenizer::from_file(&need(dir, "tokenizer.json")?)?)
+                }
+            };
+            checkpoint.check(&expected_tensors(&config))?;
+            if tokenizer.vocab_size() > config.text.vocab_size {
+                let (have, room) = (tokenizer.vocab_size(), config.text.vocab_size);
+                let why = format!("tokenizer.json has {have} ids, the model's vocabulary {room}");
+                return Err(LoadError::NoModel(why));
+            }
+            Ok(Parts { config, checkpoint, tokenizer })
+        };
+        Ok(load()?)
+    }
+}

@@ -1,0 +1,25 @@
+//! Everything a change must pass, in the order that fails soonest.
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::{cargo, root, tidy};
+
+pub(crate) fn run() -> Result<()> {
+    std::env::set_current_dir(root())?;
+    step("format", || cargo(&["fmt", "--all", "--", "--check"]))?;
+    step("tidy", || tidy::run(root()))?;
+    step("tests", || cargo(&["test", "--workspace", "--all-features"]))?;
+    step("clippy", || {
+        let all = ["--workspace", "--all-targets", "--all-features"];
+        cargo(&[&["clippy"][..], &all, &["--", "-D", "warnings"]].concat())
+    })
+}
+
+fn step(name: &str, run: impl FnOnce() -> Result<()>) -> Result<()> {
+    let begun = Instant::now();
+    eprintln!("== {name}");
+    run()?;
+    eprintln!("== {name}: {:.0} s", begun.elapsed().as_secs_f64());
+    Ok(())
+}
