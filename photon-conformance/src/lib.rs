@@ -64,6 +64,7 @@ macro_rules! for_each_case {
             paged_attention_large_scores => paged::large_scores,
             paged_attention_real_shapes => paged::real_shapes,
             paged_attention_batch_invariance => paged::batch_invariance,
+            paged_attention_chunk_invariance => paged::chunk_invariance,
             stitch_pool_every_type => vision::stitch_pool,
             stitch_pool_real_shapes => vision::stitch_pool_real_shapes,
             gather_every_type => rows::gather,

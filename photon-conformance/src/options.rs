@@ -15,14 +15,22 @@ pub struct Options {
     /// Whether a row of a linear layer, a layer norm or a paged attention has the same bits whatever
     /// else is in the batch. If not, those cases say that they were skipped.
     pub batch_invariant: bool,
+    /// Whether a token of a paged attention has the same bits however its row is cut into chunks: what
+    /// makes a preempted or chunked request answer as if it had not been.
+    pub chunk_invariant: bool,
 }
 
 const ALL: &[DType] = &[DType::F32, DType::F16, DType::Bf16];
 
 impl Options {
-    /// Every type, f32 arithmetic, no promise of batch invariance.
-    pub const FULL: Options =
-        Options { floats: ALL, weights: ALL, product_error: 0.0, batch_invariant: false };
+    /// Every type, f32 arithmetic, no promise of invariance.
+    pub const FULL: Options = Options {
+        floats: ALL,
+        weights: ALL,
+        product_error: 0.0,
+        batch_invariant: false,
+        chunk_invariant: false,
+    };
 
     /// One of the float types; different ones as `i` counts up.
     pub(crate) fn float(&self, i: usize) -> DType {

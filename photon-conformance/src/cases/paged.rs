@@ -2,6 +2,8 @@
 //!
 //! Every slot of the caches that no row reaches holds NaN: blocks of nobody, the rest of a last block,
 //! and the block that table entries past the context name. One look at any of them shows in the output.
+use std::ops::Range;
+
 use photon_core::{DType, Kernels, PagedAttention};
 
 use crate::{
@@ -120,16 +122,29 @@ impl<D: Kernels> Batch<D> {
     }
 
     /// Runs rows `rows` of the batch by themselves and returns the output.
-    fn run(&self, rig: &mut Rig<'_, D>, rows: std::ops::Range<usize>, label: &Label) -> Probe<D> {
-        let count = rows.len();
+    fn run(&self, rig: &mut Rig<'_, D>, rows: Range<usize>, label: &Label) -> Probe<D> {
         let first = self.starts[rows.start];
         let tokens = first as usize..self.starts[rows.end] as usize;
         let starts: Vec<i32> =
             self.starts[rows.start..=rows.end].iter().map(|s| s - first).collect();
+        self.run_tokens(rig, rows.clone(), tokens, &starts, &self.contexts[rows], label)
+    }
+
+    /// Runs tokens `tokens` as those of rows `rows`, divided by `starts`, with these contexts.
+    fn run_tokens(
+        &self,
+        rig: &mut Rig<'_, D>,
+        rows: Range<usize>,
+        tokens: Range<usize>,
+        starts: &[i32],
+        contexts: &[i32],
+        label: &Label,
+    ) -> Probe<D> {
+        let count = rows.len();
         let tables = &self.tables[rows.start * self.max_blocks..rows.end * self.max_blocks];
         let tables = rig.indices("block_tables", [count, self.max_blocks], tables);
-        let starts = rig.indices("row_starts", [count + 1], &starts);
-        let contexts = rig.indices("context_lens", [count], &self.contexts[rows.clone()]);
+        let starts = rig.indices("row_starts", [count + 1], starts);
+        let contexts = rig.indices("context_lens", [count], contexts);
         let prefixes = rig.indices("prefix_lens", [count], &self.prefixes[rows]);
         let c = &self.c;
         let mut out = rig.output("out", [tokens.len(), c.heads * c.head_dim], c.q, Gaps::NONE);
@@ -413,6 +428,50 @@ pub(crate) fn batch_invariance<D: Kernels>(device: &D, options: &Options) {
                 let alone = rig.read(&label, &out);
                 let at = batch.starts[r] as usize * token_bytes;
                 assert!(alone == together[at..at + alone.len()], "{label}: row {r} differs");
+            }
+        }
+    }
+}
+
+/// A token has the bits it has when its row is computed at once, however the row is cut into chunks.
+pub(crate) fn chunk_invariance<D: Kernels>(device: &D, options: &Options) {
+    if !options.chunk_invariant {
+        return skip("paged_attention_chunk_invariance", &device.name(), "not promised");
+    }
+    let rig = &mut Rig::new(device, options);
+    for (i, (len, prefix)) in [(70, 0), (150, 33), (300, 0)].into_iter().enumerate() {
+        for (j, (q, cache)) in options.pairs().enumerate() {
+            let seed = 89_000 + (10 * i + j) as u64;
+            let (heads, kv_heads, head_dim) = HEADS[seed as usize % HEADS.len()];
+            let c = Config {
+                heads,
+                kv_heads,
+                head_dim,
+                block_size: 16,
+                rows: vec![row(len, len, prefix)],
+                q,
+                cache,
+                sharpness: 3.0,
+                sparse: 1,
+                seed,
+            };
+            let batch = Batch::new(rig, &c);
+            let label = c.label("at once and in chunks; ");
+            let out = batch.run(rig, 0..1, &label);
+            let at_once = rig.read(&label, &out);
+            let token_bytes = heads * head_dim * q.size();
+            let rng = &mut Rng::new(seed ^ 1);
+            let mut start = 0;
+            while start < len {
+                // The prefix is never cut; after it, chunks of many sizes, single tokens among them.
+                let size = [1, 1, 2, 7, 16, 31, 64][rng.below(7)];
+                let end = (start + size).max(prefix as usize).min(len);
+                let (starts, context) = ([0, (end - start) as i32], [end as i32]);
+                let out = batch.run_tokens(rig, 0..1, start..end, &starts, &context, &label);
+                let chunk = rig.read(&label, &out);
+                let want = &at_once[start * token_bytes..end * token_bytes];
+                assert!(chunk == want, "{label}: tokens {start}..{end} differ");
+                start = end;
             }
         }
     }

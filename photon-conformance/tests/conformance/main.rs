@@ -4,7 +4,7 @@ mod mutants;
 
 mod naive {
     use photon_conformance::{Naive, Options, suite};
-    suite!(Naive, Options { batch_invariant: true, ..Options::FULL });
+    suite!(Naive, Options { batch_invariant: true, chunk_invariant: true, ..Options::FULL });
 }
 
 mod absent {

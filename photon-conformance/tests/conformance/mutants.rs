@@ -9,7 +9,7 @@ use photon_conformance::{Case, Options, cases};
 
 use crate::mutant::{Bug, Mutant};
 
-const OPTIONS: Options = Options { batch_invariant: true, ..Options::FULL };
+const OPTIONS: Options = Options { batch_invariant: true, chunk_invariant: true, ..Options::FULL };
 
 thread_local! {
     static IS_QUIET: Cell<bool> = const { Cell::new(false) };
@@ -168,6 +168,7 @@ fn paged_attention() {
             RoundsTwice,
             WritesOneRowTooMany,
             DependsOnTheBatch,
+            DependsOnTheChunk,
         ],
     );
 }

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use photon_conformance::Options;
 use photon_cpu::{Cpu, CpuOptions, Isa, Tape};
 
-const OPTIONS: Options = Options { batch_invariant: true, ..Options::FULL };
+const OPTIONS: Options = Options { batch_invariant: true, chunk_invariant: true, ..Options::FULL };
 
 fn open(isa: Isa, threads: usize) -> Option<Cpu> {
     Cpu::open(CpuOptions { threads: Some(threads), isa: Some(isa) }).ok()

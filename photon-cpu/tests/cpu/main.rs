@@ -1,2 +1,3 @@
 //! What the backend promises to everyone, checked from outside.
 mod conformance;
+mod tape;
