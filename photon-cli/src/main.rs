@@ -50,7 +50,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Failed(error)) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(Failure::Failed(error)) => {
-            output::error(&format!("{error:#}"));
+            output::error(&output::describe(&error));
             ExitCode::from(1)
         }
         Err(Failure::Usage(message)) => {

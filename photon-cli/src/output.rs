@@ -10,6 +10,17 @@ pub(crate) fn error(message: &str) {
     eprintln!("photon: {}", line.join(" "));
 }
 
+/// An error and its causes, each said once: many messages repeat their cause already.
+pub(crate) fn describe(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| {
+        match text.is_empty() {
+            true => cause,
+            false if text.contains(&cause) => text,
+            false => format!("{text}: {cause}"),
+        }
+    })
+}
+
 /// One line about what is going on.
 pub(crate) fn note(message: &str) {
     eprintln!("photon: {message}");
@@ -135,6 +146,13 @@ mod tests {
         assert_eq!(super::bytes(1023), "1023 B");
         assert_eq!(super::bytes(1536), "1.5 KiB");
         assert_eq!(super::bytes(3_854_538_968), "3.6 GiB");
+    }
+
+    #[test]
+    fn a_cause_that_the_message_repeats_is_said_once() {
+        let io = std::io::Error::other("disk full");
+        let error = anyhow::Error::from(io).context("cannot write: disk full").context("a.png");
+        assert_eq!(super::describe(&error), "a.png: cannot write: disk full");
     }
 
     #[test]

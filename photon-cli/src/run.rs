@@ -9,8 +9,8 @@ use std::{
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use photon::{
-    Answer, Budget, Image, Limits, Model, Photon, Request, Response, RunError, Sampling, Skill,
-    SpatialRef,
+    Answer, Budget, Image, Limits, Model, OpenError, Photon, Request, Response, RunError, Sampling,
+    Skill, SpatialRef,
 };
 use serde_json::json;
 
@@ -20,7 +20,7 @@ use crate::{
         CaptionArgs, DetectArgs, GazeArgs, ModelArgs, Numbers, OutputArgs, PointArgs, QueryArgs,
         SamplingArgs,
     },
-    draw::{Canvas, Mark, Overlay, Shape, draw, save},
+    draw::{Canvas, Format, Mark, Overlay, Shape, draw, save},
     output::{self, Printer},
 };
 
@@ -82,7 +82,7 @@ fn find(a: DetectArgs, skill: impl FnOnce(String) -> Skill) -> Result<(), Failur
     let (images, object) = split(a.words);
     if images.is_empty() {
         return Err(Failure::Usage(format!(
-            "what to find goes after the picture: photon detect IMAGE {object:?}"
+            "{object:?} is taken for what to find; give a picture before it: IMAGE {object:?}"
         )));
     }
     run(Job {
@@ -159,7 +159,11 @@ pub(crate) fn progress_bar(what: &str) -> ProgressBar {
 
 fn read_image(name: &str) -> anyhow::Result<Image> {
     if name != "-" {
-        return Image::open(Path::new(name)).with_context(|| name.to_owned());
+        return Image::open(Path::new(name)).map_err(|error| match error {
+            // What is wrong with a picture does not say which; a file that cannot be read does.
+            OpenError::Image(error) => anyhow::Error::new(error).context(name.to_owned()),
+            error => error.into(),
+        });
     }
     if std::io::stdin().is_terminal() {
         anyhow::bail!("`-` reads a picture from standard input, but that is the terminal");
@@ -187,6 +191,9 @@ fn run(job: Job) -> Result<(), Failure> {
     if let (Some(out), true) = (&job.draw, job.images.is_empty()) {
         return Err(Failure::Usage(format!("--draw {} needs a picture", out.display())));
     }
+    if let Some(out) = &job.draw {
+        Format::of(out).map_err(|error| Failure::Usage(error.to_string()))?;
+    }
     let mut photon = load(&job.model)?;
     let budget = Budget { max_tokens: s.max_tokens, max_objects: job.max_objects };
     let request = |image| Request { skill: job.skill.clone(), image, sampling, budget };
@@ -205,7 +212,7 @@ fn run(job: Job) -> Result<(), Failure> {
                 if output::is_closed_pipe(&error) {
                     return Err(Failure::Failed(error));
                 }
-                output::error(&format!("{error:#}"));
+                output::error(&output::describe(&error));
                 failed += 1;
             }
             Err(failure) => return Err(failure),

@@ -55,7 +55,8 @@ fn same_tokens(what: &str, got: &[u32], record: &Value, tolerance: f64) {
 
 fn pictures() -> impl Iterator<Item = (String, Image, Value)> {
     let images = golden()["images"].as_object().unwrap().clone();
-    images.into_iter().map(|(name, record)| {
+    // One record is of a question without a picture.
+    images.into_iter().filter(|(name, _)| name != "text_only").map(|(name, record)| {
         let path = format!("{DATA}/images/{name}.png");
         (name, Image::open(path.as_ref()).unwrap(), record)
     })
@@ -147,7 +148,7 @@ fn reasoning_spatial_references_and_plain_questions_match_the_reference() {
         assert_eq!(answer, s["answer"].as_str().unwrap(), "{name}");
     }
     let golden = golden();
-    let plain = &golden["text_only"];
+    let plain = &golden["images"]["text_only"];
     let answer = run(&mut photon, query(plain["question"].as_str().unwrap()), None).answer;
     let Answer::Query { answer, .. } = answer else { panic!("{answer:?}") };
     assert_eq!(answer, plain["answer"].as_str().unwrap());

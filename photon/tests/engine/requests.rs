@@ -142,17 +142,19 @@ fn damaged_model_files_are_refused_with_the_reason() {
     assert!(cut.contains("not a complete safetensors file"), "{cut}");
     let cut = broken("model.safetensors", |bytes| bytes.truncate(20));
     assert!(cut.contains("not a complete safetensors file"), "{cut}");
-    let shape = broken("config.json", |bytes| {
-        let text = String::from_utf8(bytes.clone()).unwrap();
-        assert!(text.contains("\"ff_dim\": 768"));
-        *bytes = text.replace("\"ff_dim\": 768", "\"ff_dim\": 512").into_bytes();
-    });
+    let number = |name: &'static str, value: u64| {
+        broken("config.json", move |bytes| {
+            let mut json: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+            json["config"]["text"][name] = value.into();
+            *bytes = json.to_string().into_bytes();
+        })
+    };
+    let shape = number("ff_dim", 500);
     assert!(shape.contains("in the checkpoint, but config.json makes it"), "{shape}");
-    let layers = broken("config.json", |bytes| {
-        let text = String::from_utf8(bytes.clone()).unwrap();
-        *bytes = text.replace("\"n_layers\": 4", "\"n_layers\": 5").into_bytes();
-    });
-    assert!(layers.contains("missing model.text.blocks.4."), "{layers}");
+    let layers = number("n_layers", 99);
+    assert!(layers.contains("missing model.text.blocks."), "{layers}");
+    let heads = number("n_heads", 7);
+    assert!(heads.contains("text.n_heads (7) does not divide text.dim"), "{heads}");
     let json = broken("config.json", |bytes| bytes.truncate(30));
     assert!(json.contains("config.json is not valid"), "{json}");
     let tokenizer = broken("tokenizer.json", |bytes| bytes.truncate(30));

@@ -1,0 +1,212 @@
+//! The program as a user meets it: what it prints, where, and with which exit code.
+#![allow(clippy::unwrap_used, reason = "a test's helpers")]
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use serde_json::Value;
+
+fn asset(name: &str) -> String {
+    format!("{}/../assets/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+fn photon(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_photon"));
+    // What the user of this machine has set must not decide a test.
+    for name in ["PHOTON_MODEL", "PHOTON_DEVICE", "HF_ENDPOINT", "HF_TOKEN"] {
+        command.env_remove(name);
+    }
+    command.env("HF_HOME", "no-such-folder").env("HF_HUB_OFFLINE", "1").args(args);
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    photon(args).output().unwrap()
+}
+
+#[track_caller]
+fn succeeds(args: &[&str]) -> String {
+    let output = run(args);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{args:?}: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// One line on standard error that contains `message`; nothing on standard output.
+#[track_caller]
+fn fails(args: &[&str], code: i32, message: &str) {
+    let output = run(args);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+    assert!(stderr.contains(message), "{args:?}: {stderr}");
+    assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
+    assert!(output.stdout.is_empty(), "{args:?}");
+    if stderr.starts_with("photon: ") {
+        assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
+    }
+}
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Folder(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn file(&self, name: &str, bytes: &[u8]) -> String {
+        std::fs::write(self.path(name), bytes).unwrap();
+        self.path(name).to_str().unwrap().to_owned()
+    }
+}
+
+#[test]
+fn a_caption_streams_to_standard_output_and_statistics_do_not() {
+    let output = run(&["caption", &asset("shapes.png"), "--temperature", "0", "--stats"]);
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.ends_with('\n') && text.trim().len() > 10, "{text:?}");
+    assert!(String::from_utf8(output.stderr).unwrap().contains("tokens/s"));
+}
+
+#[test]
+fn json_holds_the_answer_and_how_it_came_about() {
+    let keys = |args: &[&str]| -> Vec<String> {
+        let json: Value = serde_json::from_str(&succeeds(args)).unwrap();
+        assert!(json["metrics"]["input_tokens"].as_u64().unwrap() > 5);
+        assert!(json["tokens"].is_array());
+        json.as_object().unwrap().keys().cloned().collect()
+    };
+    let image = asset("four.png");
+    let rest = ["finish_reason", "tokens", "metrics"];
+    let expect = |first: &str| [&[first], &rest[..]].concat();
+    assert_eq!(keys(&["caption", &image, "--json"]), expect("caption"));
+    assert_eq!(keys(&["query", &image, "how many shapes?", "--json"]), expect("answer"));
+    assert_eq!(keys(&["detect", &image, "circle", "--json"]), expect("objects"));
+    assert_eq!(keys(&["point", &image, "circle", "--json"]), expect("points"));
+    assert_eq!(keys(&["gaze", &image, "--eye", "0.5,0.5", "--json"]), expect("gaze"));
+    // Without a picture.
+    assert_eq!(keys(&["query", "how many?", "--json"]), expect("answer"));
+}
+
+#[test]
+fn several_pictures_give_a_line_each_and_a_bad_one_does_not_cost_the_others() {
+    let folder = Folder::new();
+    let bad = folder.file("bad.png", b"hello");
+    let (a, b) = (asset("shapes.png"), asset("number.png"));
+    let output = run(&["query", &a, &bad, &b, "what is written?", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let images: Vec<Value> = lines
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["image"].clone())
+        .collect();
+    assert_eq!(images, [a, b]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("1 of 3 pictures failed"), "{stderr}");
+}
+
+#[test]
+fn a_picture_comes_from_standard_input() {
+    let mut child = photon(&["caption", "-", "--temperature", "0"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let bytes = std::fs::read(asset("shapes.png")).unwrap();
+    child.stdin.take().unwrap().write_all(&bytes).unwrap();
+    let piped = child.wait_with_output().unwrap();
+    assert!(piped.status.success());
+    let named = succeeds(&["caption", &asset("shapes.png"), "--temperature", "0"]);
+    assert_eq!(String::from_utf8(piped.stdout).unwrap(), named);
+}
+
+#[test]
+fn a_closed_pipe_is_not_an_error() {
+    let mut child = photon(&["caption", &asset("shapes.png"), "--length", "long"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn drawings_have_the_size_of_their_picture() {
+    let folder = Folder::new();
+    let (image, out) = (asset("four.png"), folder.path("out.png"));
+    succeeds(&["point", &image, "shape", "--draw", out.to_str().unwrap()]);
+    let size = |path: &Path| image::image_dimensions(path).unwrap();
+    assert_eq!(size(&out), size(Path::new(&image)));
+    let (a, b) = (asset("four.png"), asset("shapes.png"));
+    succeeds(&["point", &a, &b, "shape", "--draw", out.to_str().unwrap()]);
+    assert_eq!(size(&folder.path("out-2.png")), size(Path::new(&b)));
+    let bmp = folder.path("out.bmp");
+    fails(&["point", &a, "shape", "--draw", bmp.to_str().unwrap()], 2, "end its name in .png");
+}
+
+#[test]
+fn wrong_usage_exits_with_2_and_says_what_to_do() {
+    let image = asset("shapes.png");
+    let image = image.as_str();
+    fails(&["query", image, ""], 2, "the question is empty");
+    fails(&["detect", image, " "], 2, "the object to look for is empty");
+    fails(&["detect", "circle"], 2, "give a picture before it");
+    fails(&["query", image, "x", "--temperature", "-1"], 2, "temperature is -1");
+    fails(&["query", image, "x", "--top-p", "0"], 2, "top_p is 0");
+    fails(&["query", image, "x", "--spatial-ref", "0.5"], 2, "2 (point) or 4 (bbox)");
+    fails(&["query", image, "x", "--spatial-ref", "a,b"], 2, "is not a number");
+    fails(&["gaze", image, "--eye", "0.5"], 2, "two numbers");
+    fails(&["gaze", image, "--eye", "0.5,7"], 2, "between 0 and 1");
+    fails(&["caption", image, "--max-tokens", "0"], 2, "1 or more");
+    fails(&["caption", image, "--device", "abacus"], 2, "no device");
+    fails(&["pull", "nothing"], 2, "unknown model");
+}
+
+#[test]
+fn what_cannot_be_read_exits_with_1_and_one_line() {
+    let folder = Folder::new();
+    let jpeg = std::fs::read(asset("../photon-models/tests/data/images/baseline_420.jpg")).unwrap();
+    let cut = folder.file("cut.jpg", &jpeg[..jpeg.len() / 2]);
+    fails(&["caption", &cut], 1, "truncated JPEG");
+    fails(&["caption", &folder.file("text.png", b"plain text")], 1, "it starts like text");
+    fails(&["caption", &folder.file("empty.png", b"")], 1, "empty file");
+    fails(&["caption", "no-such-picture.png"], 1, "cannot read no-such-picture.png");
+    let image = asset("shapes.png");
+    fails(&["caption", &image, "--model", "nonsense"], 1, "photon models");
+    fails(&["caption", &image, "--model", "moondream2"], 1, "photon pull moondream2");
+    let empty = folder.path("");
+    fails(&["caption", &image, "--model", empty.to_str().unwrap()], 1, "has no config.json");
+    fails(&["pull", "moondream3-preview"], 1, "not yet supported");
+}
+
+#[test]
+fn the_machine_and_the_models_are_described() {
+    let doctor: Value = serde_json::from_str(&succeeds(&["doctor", "--json"])).unwrap();
+    assert_eq!(doctor["devices"][0]["device"], "cpu");
+    assert!(doctor["problems"].as_array().unwrap().is_empty());
+    assert!(succeeds(&["doctor"]).contains("no problems found"));
+    let models: Value = serde_json::from_str(&succeeds(&["models", "--json"])).unwrap();
+    let names: Vec<&str> =
+        models["models"].as_array().unwrap().iter().filter_map(|m| m["name"].as_str()).collect();
+    assert_eq!(&names[..2], ["demo", "moondream2"]);
+}
+
+#[test]
+fn a_benchmark_of_a_small_model_reports_every_phase() {
+    let demo = format!("{}/../photon/demo", env!("CARGO_MANIFEST_DIR"));
+    let args = ["bench", "model", "--synthetic", &demo, "--repeats", "1", "--json"];
+    let report: Value = serde_json::from_str(&succeeds(&args)).unwrap();
+    let phases: Vec<&str> =
+        report["phases"].as_array().unwrap().iter().filter_map(|p| p["name"].as_str()).collect();
+    assert!(phases.iter().any(|name| name.starts_with("prefill")), "{phases:?}");
+    assert!(phases.iter().any(|name| name.starts_with("decode")), "{phases:?}");
+}
