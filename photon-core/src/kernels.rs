@@ -147,7 +147,7 @@ pub struct RopeStore<'a, D: Device> {
 /// Query head `h` uses key head `h / (heads / kv_heads)`.
 #[derive(Debug)]
 pub struct PagedAttention<'a, D: Device> {
-    /// `[tokens, heads * head_dim]`, any float. Tokens of rows with an unusable block table stay.
+    /// `[tokens, heads * head_dim]`, any float. Tokens that see no position stay as they are.
     pub out: &'a mut Tensor<D>,
     /// `[tokens, heads * head_dim]`, rotated; usually a column view of qkv. Same type as `out`.
     pub q: &'a Tensor<D>,
@@ -155,7 +155,8 @@ pub struct PagedAttention<'a, D: Device> {
     pub k_cache: &'a Tensor<D>,
     /// Like `k_cache`.
     pub v_cache: &'a Tensor<D>,
-    /// `[rows, max_blocks]`, i32; positions in a block that is negative or out of range are not seen.
+    /// `[rows, max_blocks]`, i32; positions in a block that is negative or out of range, or past the
+    /// table, are not seen.
     pub block_tables: &'a Tensor<D>,
     /// `[rows + 1]`, i32, not decreasing, from 0 to `tokens`.
     pub row_starts: &'a Tensor<D>,
