@@ -162,13 +162,16 @@ class Prompts:
 WEIGHT = {"caption": 0.6, "query": 1.5, "detect": 0.6, "point": 0.6}
 
 
-def choose(tasks, rng):
-    """An order of preference that mixes the skills; the packer takes tasks while they fit."""
+def choose(tasks, rng, places=False):
+    """An order of preference that mixes the skills, or puts `places` first; the packer takes tasks while they fit."""
     captions = [t for t in tasks if t["skill"] == "caption"]
     weights = [{"short": 6, "normal": 2, "long": 1}[t["length"]] for t in captions]
     by = {s: [t for t in tasks if t["skill"] == s] for s in ("query", "detect", "point")}
     for group in by.values():
         rng.shuffle(group)
+    if places:
+        first = by["detect"][:2] + by["point"] + by["query"][:2] + rng.choices(captions, weights)[:1]
+        return first + by["detect"][2:] + by["query"][2:]
     first = rng.choices(captions, weights)[:1] + by["query"][:4] + by["detect"][:1] + by["point"][:1]
     rest = by["query"][4:] + by["detect"][1:2] + by["point"][1:2]
     rng.shuffle(rest)
@@ -178,7 +181,7 @@ def choose(tasks, rng):
 class Batch:
     """Packed prompts of several pictures as tensors; see `Prompts`."""
 
-    def __init__(self, metas, prompts, rng, tokens=TEXT_TOKENS):
+    def __init__(self, metas, prompts, rng, places=False, tokens=TEXT_TOKENS):
         n = len(metas)
         ids, tgt = np.zeros((n, tokens), np.int64), np.full((n, tokens), -100)
         seg, pos = np.full((n, tokens), -1), np.full((n, tokens), PREFIX)
@@ -186,7 +189,7 @@ class Batch:
         coords, sizes = [], []
         for row, meta in enumerate(metas):
             at = 0
-            for k, task in enumerate(choose(meta["tasks"], rng)):
+            for k, task in enumerate(choose(meta["tasks"], rng, places)):
                 question = prompts.question(task)
                 answer, c, s = prompts.answer(task)
                 whole = question + answer
@@ -213,8 +216,9 @@ class Batch:
 class Loader:
     """Reads pictures in a thread and yields (pixels, labels, Batch or None)."""
 
-    def __init__(self, binary, seed, rows, prompts, max_objects=4, skip=0):
+    def __init__(self, binary, seed, rows, prompts, max_objects=4, labels=True, places=False):
         self.queue = queue.Queue(6)
+        self.labels, self.places = labels, places
         self.args = (binary, seed, rows, prompts, max_objects)
         threading.Thread(target=self.run, daemon=True).start()
 
@@ -230,10 +234,11 @@ class Loader:
                 self.queue.put(self.make(group, prompts, rng))
                 group = []
 
-    @staticmethod
-    def make(group, prompts, rng):
-        labels = [torch.from_numpy(np.stack(a)) for a in zip(*(patch_labels(m, rgb) for m, rgb in group))]
-        batch = Batch([m for m, _ in group], prompts, rng) if prompts else None
+    def make(self, group, prompts, rng):
+        labels = None
+        if self.labels:
+            labels = [torch.from_numpy(np.stack(a)) for a in zip(*(patch_labels(m, rgb) for m, rgb in group))]
+        batch = Batch([m for m, _ in group], prompts, rng, self.places) if prompts else None
         return to_pixels([rgb for _, rgb in group]), labels, batch
 
     def __iter__(self):

@@ -191,7 +191,7 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="one task of each kind a picture, not all")
     args = parser.parse_args()
     model = Model()
-    model.load_state_dict(torch.load(args.checkpoint)["ema"])
+    model.load_state_dict(torch.load(args.checkpoint)["ema"], strict=False)
     prompts = Prompts(Tokenizer.from_file(args.tokenizer))
     for name, value in evaluate(model, args.pictures, prompts, args.seed, args.count, everything=not args.quick).items():
         print(f"{name:24} {value}")

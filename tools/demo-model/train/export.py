@@ -119,7 +119,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     os.makedirs(args.outdir, exist_ok=True)
     model = Model()
-    model.load_state_dict(torch.load(args.checkpoint)["ema"])
+    model.load_state_dict(torch.load(args.checkpoint)["ema"], strict=False)
     model = rounded(model)
     save_file(tensors(model), f"{args.outdir}/model.safetensors", {"format": "pt"})
     with open(f"{args.outdir}/config.json", "w", encoding="utf-8") as file:

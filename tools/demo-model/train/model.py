@@ -153,6 +153,7 @@ class Aux(nn.Module):
         self.read = nn.Linear(dim, sum(self.SPLIT))
         self.early_ln = nn.LayerNorm(vision_dim)
         self.early = nn.Linear(vision_dim, sum(self.EARLY_SPLIT))
+        self.place = nn.Linear(dim, 2)  # The object's center in the picture, -2..2: what the coordinates need.
 
     def forward(self, feats, early):
         return self.read(feats).split(self.SPLIT, -1) + self.early(self.early_ln(early)).split(self.EARLY_SPLIT, -1)

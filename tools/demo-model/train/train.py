@@ -19,9 +19,12 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
-from data import Loader, Prompts, augment
-from model import CHARS, TEXT_LEN, Model
+import data
+from data import SIDE, Loader, Prompts, augment
+from model import CHARS, PATCH, TEXT_LEN, Model
 
+CENTERS = torch.from_numpy(data.CENTERS).float()
+READER = ("text", "wte", "lm_head", "coord", "size")  # What is not the encoder.
 FEATURES = ("coord_features", "size_features")
 
 
@@ -107,6 +110,8 @@ def aux_loss(model, feats, labels):
             "count": 0.3 * ce(p_count, count)}
     known = ~box[..., 0].isnan()
     loss["box"] = 2 * F.smooth_l1_loss(p_box[known], box[known], beta=0.2)
+    center = (box[..., :2] * PATCH + CENTERS) / SIDE * 4 - 2
+    loss["place"] = 2 * F.smooth_l1_loss(model.aux.place(feats)[known], center[known], beta=0.05)
     loss["cover"] = F.binary_cross_entropy_with_logits(p_cover, cover)
     if (letter >= 0).any():
         loss["letter"], loss["index"] = 0.5 * ce(p_letter, letter), 0.3 * ce(p_index, index)
@@ -124,11 +129,11 @@ def task_loss(model, feats, batch):
     ce = F.cross_entropy(model.logits(hidden[told]), batch.tgt[told], reduction="none")
     weight = batch.weight[told]
     loss = {"text": (ce * weight).sum() / weight.sum()}
-    loss["coord"] = 0.15 * soft_ce(model.coord_logits(hidden[cr, cc - 1]), batch.coord * 1024)
+    loss["coord"] = 0.3 * soft_ce(model.coord_logits(hidden[cr, cc - 1]), batch.coord * 1024)
     if len(sr):
         bins = (batch.size.log2() + 10) / 10 * 1023
         sizes = model.size_logits(hidden[sr, sc - 1])
-        loss["size"] = 0.05 * (soft_ce(sizes[:, 0], bins[:, 0]) + soft_ce(sizes[:, 1], bins[:, 1]))
+        loss["size"] = 0.1 * (soft_ce(sizes[:, 0], bins[:, 0]) + soft_ce(sizes[:, 1], bins[:, 1]))
     return loss
 
 
@@ -171,24 +176,28 @@ class Process:
     def __init__(self, args, rank, flat, shared):
         torch.set_num_threads(1)
         torch.manual_seed(args.seed * 2 + rank)
-        self.args, self.flat, self.shared = args, flat, shared
+        self.args, self.rank, self.flat, self.shared = args, rank, flat, shared
         self.model = Model()
         if args.resume:
             load(self.model, torch.load(args.resume)["model"])
         flat.bind(self.model, rank)
+        for name, p in self.model.named_parameters():
+            if args.freeze and not name.startswith(READER):
+                p.requires_grad_(False)
+                p.grad = None
         # Attention's matrices are half of the work, the rest of them the other half.
         names = [n for n, p in self.model.named_parameters() if Muon.takes(n, p)
-                 and (".qkv." in n or ".proj." in n) == (rank == 1) and (args.phase == "joint" or "text" not in n)]
+                 and (".qkv." in n or ".proj." in n) == (rank == 1) and p.grad is not None and (args.phase == "joint" or "text" not in n)]
         self.muon = Muon(flat, names, args.lr)
         self.prompts = Prompts(Tokenizer.from_file(args.tokenizer)) if args.phase == "joint" else None
         seed = (args.seed * 2 + rank) * 10**9
-        self.loader = iter(Loader(args.pictures, seed, args.micro, self.prompts, args.max_objects))
+        self.loader = iter(Loader(args.pictures, seed, args.micro, self.prompts, args.max_objects,
+                                  labels=not args.freeze, places=args.freeze))
         self.mean = {}
 
     def gradients(self):
         """Adds up the gradients of as many parts of the step's batch as this process gets to."""
-        for p in self.model.parameters():
-            p.grad.zero_()
+        self.flat.grads[self.rank].zero_()
         while True:
             with self.shared.part.get_lock():
                 part = self.shared.part.value
@@ -196,8 +205,9 @@ class Process:
             if part >= self.args.parts:
                 return
             pixels, labels, batch = next(self.loader)
-            feats = self.model.vision(augment(pixels))
-            loss = aux_loss(self.model, feats, labels)
+            with torch.set_grad_enabled(not self.args.freeze):
+                feats = self.model.vision(augment(pixels))
+            loss = {} if self.args.freeze else aux_loss(self.model, feats, labels)
             if batch is not None:
                 # The encoder listens to the tasks by and by: at first they would only tell it noise.
                 mix = self.shared.mix.value
@@ -250,6 +260,7 @@ def main():
     parser.add_argument("--adam-lr", type=float, default=1.5e-3)
     parser.add_argument("--aux", type=float, default=1.0, help="weight of the patch labels in the joint phase")
     parser.add_argument("--mix-steps", type=int, default=400, help="steps until the tasks reach the encoder in full")
+    parser.add_argument("--freeze", action="store_true", help="train the text model alone, mostly on boxes and points")
     parser.add_argument("--ema", type=float, default=0.99)
     parser.add_argument("--max-objects", type=int, default=4)
     parser.add_argument("--eval-every", type=float, default=420)
@@ -275,8 +286,9 @@ def main():
     ema.load_state_dict(model.state_dict())
     if state:
         load(ema, state["ema"])
-        if len(state["adam"]["state"]) == len(rest):  # Not so when a reader was added.
-            adam.load_state_dict(state["adam"])
+        # A reader added since is last among the parameters and starts without a state.
+        state["adam"]["param_groups"][0]["params"] = list(range(len(rest)))
+        adam.load_state_dict(state["adam"])
         for name, m in state["muon"].items():
             flat.view(flat.momenta, name).copy_(m)
     first, start, seen = step, time.time(), 0
@@ -300,7 +312,7 @@ def main():
             torch.set_num_threads(1)
 
     while (now := time.time()) < args.until:
-        scale = min(1, (step - first + 1) / 50)
+        scale = min(1, (step - first + 1) / 20)
         if args.decay_from and now > args.decay_from:
             scale *= (args.until - now) / (args.until - args.decay_from)
         shared.scale.value, shared.part.value = scale, 0
@@ -308,9 +320,11 @@ def main():
         shared.barrier.wait()
         process.gradients()
         shared.barrier.wait()
+        live = [p for p in rest.values() if p.grad is not None]
         for name, p in rest.items():
-            p.grad.copy_(flat.grad(name))
-        torch.nn.utils.clip_grad_norm_(rest.values(), 1.0)
+            if p.grad is not None:
+                p.grad.copy_(flat.grad(name))
+        torch.nn.utils.clip_grad_norm_(live, 1.0)
         for group in adam.param_groups:
             group["lr"] = args.adam_lr * scale
         adam.step()
