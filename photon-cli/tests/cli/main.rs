@@ -83,8 +83,7 @@ fn json_holds_the_answer_and_how_it_came_about() {
         json.as_object().unwrap().keys().cloned().collect()
     };
     let image = asset("four.png");
-    let rest = ["finish_reason", "tokens", "metrics"];
-    let expect = |first: &str| [&[first], &rest[..]].concat();
+    let expect = |first: &'static str| [first, "finish_reason", "tokens", "metrics"];
     assert_eq!(keys(&["caption", &image, "--json"]), expect("caption"));
     assert_eq!(keys(&["query", &image, "how many shapes?", "--json"]), expect("answer"));
     assert_eq!(keys(&["detect", &image, "circle", "--json"]), expect("objects"));
