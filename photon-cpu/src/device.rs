@@ -8,9 +8,12 @@ use photon_core::{Device, Error, MemoryInfo, Pending, Result, Weight, WeightData
 use crate::{
     isa::Isa,
     linear,
-    memory::{Buffer, memory_info},
+    memory::{Buffer, check_available, memory_info},
     pool::Pool,
 };
+
+/// More than any machine has, and less than a slip of the finger.
+const MAX_THREADS: usize = 1024;
 
 /// How to open a [`Cpu`]. The default asks the environment, then the machine.
 #[derive(Clone, Copy, Debug, Default)]
@@ -33,7 +36,7 @@ impl Cpu {
     ///
     /// # Errors
     /// [`Error::Unavailable`] if the processor has not the instructions asked for, or the number of
-    /// threads is zero.
+    /// threads is zero or absurd.
     pub fn open(options: CpuOptions) -> Result<Self> {
         let unavailable = |why| Error::Unavailable { device: "cpu".into(), why };
         let isa = match options.isa {
@@ -49,8 +52,9 @@ impl Cpu {
             )));
         }
         let threads = options.threads.unwrap_or_else(Pool::default_threads);
-        if threads == 0 {
-            return Err(unavailable("0 threads cannot compute; ask for 1 or more".into()));
+        if !(1..=MAX_THREADS).contains(&threads) {
+            let range = format!("1 to {MAX_THREADS}");
+            return Err(unavailable(format!("{threads} threads were asked for; ask for {range}")));
         }
         Ok(Cpu { pool: Pool::new(threads), isa })
     }
@@ -108,6 +112,7 @@ impl Device for Cpu {
     }
 
     fn host_buffer(&self, bytes: usize) -> Result<Vec<u8>> {
+        check_available(bytes, "a host buffer")?;
         Ok(vec![0; bytes])
     }
 

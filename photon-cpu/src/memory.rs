@@ -53,17 +53,10 @@ impl Buffer {
     /// memory all the same and kill the process when it is touched, so this asks beforehand.
     pub fn new(bytes: usize) -> Result<Self> {
         let alignment = if bytes >= HUGE_FROM { HUGE_PAGE } else { ALIGNMENT };
-        let too_large = || Error::OutOfMemory {
-            device: "cpu".into(),
-            purpose: "a buffer".into(),
-            requested_bytes: bytes as u64,
-            free_bytes: memory_info().free_bytes,
-        };
+        let too_large = || out_of_memory(bytes, "a buffer");
         let padded = bytes.max(1).checked_next_multiple_of(alignment).ok_or_else(too_large)?;
         let layout = Layout::from_size_align(padded, alignment).map_err(|_| too_large())?;
-        if bytes >= HUGE_FROM && memory_info().free_bytes < padded as u64 {
-            return Err(too_large());
-        }
+        check_available(bytes, "a buffer")?;
         // SAFETY: the layout's size is at least `alignment`, so not zero.
         let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(too_large)?;
         if bytes >= HUGE_FROM {
@@ -122,6 +115,23 @@ impl Buffer {
         // memory never overlaps; no kernel runs meanwhile (the stream).
         unsafe { bytes.as_mut_ptr().copy_from_nonoverlapping(from, bytes.len()) };
     }
+}
+
+fn out_of_memory(bytes: usize, purpose: &str) -> Error {
+    Error::OutOfMemory {
+        device: "cpu".into(),
+        purpose: purpose.into(),
+        requested_bytes: bytes as u64,
+        free_bytes: memory_info().free_bytes,
+    }
+}
+
+/// Refuses what the system does not have. Small amounts are not worth asking for.
+pub(crate) fn check_available(bytes: usize, purpose: &str) -> Result<()> {
+    if bytes >= HUGE_FROM && memory_info().free_bytes < bytes as u64 {
+        return Err(out_of_memory(bytes, purpose));
+    }
+    Ok(())
 }
 
 impl Drop for Allocation {

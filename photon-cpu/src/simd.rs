@@ -220,7 +220,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
 /// GELU, tanh form: `0.5 x (1 + tanh(u)) = x / (1 + e^(-2u))`, `u = sqrt(2/pi) (x + 0.044715 x^3)`.
 #[inline(always)]
 pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
-    const SCALE: f32 = -1.595_769_1; // -2 sqrt(2/pi)
+    const SCALE: f32 = -1.595_769; // -2 sqrt(2/pi)
     let inner = s.fma(s.mul(x, x), s.splat(0.044_715 * SCALE), s.splat(SCALE));
     let e = exp(s, s.mul(x, inner));
     s.div(x, s.add(s.splat(1.0), e))

@@ -274,7 +274,7 @@ impl Kernels for Tape {
     fn linear(cx: &mut Cx<'_, Self>, op: Linear<'_, Self>) {
         let Linear { out, x, w, bias, activation, accumulate } = op;
         let (out, x, w) = (out.on::<Cpu>(), x.on::<Cpu>(), w.on::<Cpu>());
-        let bias = bias.map(|bias| bias.on::<Cpu>());
+        let bias = bias.map(photon_core::Tensor::on::<Cpu>);
         cx.stream.push("linear", move |cpu| {
             let (out, bias) = (&mut out.view(), bias.as_ref());
             linear(cpu, Linear { out, x: &x, w: &w, bias, activation, accumulate });

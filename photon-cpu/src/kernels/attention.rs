@@ -338,7 +338,6 @@ struct Paged<'a, T, U> {
     v_cache: Rows<'a, U>,
     block_size: usize,
     num_blocks: usize,
-    kv_heads: usize,
     /// Query heads per head of keys.
     group: usize,
     head_dim: usize,
@@ -358,7 +357,6 @@ fn paged<T: Float, U: Float>(cpu: &Cpu, op: PagedAttention<'_, Cpu>) {
         v_cache,
         block_size,
         num_blocks: k_cache.rows() / block_size,
-        kv_heads,
         group: heads / kv_heads,
         head_dim: out.cols() / heads,
         scale,

@@ -195,7 +195,7 @@ fn add_values<S: Simd, T: Float>(
             _ => at += add_columns::<S, T, 1>(s, rows, from, shares, out),
         }
     }
-    if columns.len() % S::LANES > 0 {
+    if !columns.len().is_multiple_of(S::LANES) {
         let out = &mut out[vectors * S::LANES..];
         let mut acc = load(s, out);
         for (row, &share) in rows.iter().zip(shares) {

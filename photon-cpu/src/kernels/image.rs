@@ -12,7 +12,7 @@ pub(crate) fn patchify(cpu: &Cpu, op: Patchify<'_, Cpu>) {
     let crops = Rows::<u8>::new(op.crops).all();
     let size = op.crops.shape().dims()[1];
     with_float!(op.out.dtype(), T => {
-        patchify_rows(cpu, RowsMut::<T>::new(op.out), crops, size, op.patch)
+        patchify_rows(cpu, RowsMut::<T>::new(op.out), crops, size, op.patch);
     });
 }
 
@@ -50,7 +50,7 @@ fn patchify_rows<T: Float>(
 pub(crate) fn stitch_pool(cpu: &Cpu, op: StitchPool<'_, Cpu>) {
     let map = Map { grid: op.grid, margin: op.margin, tiles: op.tiles };
     with_float!(op.out.dtype(), T => with_float!(op.x.dtype(), U => {
-        stitch_pool_rows(cpu, RowsMut::<T>::new(op.out), Rows::<U>::new(op.x), &map)
+        stitch_pool_rows(cpu, RowsMut::<T>::new(op.out), Rows::<U>::new(op.x), &map);
     }));
 }
 

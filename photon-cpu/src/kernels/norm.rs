@@ -17,7 +17,7 @@ thread_local! {
 pub(crate) fn layer_norm(cpu: &Cpu, op: LayerNorm<'_, Cpu>) {
     let (w, b) = (Rows::new(op.w).all(), Rows::new(op.b).all());
     with_float!(op.out.dtype(), T => with_float!(op.x.dtype(), U => {
-        norm_rows(cpu, RowsMut::<T>::new(op.out), Rows::<U>::new(op.x), w, b, op.eps)
+        norm_rows(cpu, RowsMut::<T>::new(op.out), Rows::<U>::new(op.x), w, b, op.eps);
     }));
 }
 

@@ -29,14 +29,14 @@ fn move_rows<T: Float, U: Float>(
 
 pub(crate) fn copy(cpu: &Cpu, op: Copy<'_, Cpu>) {
     with_float!(op.out.dtype(), T => with_float!(op.x.dtype(), U => {
-        move_rows(cpu, RowsMut::<T>::new(op.out), Rows::<U>::new(op.x), Some)
+        move_rows(cpu, RowsMut::<T>::new(op.out), Rows::<U>::new(op.x), Some);
     }));
 }
 
 pub(crate) fn tile(cpu: &Cpu, op: Tile<'_, Cpu>) {
     with_float!(op.out.dtype(), T => with_float!(op.x.dtype(), U => {
         let x = Rows::<U>::new(op.x);
-        move_rows(cpu, RowsMut::<T>::new(op.out), x, |i| Some(i % x.rows()))
+        move_rows(cpu, RowsMut::<T>::new(op.out), x, |i| Some(i % x.rows()));
     }));
 }
 
@@ -44,14 +44,14 @@ pub(crate) fn gather(cpu: &Cpu, op: Gather<'_, Cpu>) {
     let indices = Rows::<i32>::new(op.indices).all();
     with_float!(op.out.dtype(), T => with_float!(op.x.dtype(), U => {
         let x = Rows::<U>::new(op.x);
-        move_rows(cpu, RowsMut::<T>::new(op.out), x, |i| index(indices[i], x.rows()))
+        move_rows(cpu, RowsMut::<T>::new(op.out), x, |i| index(indices[i], x.rows()));
     }));
 }
 
 pub(crate) fn scatter(cpu: &Cpu, op: Scatter<'_, Cpu>) {
     let indices = Rows::<i32>::new(op.indices).all();
     with_float!(op.out.dtype(), T => with_float!(op.x.dtype(), U => {
-        scatter_rows(cpu, RowsMut::<T>::new(op.out), Rows::<U>::new(op.x), indices)
+        scatter_rows(cpu, RowsMut::<T>::new(op.out), Rows::<U>::new(op.x), indices);
     }));
 }
 
@@ -77,7 +77,7 @@ fn scatter_rows<T: Float, U: Float>(
 
 pub(crate) fn fourier(cpu: &Cpu, op: Fourier<'_, Cpu>) {
     with_float!(op.out.dtype(), T => {
-        fourier_rows(cpu, RowsMut::<T>::new(op.out), Rows::new(op.values), Rows::new(op.w))
+        fourier_rows(cpu, RowsMut::<T>::new(op.out), Rows::new(op.values), Rows::new(op.w));
     });
 }
 

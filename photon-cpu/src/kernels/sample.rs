@@ -35,7 +35,7 @@ pub(crate) fn sample(cpu: &Cpu, op: Sample<'_, Cpu>) {
     let params = Rows::<u8>::new(op.params);
     let (ids, logprobs) = (RowsMut::<i32>::new(op.ids), RowsMut::<f32>::new(op.logprobs));
     with_float!(op.logits.dtype(), T => {
-        sample_rows(cpu, ids, logprobs, Rows::<T>::new(op.logits), params)
+        sample_rows(cpu, ids, logprobs, Rows::<T>::new(op.logits), params);
     });
 }
 

@@ -276,12 +276,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     fn dot_pairs(self, acc: __m512, a: __m512, b: __m512) -> __m512 {
         if BF16 {
-            // SAFETY: `self` proves that the processor has the instruction, and the transmutes are
-            // between types of 64 bytes that any bits are valid for.
-            unsafe {
-                let (a, b): (__m512bh, __m512bh) = (std::mem::transmute(a), std::mem::transmute(b));
-                _mm512_dpbf16_ps(acc, a, b)
-            }
+            // SAFETY: both types are 64 bytes that any bits are valid for.
+            let pairs = |v: __m512| unsafe { std::mem::transmute::<__m512, __m512bh>(v) };
+            // SAFETY: `self` proves that the processor has the instruction.
+            unsafe { _mm512_dpbf16_ps(acc, pairs(a), pairs(b)) }
         } else {
             let acc = self.fma(self.upper(a), self.upper(b), acc);
             self.fma(self.lower(a), self.lower(b), acc)

@@ -1,3 +1,4 @@
 //! What the backend promises to everyone, checked from outside.
+#![allow(clippy::unwrap_used, reason = "a test's helpers")]
 mod conformance;
 mod tape;

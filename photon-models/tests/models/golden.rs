@@ -3,7 +3,7 @@
 //! Recorded in f32: per picture the encoder's output for the first and last crop, the projected
 //! features, K of the first and V of the last layer over BOS and image, and the logits of the first
 //! token of each prompt. `photon` checks the token sequences that follow.
-#![allow(clippy::unwrap_used, reason = "a test's helpers")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test's helpers")]
 use photon_core::{Arena, Cx, DType, Device, Kernels, Tensor};
 use photon_cpu::{Cpu, CpuOptions};
 use photon_models::{
@@ -188,15 +188,12 @@ fn matches_reference(precision: Precision, absolute: f32, relative: f32) {
     }
 }
 
+/// Compares what is named: what was got, what was recorded.
+type Close<'a> = dyn Fn(&str, &[f32], &[f32]) + 'a;
+
 /// K of the first and V of the last layer against `[heads, prefix, head_dim]` of the reference, which
 /// stores K's rotated pairs side by side: its dim `2j` is our `j`, its `2j + 1` our `j + rotary / 2`.
-fn check_cache(
-    golden: &Golden,
-    run: &mut Run,
-    picture: &str,
-    table: &[u32],
-    close: &dyn Fn(&str, &[f32], &[f32]),
-) {
+fn check_cache(golden: &Golden, run: &mut Run, picture: &str, table: &[u32], close: &Close<'_>) {
     let text = golden.config().text;
     let (heads, head_dim, half) = (text.n_kv_heads, text.head_dim(), text.rotary_dims / 2);
     let ordered = |rows: &[f32], pairs: bool| {
