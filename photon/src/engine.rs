@@ -336,8 +336,10 @@ fn ms(since: Instant) -> f64 {
 
 fn sample_params(sampling: &Sampling, state: &SkillState, position: usize) -> SampleParams {
     let constraint = state.constraint();
+    // So cold that only exact ties would be drawn among; dividing by less could overflow.
+    let greedy = sampling.temperature < 1e-3;
     SampleParams {
-        temperature: sampling.temperature,
+        temperature: if greedy { 0.0 } else { sampling.temperature },
         top_p: sampling.top_p,
         min_p: sampling.min_p,
         top_k: sampling.top_k,

@@ -52,6 +52,17 @@ fn the_same_seed_gives_the_same_answer_and_nothing_lasts_between_requests() {
 }
 
 #[test]
+fn hardly_any_temperature_is_none() {
+    let mut photon = demo();
+    let mut tokens = |temperature| {
+        let sampling = Sampling { temperature, ..Sampling::GREEDY };
+        let request = Request { sampling, ..Request::new(caption(), Some(shapes())) };
+        photon.run(&request, &mut |_| {}).unwrap().tokens
+    };
+    assert_eq!(tokens(1e-39), tokens(0.0));
+}
+
+#[test]
 fn a_refused_request_costs_nothing() {
     let mut photon = demo();
     let image = Some(shapes());

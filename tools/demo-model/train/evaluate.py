@@ -4,12 +4,17 @@
 """
 
 import argparse
+import json
+import subprocess
+import tempfile
 from collections import Counter
 
+import numpy as np
 import torch
+from PIL import Image
 from tokenizers import Tokenizer
 
-from data import Prompts, pictures, to_pixels
+from data import SIDE, Prompts, pictures, to_pixels
 from model import ANSWER, COORD, EOS, PREFIX, SIZE, Model, angles, attention, gelu
 
 
@@ -181,6 +186,17 @@ def evaluate(model, binary, prompts, seed, count, everything=False, sources=None
     return {name: round(total[0][name] / total[1][name], 3) for name in sorted(total[1]) if total[1][name]}
 
 
+def native(binary, seed, count):
+    """As `pictures`, but drawn at native size and shrunk by Pillow's Lanczos, as an engine does."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([binary, "draw", "--seed", str(seed), "--count", str(count), folder], check=True)
+        for at in range(seed, seed + count):
+            with open(f"{folder}/{at}.json", encoding="utf-8") as file:
+                meta = json.load(file)
+            image = Image.open(f"{folder}/{at}.png").convert("RGB")
+            yield meta, np.asarray(image.resize((SIDE, SIDE), Image.LANCZOS))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoint")
@@ -189,9 +205,12 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=2**40)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--quick", action="store_true", help="one task of each kind a picture, not all")
+    parser.add_argument("--native", action="store_true", help="pictures at native size, shrunk by Pillow")
     args = parser.parse_args()
     model = Model()
     model.load_state_dict(torch.load(args.checkpoint)["ema"], strict=False)
     prompts = Prompts(Tokenizer.from_file(args.tokenizer))
-    for name, value in evaluate(model, args.pictures, prompts, args.seed, args.count, everything=not args.quick).items():
+    sources = native(args.pictures, args.seed, args.count) if args.native else None
+    scores = evaluate(model, args.pictures, prompts, args.seed, args.count, not args.quick, sources)
+    for name, value in scores.items():
         print(f"{name:24} {value}")

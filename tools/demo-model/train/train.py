@@ -252,7 +252,7 @@ def main():
     parser.add_argument("--decay-from", type=clock, help="HH:MM at which the learning rate starts to fall to 0")
     parser.add_argument("--tokenizer")
     parser.add_argument("--resume")
-    parser.add_argument("--out", default="/tmp/demo-train")
+    parser.add_argument("--out", default="out")
     parser.add_argument("--micro", type=int, default=8, help="pictures in a part of a batch")
     parser.add_argument("--parts", type=int, default=4, help="parts in a batch")
     parser.add_argument("--seed", type=int, default=1)
