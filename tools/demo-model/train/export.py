@@ -14,7 +14,7 @@ import subprocess
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from data import SIDE, Prompts, pictures, to_pixels
@@ -25,14 +25,12 @@ EXPECTED_SEEDS = 2**40  # Never trained on.
 MAX_SIDE = 340  # Of the stored pictures, in pixels.
 
 
-def tensors(model):
-    """The checkpoint's tensors by Moondream 2's names, in bf16."""
-    state = model.state_dict()
-    out = {}
+def names():
+    """Pairs of Moondream 2's name and ours, for all tensors but the projector's first weight."""
+    pairs = [("vision.pos_emb", "pos_emb"), ("text.wte", "wte")]
 
-    def put(name, *source):
-        for leaf in ("weight", "bias"):
-            out[f"model.{name}.{leaf}"] = torch.cat([state[f"{s}.{leaf}"] for s in source])
+    def put(name, source):
+        pairs.extend((f"{name}.{leaf}", f"{source}.{leaf}") for leaf in ("weight", "bias"))
 
     for kind, norms in (("vision", ("ln1", "ln2")), ("text", ("ln",))):
         for i in range(CONFIG[kind]["enc_n_layers" if kind == "vision" else "n_layers"]):
@@ -43,21 +41,38 @@ def tensors(model):
                 put(f"{theirs}.{part}", f"{ours}.{part.split('.')[1]}")
     put("vision.patch_emb", "patch_emb")
     put("vision.post_ln", "vision_ln")
+    pairs.append(("vision.proj_mlp.fc1.bias", "proj1.bias"))
     put("vision.proj_mlp.fc2", "proj2")
-    # Both inputs of the projector are the same vector here, so each half of the weight is half of what was trained.
-    half = state["proj1.weight"] / 2
-    out["model.vision.proj_mlp.fc1.weight"] = torch.cat([half, half], 1)
-    out["model.vision.proj_mlp.fc1.bias"] = state["proj1.bias"]
-    out["model.vision.pos_emb"] = state["pos_emb"]
-    out["model.text.wte"] = state["wte"]
     put("text.post_ln", "text_ln")
     put("text.lm_head", "lm_head")
     for what in ("coord", "size"):
-        out[f"model.region.{what}_features"] = state[f"{what}_features"]
+        pairs.append((f"region.{what}_features", f"{what}_features"))
         put(f"region.{what}_encoder", f"{what}_encoder")
         put(f"region.{what}_decoder.fc1", f"{what}1")
         put(f"region.{what}_decoder.fc2", f"{what}2")
+    return [(f"model.{theirs}", ours) for theirs, ours in pairs]
+
+
+PROJECTOR = "model.vision.proj_mlp.fc1.weight"
+
+
+def tensors(model):
+    """The checkpoint's tensors by Moondream 2's names, in bf16."""
+    state = model.state_dict()
+    out = {theirs: state[ours] for theirs, ours in names()}
+    # Both inputs of the projector are the same vector here, so each half of the weight is half of what was trained.
+    half = state["proj1.weight"] / 2
+    out[PROJECTOR] = torch.cat([half, half], 1)
     return {name: t.bfloat16().contiguous() for name, t in out.items()}
+
+
+def read(path):
+    """The state of an exported model, without the readers that only training has."""
+    theirs = {name: t.float() for name, t in load_file(path).items()}
+    state = {ours: theirs[name] for name, ours in names()}
+    left, right = theirs[PROJECTOR].chunk(2, 1)
+    state["proj1.weight"] = left + right
+    return state
 
 
 def rounded(model):

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 
 import data
 from data import SIDE, Loader, Prompts, augment
+from export import read
 from model import CHARS, PATCH, TEXT_LEN, Model
 
 CENTERS = torch.from_numpy(data.CENTERS).float()
@@ -179,7 +180,7 @@ class Process:
         self.args, self.rank, self.flat, self.shared = args, rank, flat, shared
         self.model = Model()
         if args.resume:
-            load(self.model, torch.load(args.resume)["model"])
+            load(self.model, weights(args.resume))
         flat.bind(self.model, rank)
         for name, p in self.model.named_parameters():
             if args.freeze and not name.startswith(READER):
@@ -223,6 +224,14 @@ def load(model, state):
     model.load_state_dict({k: v.bfloat16().float() if k in FEATURES else v for k, v in state.items()}, strict=False)
 
 
+EXPORTED = ".safetensors"
+
+
+def weights(path):
+    """The model's state in a checkpoint or in an exported model."""
+    return read(path) if path.endswith(EXPORTED) else torch.load(path)["model"]
+
+
 def work(args, flat, shared):
     """The second process; it ends with the first."""
     parent = os.getppid()
@@ -251,7 +260,7 @@ def main():
     parser.add_argument("--until", type=clock, required=True, help="HH:MM, UTC")
     parser.add_argument("--decay-from", type=clock, help="HH:MM at which the learning rate starts to fall to 0")
     parser.add_argument("--tokenizer")
-    parser.add_argument("--resume")
+    parser.add_argument("--resume", help="a checkpoint, or an exported model.safetensors without optimizer or readers")
     parser.add_argument("--out", default="out")
     parser.add_argument("--micro", type=int, default=8, help="pictures in a part of a batch")
     parser.add_argument("--parts", type=int, default=4, help="parts in a batch")
@@ -272,9 +281,10 @@ def main():
     context = mp.get_context("spawn")
     seedling, state, step = Model(), None, 0
     if args.resume:
-        state = torch.load(args.resume)
-        load(seedling, state["model"])
-        step = state["step"]
+        load(seedling, weights(args.resume))
+        if not args.resume.endswith(EXPORTED):
+            state = torch.load(args.resume)
+            step = state["step"]
     flat, shared = Flat(seedling), Shared(context)
     worker = context.Process(target=work, args=(args, flat, shared), daemon=True)
     worker.start()
