@@ -110,7 +110,10 @@ fn peaks(c: &mut Criterion) {
 
 #[cfg(target_arch = "x86_64")]
 mod multiply_add {
-    use std::arch::x86_64::{__m256, _mm256_add_ps, _mm256_fmadd_ps, _mm256_set1_ps};
+    use std::{
+        arch::x86_64::{__m256, _mm256_add_ps, _mm256_fmadd_ps, _mm256_set1_ps},
+        hint::black_box,
+    };
 
     const CHAINS: usize = 12;
     /// Operations of a step.
@@ -119,7 +122,8 @@ mod multiply_add {
     /// Enough independent chains to keep two units of latency four or five busy.
     #[target_feature(enable = "avx2,fma")]
     pub(super) fn chains(steps: usize) -> __m256 {
-        let mut acc = [_mm256_set1_ps(1.0); CHAINS];
+        // Unknown to the compiler, or it would see that all chains are one.
+        let mut acc = black_box([_mm256_set1_ps(1.0); CHAINS]);
         let (a, b) = (_mm256_set1_ps(1.0 - 1e-7), _mm256_set1_ps(1e-7));
         for _ in 0..steps {
             for acc in &mut acc {
