@@ -13,7 +13,7 @@ use photon_models::{
     checkpoint::Checkpoint,
     config::Config,
     coord_of_bin,
-    image::{CropConfig, ResizeOrder, Tiling},
+    image::{CropConfig, Limits, ResizeOrder, Tiling},
     prompt::{Input, Rejected, Sampling},
     size_of_bin,
     skill::{Drawn, FinishReason, Next, RegionHead, SkillEvent, SkillState},
@@ -90,8 +90,11 @@ impl<D: Kernels> Session<D> {
         let image = [config.vision.patches(), config.text.dim];
         let mut image = Tensor::zeros(&device, image, precision.activations)?;
         let vision = Arena::measure(&device, &mut stream, |cx| {
-            // One more tile than max_crops: tilings of very long pictures may overshoot by rounding.
-            let tiling = Tiling { rows: config.vision.max_crops as u32, cols: 1 };
+            // Very long pictures are cut into more tiles than max_crops.
+            let crops = crop_config(&config, ResizeOrder::default());
+            let most = crops.most_tiles(Limits::default().max_side);
+            let rows = most.unwrap_or(config.vision.max_crops) as u32;
+            let tiling = Tiling { rows, cols: 1 };
             let crops = vec![0; 0];
             vision_pass(&model, cx, tiling, &crops, &mut image);
         })?;
