@@ -8,6 +8,7 @@ Loss weights cover answers only.
 import json
 import queue
 import random
+import re
 import struct
 import subprocess
 import threading
@@ -20,7 +21,7 @@ from model import ANSWER, CHARS, CONFIG, COORD, EOS, GRID, PATCH, PREFIX, SIZE, 
 SHAPE_NAMES = ["circle", "square", "triangle", "star", "cross"]
 COLOR_NAMES = ["red", "green", "blue", "yellow", "purple", "orange", "black", "white"]
 CHAR_ID = {c: i + 1 for i, c in enumerate(CHARS)}
-TEXT_TOKENS = 112  # Packed text tokens per picture in training.
+TEXT_TOKENS = 150  # Packed text tokens per picture in training.
 SIDE = PATCH * GRID
 
 
@@ -130,6 +131,13 @@ class Prompts:
             self.cache[text] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return self.cache[text]
 
+    def ends(self, question, objects):
+        """Of a relation, where each of the two names ends in the prompt, with the center of what it names."""
+        found = RELATION.fullmatch(question.lower())
+        spans = self.tokenizer.encode(question, add_special_tokens=False).offsets
+        start = len(self.templates["query"]["prefix"])
+        return [(start + max(i for i, (a, _) in enumerate(spans) if a < found.end(n)), *named(objects, found[n])) for n in (1, 2)]
+
     def question(self, task):
         """The prompt's ids after BOS and the image."""
         t = self.templates
@@ -159,7 +167,43 @@ class Prompts:
         return ids + [EOS], coords, sizes
 
 
-WEIGHT = {"caption": 0.6, "query": 1.5, "detect": 0.6, "point": 0.6}
+APART = 0.12  # The generator's least difference of centers for a relation.
+SIDES = {("left", True): ("left of", "to the left of"), ("left", False): ("right of", "to the right of"),
+         ("above", True): ("above", "higher than"), ("above", False): ("below", "lower than")}
+RELATION = re.compile(r"is the (.+?) (?:to the )?(?:left of|right of|above|below|higher than|lower than) the (.+?)\??")
+
+
+def center(box):
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+
+
+def relations(objects, rng, most):
+    """More questions in the generator's words about where two objects are to each other."""
+    kinds = [(o["color"], o["shape"]) for o in objects]
+    pairs = [(i, j, word, axis) for i in range(len(objects)) for j in range(len(objects)) for axis, word in enumerate(("left", "above"))
+             if i != j and kinds.count(kinds[i]) == 1 == kinds.count(kinds[j])
+             and abs(center(objects[i]["box"])[axis] - center(objects[j]["box"])[axis]) > APART]
+    rng.shuffle(pairs)
+    tasks = []
+    for i, j, word, axis in pairs[:most]:
+        holds, yes = center(objects[i]["box"])[axis] < center(objects[j]["box"])[axis], rng.random() < 0.5
+        relation = rng.choice(SIDES[word, holds == yes])
+        first, second = (o["shape"] if sum(o["shape"] == p["shape"] for p in objects) == 1 and rng.random() < 0.3
+                         else f"{o['color']} {o['shape']}" for o in (objects[i], objects[j]))
+        question = f"Is the {first} {relation} the {second}?"
+        question = rng.choice([question] * 4 + [question[0].lower() + question[1:], question[:-1]])
+        tasks.append({"skill": "query", "kind": "relation", "question": question, "answer": "Yes" if yes else "No"})
+    return tasks
+
+
+def named(objects, name):
+    """The center of the only object of that name."""
+    *color, shape = name.split()
+    found = [o for o in objects if o["shape"] == shape and color in ([], [o["color"]])]
+    return center(found[0]["box"])
+
+
+WEIGHT = {"caption": 0.6, "query": 1.5, "detect": 0.6, "point": 0.6, "relation": 2.0}
 
 
 def choose(tasks, rng, places=False):
@@ -169,11 +213,13 @@ def choose(tasks, rng, places=False):
     by = {s: [t for t in tasks if t["skill"] == s] for s in ("query", "detect", "point")}
     for group in by.values():
         rng.shuffle(group)
+    # What is learned last comes first.
+    by["query"].sort(key=lambda t: t["kind"] != "relation")
     if places:
         first = by["detect"][:2] + by["point"] + by["query"][:2] + rng.choices(captions, weights)[:1]
         return first + by["detect"][2:] + by["query"][2:]
-    first = rng.choices(captions, weights)[:1] + by["query"][:4] + by["detect"][:1] + by["point"][:1]
-    rest = by["query"][4:] + by["detect"][1:2] + by["point"][1:2]
+    first = rng.choices(captions, weights)[:1] + by["query"][:6] + by["detect"][:1] + by["point"][:1]
+    rest = by["query"][6:] + by["detect"][1:2] + by["point"][1:2]
     rng.shuffle(rest)
     return first + rest
 
@@ -186,10 +232,10 @@ class Batch:
         ids, tgt = np.zeros((n, tokens), np.int64), np.full((n, tokens), -100)
         seg, pos = np.full((n, tokens), -1), np.full((n, tokens), PREFIX)
         weight = np.zeros((n, tokens), np.float32)
-        coords, sizes = [], []
+        coords, sizes, ends = [], [], []
         for row, meta in enumerate(metas):
             at = 0
-            for k, task in enumerate(choose(meta["tasks"], rng, places)):
+            for k, task in enumerate(choose(meta["tasks"] + relations(meta["objects"], rng, 2), rng, places)):
                 question = prompts.question(task)
                 answer, c, s = prompts.answer(task)
                 whole = question + answer
@@ -198,9 +244,11 @@ class Batch:
                     continue
                 ids[row, at:at + m], tgt[row, at + q - 1:at + m] = whole[:-1], answer
                 seg[row, at:at + m], pos[row, at:at + m] = k, np.arange(PREFIX, PREFIX + m)
-                weight[row, at + q - 1:at + m] = WEIGHT[task["skill"]]
+                weight[row, at + q - 1:at + m] = WEIGHT.get(task.get("kind"), WEIGHT[task["skill"]])
                 coords += [(row, at + q + i, v) for i, v in c]
                 sizes += [(row, at + q + i, w, h) for i, w, h in s]
+                if task.get("kind") == "relation":
+                    ends.append([(row, at + i, x, y) for i, x, y in prompts.ends(task["question"], meta["objects"])])
                 at += m
         self.ids, self.tgt, self.weight = map(torch.from_numpy, (ids, tgt, weight))
         self.pos = torch.cat([torch.arange(PREFIX).expand(n, PREFIX), torch.from_numpy(pos)], 1)
@@ -210,6 +258,9 @@ class Batch:
         # Row and column of each coord or size token; the head reads the position before it.
         c, s = np.array(coords, np.float64).reshape(-1, 3), np.array(sizes, np.float64).reshape(-1, 4)
         self.coord_at, self.size_at = (torch.from_numpy(a[:, :2].astype(np.int64)) for a in (c, s))
+        # The two names of each relation, `[relations, 2, 4]`.
+        e = np.array(ends, np.float64).reshape(-1, 2, 4)
+        self.name_at, self.name = torch.from_numpy(e[..., :2].astype(np.int64)), torch.from_numpy(e[..., 2:].astype(np.float32))
         self.coord, self.size = torch.from_numpy(c[:, 2].astype(np.float32)), torch.from_numpy(s[:, 2:].astype(np.float32))
 
 

@@ -154,6 +154,9 @@ class Aux(nn.Module):
         self.early_ln = nn.LayerNorm(vision_dim)
         self.early = nn.Linear(vision_dim, sum(self.EARLY_SPLIT))
         self.place = nn.Linear(dim, 2)  # The object's center in the picture, -2..2: what the coordinates need.
+        # At the end of an object's name after two text blocks, its center; at the end of a relation's second name after
+        # three, how far the first is from it.
+        self.named, self.apart = nn.Linear(dim, 2), nn.Linear(dim, 2)
 
     def forward(self, feats, early):
         return self.read(feats).split(self.SPLIT, -1) + self.early(self.early_ln(early)).split(self.EARLY_SPLIT, -1)
@@ -205,8 +208,10 @@ class Model(nn.Module):
     def text(self, x, pos, bias):
         """The block output at the text positions, `[rows, text, dim]`; `pos` `[rows, PREFIX + text]`."""
         cos, sin = (a[:, None] for a in angles(pos))
+        self.depths = []
         for block in self.text_blocks[:-1]:
             x = block(x, cos, sin, bias)
+            self.depths.append(x[:, PREFIX:])
         return self.text_blocks[-1].last(x, cos, sin, bias)
 
     def logits(self, hidden):

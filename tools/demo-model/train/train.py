@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 import data
-from data import SIDE, Loader, Prompts, augment
+from data import SIDE, WEIGHT, Loader, Prompts, augment
 from export import read
 from model import CHARS, PATCH, TEXT_LEN, Model
 
@@ -135,6 +135,13 @@ def task_loss(model, feats, batch):
         bins = (batch.size.log2() + 10) / 10 * 1023
         sizes = model.size_logits(hidden[sr, sc - 1])
         loss["size"] = 0.1 * (soft_ce(sizes[:, 0], bins[:, 0]) + soft_ce(sizes[:, 1], bins[:, 1]))
+    if len(batch.name):
+        rows, cols = batch.name_at.unbind(-1)
+        scaled = batch.name * 4 - 2
+        loss["named"] = 2 * F.smooth_l1_loss(model.aux.named(model.depths[1][rows, cols]), scaled, beta=0.05)
+        apart = model.aux.apart(model.depths[2][rows[:, 1], cols[:, 1]])
+        loss["apart"] = F.smooth_l1_loss(apart, scaled[:, 0] - scaled[:, 1], beta=0.05)
+        loss["relation"] = ce.detach()[weight == WEIGHT["relation"]].mean()  # To be read; it is in `text`.
     return loss
 
 
@@ -170,6 +177,10 @@ class Shared:
         self.part, self.stop = context.Value("i", 0), context.Value("i", 0)
         self.scale, self.mix = context.Value("d", 0.0), context.Value("d", 0.0)
 
+    def listen(self, x):
+        """`x`, of whose gradient only `mix` passes."""
+        return x * self.mix.value + x.detach() * (1 - self.mix.value)
+
 
 class Process:
     """One of the two processes."""
@@ -178,7 +189,7 @@ class Process:
         torch.set_num_threads(1)
         torch.manual_seed(args.seed * 2 + rank)
         self.args, self.rank, self.flat, self.shared = args, rank, flat, shared
-        self.model = Model()
+        self.model, self.known = Model(), bool(args.resume) and args.resume.endswith(EXPORTED)
         if args.resume:
             load(self.model, weights(args.resume))
         flat.bind(self.model, rank)
@@ -208,13 +219,15 @@ class Process:
             pixels, labels, batch = next(self.loader)
             with torch.set_grad_enabled(not self.args.freeze):
                 feats = self.model.vision(augment(pixels))
-            loss = {} if self.args.freeze else aux_loss(self.model, feats, labels)
+            # The encoder listens to what is new by and by: at first it would only be told noise. New are the tasks, or in an
+            # exported model the readers.
+            if self.known:
+                self.model.early = self.shared.listen(self.model.early)
+            loss = {} if self.args.freeze else aux_loss(self.model, self.shared.listen(feats) if self.known else feats, labels)
             if batch is not None:
-                # The encoder listens to the tasks by and by: at first they would only tell it noise.
-                mix = self.shared.mix.value
-                heard = feats * mix + feats.detach() * (1 - mix)
+                heard = feats if self.known else self.shared.listen(feats)
                 loss = {k: self.args.aux * v for k, v in loss.items()} | task_loss(self.model, heard, batch)
-            (sum(loss.values()) / self.args.parts).backward()
+            (sum(v for k, v in loss.items() if k != "relation") / self.args.parts).backward()
             for k, v in loss.items():
                 self.mean[k] = 0.99 * self.mean.get(k, v.item()) + 0.01 * v.item()
 
@@ -268,7 +281,7 @@ def main():
     parser.add_argument("--lr", type=float, default=0.006)
     parser.add_argument("--adam-lr", type=float, default=1.5e-3)
     parser.add_argument("--aux", type=float, default=1.0, help="weight of the patch labels in the joint phase")
-    parser.add_argument("--mix-steps", type=int, default=400, help="steps until the tasks reach the encoder in full")
+    parser.add_argument("--mix-steps", type=int, default=400, help="steps until the tasks (the readers after an exported model) reach the encoder in full")
     parser.add_argument("--freeze", action="store_true", help="train the text model alone, mostly on boxes and points")
     parser.add_argument("--ema", type=float, default=0.99)
     parser.add_argument("--max-objects", type=int, default=4)
