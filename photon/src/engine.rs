@@ -13,7 +13,7 @@ use photon_models::{
     checkpoint::Checkpoint,
     config::Config,
     coord_of_bin,
-    image::{CropConfig, Limits, ResizeOrder, Tiling},
+    image::{CropConfig, ImageError, Limits, ResizeOrder, Tiling},
     prompt::{Input, Rejected, Sampling},
     size_of_bin,
     skill::{Drawn, FinishReason, Next, RegionHead, SkillEvent, SkillState},
@@ -257,6 +257,11 @@ impl<D: Kernels> Engine<D> {
     /// Encodes the request's picture; gives how it was cut.
     fn see(&mut self, image: &Image, metrics: &mut Metrics) -> Result<(), RunError> {
         let start = Instant::now();
+        // The arena has room for the tiles of no longer side, whatever limits it was decoded within.
+        let ((width, height), max_side) = (image.size(), Limits::default().max_side);
+        if width.max(height) > max_side {
+            return Err(ImageError::TooLong { width, height, max_side }.into());
+        }
         let crops = self.crops.crops(image.rgb())?;
         metrics.preprocess_time_ms = ms(start);
         metrics.set_tiling(crops.tiling);

@@ -153,3 +153,15 @@ fn reasoning_spatial_references_and_plain_questions_match_the_reference() {
     let Answer::Query { answer, .. } = answer else { panic!("{answer:?}") };
     assert_eq!(answer, plain["answer"].as_str().unwrap());
 }
+
+#[test]
+fn very_long_pictures_are_cut_into_more_tiles_than_max_crops_and_answered() {
+    let mut photon = tiny(DType::F32);
+    let flat = |w: u32, h: u32| Image::from_rgb(w, h, vec![90; (w * h * 3) as usize]).unwrap();
+    let caption = Skill::Caption { length: CaptionLength::Short };
+    let long = run(&mut photon, caption.clone(), Some(&flat(30_000, 600)));
+    assert_eq!(long.metrics.crops, 27, "the global crop and 26 tiles");
+    let too_long = Request::new(caption, Some(flat(40_000, 1)));
+    let error = photon.run(&too_long, &mut |_| {}).unwrap_err().to_string();
+    assert!(error.contains("32768"), "{error}");
+}
