@@ -78,6 +78,7 @@ macro_rules! for_each_case {
             sample_batch_invariance => sample::does_not_depend_on_the_batch,
             sample_follows_the_distribution => sample::follows_the_distribution,
             copy_every_type => rows::copy,
+            copy_keeps_bits => rows::copy_keeps_bits,
             copy_special_values => rows::copy_special_values,
             device_names_itself => device::names_itself,
             device_memory_starts_as_zero => device::memory_starts_as_zero,

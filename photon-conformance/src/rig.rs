@@ -257,6 +257,25 @@ impl<'d, D: Kernels> Rig<'d, D> {
         self.place(what, shape, DType::U8, Gaps::NONE, |_| 0xA5, |i| [bytes[i]; 4])
     }
 
+    /// A tensor of any type, in a column view if there are gaps, from its elements' bytes.
+    pub(crate) fn raw(
+        &mut self,
+        what: &'static str,
+        shape: impl Into<Shape>,
+        dtype: DType,
+        gaps: Gaps,
+        bytes: &[u8],
+    ) -> Probe<D> {
+        let (shape, size) = (shape.into(), dtype.size());
+        assert_eq!(bytes.len(), shape.elements() * size, "{what}: bytes for {shape:?}");
+        let element = |i: usize| {
+            let mut bits = [0; 4];
+            bits[..size].copy_from_slice(&bytes[i * size..(i + 1) * size]);
+            bits
+        };
+        self.place(what, shape, dtype, gaps, pattern, element)
+    }
+
     /// An output, unwritten.
     pub(crate) fn output(
         &mut self,

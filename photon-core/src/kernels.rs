@@ -245,12 +245,12 @@ pub struct Sample<'a, D: Device> {
     pub params: &'a Tensor<D>,
 }
 
-/// `out = x`, element by element, converting the type.
+/// `out = x`, element by element: bit for bit if the types agree, else converted.
 #[derive(Debug)]
 pub struct Copy<'a, D: Device> {
-    /// `[rows, dim]`, any float. May be a column view.
+    /// `[rows, dim]`, any type. May be a column view.
     pub out: &'a mut Tensor<D>,
-    /// `[rows, dim]`, any float. May be a column view.
+    /// `[rows, dim]`, of the same type, or floats both. May be a column view.
     pub x: &'a Tensor<D>,
 }
 

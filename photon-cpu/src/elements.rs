@@ -76,13 +76,26 @@ struct Layout {
 impl Layout {
     #[track_caller]
     fn of<T: Plain>(tensor: &Tensor<Cpu>) -> Self {
+        assert_eq!(tensor.dtype(), T::DTYPE, "element type of {tensor:?}");
+        Layout::in_elements(tensor)
+    }
+
+    /// Counted in bytes, whatever the elements are.
+    #[track_caller]
+    fn of_bytes(tensor: &Tensor<Cpu>) -> Self {
+        let Layout { rows, cols, stride } = Layout::in_elements(tensor);
+        let size = tensor.dtype().size();
+        Layout { rows, cols: cols * size, stride: stride * size }
+    }
+
+    #[track_caller]
+    fn in_elements(tensor: &Tensor<Cpu>) -> Self {
         let shape: Shape = tensor.shape();
         let (rows, cols, stride) = (shape.rows(), shape.cols(), tensor.row_stride());
-        assert_eq!(tensor.dtype(), T::DTYPE, "element type of {tensor:?}");
         if rows > 0 && cols > 0 {
             let last = (rows - 1).checked_mul(stride).and_then(|start| start.checked_add(cols));
             let end = last
-                .and_then(|n| n.checked_mul(size_of::<T>()))
+                .and_then(|n| n.checked_mul(tensor.dtype().size()))
                 .and_then(|bytes| bytes.checked_add(tensor.offset()));
             let len = tensor.buffer().len();
             assert!(end.is_some_and(|end| end <= len), "{tensor:?} ends outside its {len} bytes");
@@ -170,6 +183,17 @@ impl<'a, T: Plain> Rows<'a, T> {
     }
 }
 
+impl<'a> Rows<'a, u8> {
+    /// The bytes of a tensor of any type.
+    ///
+    /// # Panics
+    /// If its rows do not fit in its buffer.
+    #[track_caller]
+    pub(crate) fn bytes_of(tensor: &'a Tensor<Cpu>) -> Self {
+        Rows { base: base(tensor), layout: Layout::of_bytes(tensor), tensor: PhantomData }
+    }
+}
+
 /// Write access to the rows of a tensor, in parts.
 #[derive(Clone, Copy)]
 pub(crate) struct RowsMut<'a, T> {
@@ -228,5 +252,16 @@ impl<'a, T: Plain> RowsMut<'a, T> {
         // bytes, offsets by `Tensor::new`); the caller promises that nobody else uses this part, and
         // other operations wait their turn (the stream).
         unsafe { std::slice::from_raw_parts_mut(first, cols.len()) }
+    }
+}
+
+impl<'a> RowsMut<'a, u8> {
+    /// The bytes of a tensor of any type.
+    ///
+    /// # Panics
+    /// If its rows do not fit in its buffer.
+    #[track_caller]
+    pub(crate) fn bytes_of(tensor: &'a mut Tensor<Cpu>) -> Self {
+        RowsMut { base: base(tensor), layout: Layout::of_bytes(tensor), tensor: PhantomData }
     }
 }

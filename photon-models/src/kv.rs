@@ -1,5 +1,5 @@
 //! Keys and values of all layers, in blocks of slots.
-use photon_core::{DType, Device, Result, Tensor};
+use photon_core::{Copy, Cx, DType, Device, Kernels, Result, Tensor};
 
 use crate::config::TextConfig;
 
@@ -59,5 +59,31 @@ impl<D: Device> KvCache<D> {
     /// The layers in order.
     pub(crate) fn layers_mut(&mut self) -> &mut [LayerKv<D>] {
         &mut self.layers
+    }
+}
+
+impl<D: Kernels> KvCache<D> {
+    /// Records a copy of the first `slots` slots of block `from` to block `to` in every layer, bit for
+    /// bit.
+    ///
+    /// # Panics
+    /// If a block does not exist, the two are the same or a block has fewer slots.
+    #[track_caller]
+    pub fn copy_block(&mut self, cx: &mut Cx<'_, D>, from: u32, to: u32, slots: usize) {
+        let Self { num_blocks, block_size, .. } = *self;
+        assert!(slots <= block_size, "copy_block: {slots} slots of a block of {block_size}");
+        assert!(from != to, "copy_block: block {from} to itself");
+        let rows = |block: u32| {
+            assert!((block as usize) < num_blocks, "copy_block: block {block} of {num_blocks}");
+            let first = block as usize * block_size;
+            first..first + slots
+        };
+        let (from, to) = (rows(from), rows(to));
+        for layer in &self.layers {
+            for cache in [&layer.k, &layer.v] {
+                let (out, x) = (&mut cache.row_range(to.clone()), &cache.row_range(from.clone()));
+                cx.copy(Copy { out, x });
+            }
+        }
     }
 }

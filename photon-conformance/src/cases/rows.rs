@@ -232,3 +232,29 @@ pub(crate) fn copy_special_values<D: Kernels>(device: &D, options: &Options) {
         rig.check(&label, &out, |i, j| Want::Exact(xs[i * values.len() + j] as f32));
     }
 }
+
+/// Tensors of one type, whatever it is, are copied bit for bit: random bytes, signaling NaNs among them.
+/// Both sides lie in one tensor, as the blocks of a cache do.
+pub(crate) fn copy_keeps_bits<D: Kernels>(device: &D, options: &Options) {
+    let rig = &mut Rig::new(device, options);
+    let mut seed = 57_000;
+    for dtype in options.floats.iter().copied().chain([DType::I32, DType::U8]) {
+        for (rows, dim) in [(1, 1), (1, 7), (7, 33), (33, 7), (16, 2048)] {
+            for gaps in [Gaps::NONE, Gaps { before: 3, after: 6 }] {
+                seed += 1;
+                let shape = format!("bits of {rows} rows, dim {dim}, {gaps:?}");
+                let label = label("copy", &shape, dtype, dtype, seed);
+                let rng = &mut Rng::new(seed);
+                let size = dtype.size();
+                let bytes: Vec<u8> =
+                    (0..(2 * rows + 1) * dim * size).map(|_| rng.bits() as u8).collect();
+                let cache = rig.raw("x and out", [2 * rows + 1, dim], dtype, gaps, &bytes);
+                let (mut out, x) = (cache.t.row_range(0..rows), cache.t.row_range(rows..2 * rows));
+                rig.record(|cx| cx.copy(Copy { out: &mut out, x: &x }));
+                let (copied, rest) = bytes.split_at(rows * dim * size);
+                let want = [&rest[..copied.len()], rest].concat();
+                assert!(rig.read(&label, &cache) == want, "{label}: bits differ");
+            }
+        }
+    }
+}

@@ -38,6 +38,20 @@ fn store(t: &Tensor<Naive>, mut value: impl FnMut(usize, usize) -> Option<f32>) 
     }
 }
 
+/// Elements of one type, whatever it is.
+fn copy_bits(out: &Tensor<Naive>, x: &Tensor<Naive>) {
+    let size = x.dtype().size();
+    // Copied out first: both may lie in one buffer.
+    let bits: Vec<Vec<u8>> = {
+        let bytes = x.buffer().lock();
+        elements(x).map(|at| bytes[at..at + size].to_vec()).collect()
+    };
+    let mut bytes = out.buffer().lock();
+    for (at, bits) in elements(out).zip(bits) {
+        bytes[at..at + size].copy_from_slice(&bits);
+    }
+}
+
 fn weights(w: &Weight<Naive>) -> Vec<f32> {
     let WeightFormat::Float(dtype) = w.format() else {
         unreachable!("no other format is accepted");
@@ -329,6 +343,9 @@ impl Kernels for Naive {
     fn copy(cx: &mut Cx<'_, Self>, op: Copy<'_, Self>) {
         let (out, x) = (op.out.view(), op.x.view());
         cx.stream.run(move || {
+            if x.dtype() == out.dtype() {
+                return copy_bits(&out, &x);
+            }
             let xs = floats(&x);
             store(&out, |i, j| Some(xs[i * x.cols() + j]));
         });

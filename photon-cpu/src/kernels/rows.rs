@@ -28,9 +28,22 @@ fn move_rows<T: Float, U: Float>(
 }
 
 pub(crate) fn copy(cpu: &Cpu, op: Copy<'_, Cpu>) {
+    if op.out.dtype() == op.x.dtype() {
+        return copy_bytes(cpu, RowsMut::bytes_of(op.out), Rows::bytes_of(op.x));
+    }
     with_float!(op.out.dtype(), T => with_float!(op.x.dtype(), U => {
         move_rows(cpu, RowsMut::<T>::new(op.out), Rows::<U>::new(op.x), Some);
     }));
+}
+
+/// Rows of one type, whatever their bits.
+fn copy_bytes(cpu: &Cpu, out: RowsMut<'_, u8>, x: Rows<'_, u8>) {
+    for_runs(cpu, out.rows(), 2 * out.cols(), |rows| {
+        for i in rows {
+            // SAFETY: runs of rows are disjoint (the partition).
+            unsafe { out.row(i) }.copy_from_slice(x.row(i));
+        }
+    });
 }
 
 pub(crate) fn tile(cpu: &Cpu, op: Tile<'_, Cpu>) {
