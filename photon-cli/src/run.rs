@@ -130,6 +130,8 @@ fn load(args: &ModelArgs) -> Result<Photon, Failure> {
     let mut builder = Photon::builder()
         .model(Model::named(&args.model)?)
         .device(args.device.device)
+        // Pictures are answered one after the other, in the order they were named.
+        .max_seqs(1)
         .resize(args.preprocess);
     if let Some(threads) = args.device.threads {
         builder = builder.threads(threads.into());
@@ -194,18 +196,21 @@ fn run(job: Job) -> Result<(), Failure> {
     if let Some(out) = &job.draw {
         Format::of(out).map_err(|error| Failure::Usage(error.to_string()))?;
     }
-    let mut photon = load(&job.model)?;
+    let photon = load(&job.model)?;
     let budget = Budget { max_tokens: s.max_tokens, max_objects: job.max_objects };
-    let request = |image| Request { skill: job.skill.clone(), image, sampling, budget };
+    let ask = |image: Option<Image>, index| {
+        let request =
+            Request { sampling, budget, ..Request::new(job.skill.clone(), image.clone()) };
+        answer(&photon, &request, image.as_ref(), &job, index)
+    };
     if job.images.is_empty() {
-        return answer(&mut photon, &request(None), &job, None);
+        return ask(None, None);
     }
     // A picture that cannot be read must not cost the answers of the others.
     let mut failed = 0;
     for (i, name) in job.images.iter().enumerate() {
-        let done = read_image(name)
-            .map_err(Failure::from)
-            .and_then(|image| answer(&mut photon, &request(Some(image)), &job, Some(i)));
+        let done =
+            read_image(name).map_err(Failure::from).and_then(|image| ask(Some(image), Some(i)));
         match done {
             Ok(()) => {}
             Err(Failure::Failed(error)) if job.images.len() > 1 => {
@@ -226,12 +231,13 @@ fn run(job: Job) -> Result<(), Failure> {
 
 /// Runs one request and prints what came of it; `index` is the picture's.
 fn answer(
-    photon: &mut Photon,
+    photon: &Photon,
     request: &Request,
+    image: Option<&Image>,
     job: &Job,
     index: Option<usize>,
 ) -> Result<(), Failure> {
-    let size = request.image.as_ref().map(Image::size);
+    let size = image.map(Image::size);
     let several = job.images.len() > 1;
     let name = index.map(|i| job.images[i].as_str());
     if let (true, false, Some(name)) = (several, job.output.json, name) {
@@ -250,7 +256,7 @@ fn answer(
     if job.output.stats {
         output::stats(&response);
     }
-    if let (Some(out), Some(image)) = (&job.draw, &request.image) {
+    if let (Some(out), Some(image)) = (&job.draw, image) {
         let out = if several { numbered(out, index.unwrap_or(0) + 1) } else { out.clone() };
         let (width, height) = image.size();
         let mut pixels = image.pixels().to_vec();

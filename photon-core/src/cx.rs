@@ -56,7 +56,7 @@ impl<'a, D: Kernels> Cx<'a, D> {
     ) -> crate::Result<Option<D::Graph>> {
         let (device, arena) = (self.device, &mut *self.arena);
         device.capture(self.stream, &mut |stream| {
-            record(&mut Cx { device, stream, arena: &mut *arena })
+            record(&mut Cx { device, stream, arena: &mut *arena });
         })
     }
 

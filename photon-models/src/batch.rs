@@ -1,8 +1,9 @@
 //! One step's inputs: rows of tokens from several sequences, packed without padding.
 //!
 //! [`BatchBuilder`] gathers plain integers on the host; [`BatchBuilder::upload`] sends all of them in
-//! one copy, and [`Batch`] is the typed view of that copy on the device.
-use photon_core::{Cx, DType, Device, Kernels, Shape, Tensor};
+//! one copy, and [`Batch`] is the typed view of that copy on the device. A builder is cleared and used
+//! again, so that a step allocates nothing once its vectors have grown.
+use photon_core::{Cx, DType, Device, Kernels, SampleParams, Shape, Tensor};
 
 use crate::prompt::Input;
 
@@ -19,12 +20,16 @@ pub struct Row<'a> {
     pub prefix_len: usize,
     /// What to add to the index of an [`Input::Image`] to find it in the step's image embeddings.
     pub image_offset: usize,
+    /// How the token after the last input is drawn; `None` if the row does not get so far.
+    pub sample: Option<SampleParams>,
 }
 
 /// Gathers rows.
 #[derive(Debug)]
 pub struct BatchBuilder {
     block_size: usize,
+    /// Least columns of the block tables.
+    min_blocks: usize,
     ids: Vec<i32>,
     image_rows: Vec<i32>,
     positions: Vec<i32>,
@@ -33,7 +38,10 @@ pub struct BatchBuilder {
     context_lens: Vec<i32>,
     prefix_lens: Vec<i32>,
     last: Vec<i32>,
-    block_tables: Vec<Vec<i32>>,
+    params: Vec<SampleParams>,
+    /// All rows' tables one after the other, and where each ends.
+    block_tables: Vec<i32>,
+    table_ends: Vec<usize>,
     coords: Vec<f32>,
     coord_tokens: Vec<i32>,
     sizes: Vec<f32>,
@@ -45,6 +53,7 @@ impl BatchBuilder {
     pub fn new(block_size: usize) -> Self {
         BatchBuilder {
             block_size,
+            min_blocks: 1,
             ids: Vec::new(),
             image_rows: Vec::new(),
             positions: Vec::new(),
@@ -53,12 +62,31 @@ impl BatchBuilder {
             context_lens: Vec::new(),
             prefix_lens: Vec::new(),
             last: Vec::new(),
+            params: Vec::new(),
             block_tables: Vec::new(),
+            table_ends: Vec::new(),
             coords: Vec::new(),
             coord_tokens: Vec::new(),
             sizes: Vec::new(),
             size_tokens: Vec::new(),
         }
+    }
+
+    /// Forgets all rows.
+    pub fn clear(&mut self) {
+        self.min_blocks = 1;
+        self.row_starts.truncate(1);
+        let Self { ids, image_rows, positions, slots, context_lens, prefix_lens, last, .. } = self;
+        for list in [ids, image_rows, positions, slots, context_lens, prefix_lens, last] {
+            list.clear();
+        }
+        self.params.clear();
+        self.block_tables.clear();
+        self.table_ends.clear();
+        self.coords.clear();
+        self.coord_tokens.clear();
+        self.sizes.clear();
+        self.size_tokens.clear();
     }
 
     /// Adds a row.
@@ -88,21 +116,77 @@ impl BatchBuilder {
             self.positions.push(position as i32);
             self.slots.push((block * self.block_size + position % self.block_size) as i32);
         }
-        self.row_starts.push(self.ids.len() as i32);
-        self.last.push(self.ids.len() as i32 - 1);
+        if let Some(params) = row.sample {
+            self.last.push(self.ids.len() as i32 - 1);
+            self.params.push(params);
+        }
         self.context_lens.push((row.start + row.inputs.len()) as i32);
         self.prefix_lens.push(row.prefix_len as i32);
-        self.block_tables.push(row.block_table.iter().map(|&b| b as i32).collect());
+        self.block_tables.extend(row.block_table.iter().map(|&b| b as i32));
+        self.end_row();
     }
 
-    /// Sends everything to the device in one copy.
-    pub fn upload<D: Kernels>(&self, cx: &mut Cx<'_, D>) -> Batch<D> {
-        let max_blocks = self.block_tables.iter().map(Vec::len).max().unwrap_or(0).max(1);
-        let mut tables = vec![-1; self.block_tables.len() * max_blocks];
-        for (out, table) in tables.chunks_exact_mut(max_blocks).zip(&self.block_tables) {
-            out[..table.len()].copy_from_slice(table);
+    fn end_row(&mut self) {
+        self.row_starts.push(self.ids.len() as i32);
+        self.table_ends.push(self.block_tables.len());
+    }
+
+    /// Rows so far.
+    pub fn rows(&self) -> usize {
+        self.table_ends.len()
+    }
+
+    /// Whether an input is a coordinate or a size.
+    pub fn has_region_inputs(&self) -> bool {
+        !self.coord_tokens.is_empty() || !self.size_tokens.is_empty()
+    }
+
+    /// Brings a step of one token per row to a fixed form, so that the work recorded for it depends on
+    /// nothing but the arguments: `rows` rows, tables of `max_blocks`, and with `region` room for a
+    /// coordinate and a size in every row. The rows added compute nothing that is kept.
+    ///
+    /// # Panics
+    /// If a row has more than one token or draws none, or there are more rows already.
+    pub fn pad(&mut self, rows: usize, max_blocks: usize, region: bool) {
+        let is_decode = self.ids.len() == self.rows() && self.last.len() == self.rows();
+        assert!(is_decode && self.rows() <= rows, "pad takes steps of one token per row");
+        assert!(region || !self.has_region_inputs(), "a region input without room for it");
+        self.min_blocks = max_blocks;
+        while self.rows() < rows {
+            self.last.push(self.ids.len() as i32);
+            self.params.push(SampleParams::GREEDY);
+            for list in [&mut self.ids, &mut self.image_rows, &mut self.positions, &mut self.slots]
+            {
+                list.push(-1);
+            }
+            self.context_lens.push(0);
+            self.prefix_lens.push(0);
+            self.end_row();
         }
-        let (tokens, rows) = (self.ids.len(), self.block_tables.len());
+        if region {
+            self.coords.resize(rows, 0.0);
+            self.coord_tokens.resize(rows, -1);
+            self.sizes.resize(2 * rows, 0.0);
+            self.size_tokens.resize(rows, -1);
+        }
+    }
+
+    /// Sends everything to the device in one copy. If no row draws a token, the first row's last token
+    /// stands in, so that the step has an output.
+    pub fn upload<D: Kernels>(&self, cx: &mut Cx<'_, D>) -> Batch<D> {
+        let starts = || [0].into_iter().chain(self.table_ends.iter().copied());
+        let widest = starts().zip(&self.table_ends).map(|(start, end)| end - start).max();
+        let max_blocks = widest.unwrap_or(0).max(self.min_blocks);
+        let (tokens, rows) = (self.ids.len(), self.rows());
+        let mut tables = vec![-1; rows * max_blocks];
+        let spans = starts().zip(&self.table_ends).map(|(start, &end)| start..end);
+        for (out, span) in tables.chunks_exact_mut(max_blocks).zip(spans) {
+            out[..span.len()].copy_from_slice(&self.block_tables[span]);
+        }
+        let (last, params) = match self.last.is_empty() {
+            true => (&[self.row_starts[1] - 1][..], &[SampleParams::GREEDY][..]),
+            false => (&self.last[..], &self.params[..]),
+        };
         let mut pack = Packer::default();
         let ids = pack.ints([tokens], &self.ids);
         let image_rows = pack.ints([tokens], &self.image_rows);
@@ -111,7 +195,8 @@ impl BatchBuilder {
         let row_starts = pack.ints([rows + 1], &self.row_starts);
         let context_lens = pack.ints([rows], &self.context_lens);
         let prefix_lens = pack.ints([rows], &self.prefix_lens);
-        let last = pack.ints([rows], &self.last);
+        let params = pack.records(params);
+        let last = pack.ints([last.len()], last);
         let block_tables = pack.ints([rows, max_blocks], &tables);
         let coords = pack.floats([self.coord_tokens.len(), 1], &self.coords);
         let coord_tokens = pack.ints([self.coord_tokens.len()], &self.coord_tokens);
@@ -129,6 +214,7 @@ impl BatchBuilder {
             context_lens: view(context_lens),
             prefix_lens: view(prefix_lens),
             last: view(last),
+            params: view(params),
             block_tables: view(block_tables),
             coords: (!self.coord_tokens.is_empty()).then(|| (view(coords), view(coord_tokens))),
             sizes: (!self.size_tokens.is_empty()).then(|| (view(sizes), view(size_tokens))),
@@ -153,8 +239,10 @@ pub struct Batch<D: Device> {
     pub(crate) context_lens: Tensor<D>,
     /// `[rows]`.
     pub(crate) prefix_lens: Tensor<D>,
-    /// `[rows]`: each row's last token.
+    /// `[drawn]`: the last tokens of the rows that draw one.
     pub(crate) last: Tensor<D>,
+    /// `[drawn, size_of::<SampleParams>()]`, u8: how they are drawn.
+    pub params: Tensor<D>,
     /// `[rows, max_blocks]`, padded with -1.
     pub(crate) block_tables: Tensor<D>,
     /// `[n, 1]` values and `[n]` the tokens they stand at.
@@ -169,8 +257,8 @@ impl<D: Device> Batch<D> {
         self.ids.shape().elements()
     }
 
-    /// Sequences.
-    pub fn rows(&self) -> usize {
+    /// Rows that draw a token.
+    pub fn drawn(&self) -> usize {
         self.last.shape().elements()
     }
 }
@@ -193,6 +281,11 @@ impl Packer {
 
     fn floats(&mut self, shape: impl Into<Shape>, values: &[f32]) -> Part {
         self.part(shape.into(), DType::F32, values.iter().flat_map(|v| v.to_le_bytes()))
+    }
+
+    fn records(&mut self, params: &[SampleParams]) -> Part {
+        let shape = [params.len(), size_of::<SampleParams>()];
+        self.part(shape.into(), DType::U8, params.iter().flat_map(bytemuck::bytes_of).copied())
     }
 
     fn part(&mut self, shape: Shape, dtype: DType, bytes: impl Iterator<Item = u8>) -> Part {

@@ -41,6 +41,11 @@ impl<D: Device> KvCache<D> {
         Ok(KvCache { layers, num_blocks, block_size })
     }
 
+    /// What a block takes in all layers.
+    pub fn bytes_per_block(config: &TextConfig, block_size: usize, dtype: DType) -> u64 {
+        (2 * config.n_layers * block_size * config.kv_dim() * dtype.size()) as u64
+    }
+
     /// Blocks, the null block included.
     pub fn num_blocks(&self) -> usize {
         self.num_blocks

@@ -16,6 +16,7 @@ mod moondream;
 pub mod prompt;
 mod region;
 pub mod skill;
+pub mod stop;
 mod text;
 pub mod tokenizer;
 mod vision;

@@ -119,8 +119,8 @@ impl<D: Kernels> Moondream<D> {
         self.vision.project(cx, features, tilings, out);
     }
 
-    /// Runs a step: embeds the inputs, fills the cache, and gives the hidden state of each row's
-    /// last token, `[rows, dim]`. `images` holds the embeddings the batch refers to.
+    /// Runs a step: embeds the inputs, fills the cache, and gives the hidden state of the last token
+    /// of each row that draws one, `[drawn, dim]`. `images` holds the embeddings the batch refers to.
     pub fn forward(
         &self,
         cx: &mut Cx<'_, D>,

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::{
     config::TokenConfig,
     prompt::{Input, Skill},
+    stop::StopFilter,
     tokenizer::{TextStream, Tokenizer},
 };
 
@@ -185,6 +186,8 @@ pub struct SkillState {
     /// Tokens drawn in this phase.
     drawn: usize,
     stream: TextStream,
+    stop: StopFilter,
+    ignore_eos: bool,
     chunk: Chunk,
     answer: Answer,
 }
@@ -225,9 +228,23 @@ impl SkillState {
             with_size,
             drawn: 0,
             stream: TextStream::default(),
+            stop: StopFilter::default(),
+            ignore_eos: false,
             chunk: Chunk::default(),
             answer,
         }
+    }
+
+    /// Ends the answer or caption before the first of these strings.
+    pub fn with_stop(mut self, stops: impl IntoIterator<Item = String>) -> Self {
+        self.stop = StopFilter::new(stops);
+        self
+    }
+
+    /// Lets an answer or caption end by its budget only, for benchmarks.
+    pub fn ignoring_eos(mut self) -> Self {
+        self.ignore_eos = true;
+        self
     }
 
     /// Which ids may be drawn next.
@@ -244,6 +261,7 @@ impl SkillState {
                 (list(&[ids.answer_id]), list(&[]))
             }
             Phase::Reasoning => (list(&[]), list(&[ids.eos_id, ids.size_id])),
+            Phase::Text if self.ignore_eos => (list(&[]), list(&[ids.answer_id, ids.eos_id])),
             Phase::Text => (list(&[]), list(&[ids.answer_id])),
             Phase::X => (list(&[ids.coord_id, ids.eos_id]), list(&[])),
             Phase::Y { .. } => (list(&[ids.coord_id]), list(&[])),
@@ -260,6 +278,28 @@ impl SkillState {
             }
             Phase::Size { .. } if id == self.ids.size_id => Some(RegionHead::Size),
             _ => None,
+        }
+    }
+
+    /// The most inputs that can follow the prompt.
+    pub fn max_inputs(&self) -> usize {
+        let Budget { max_tokens, max_objects } = self.budget;
+        match &self.answer {
+            // A thought and the id that ends it, then the answer.
+            Answer::Query { reasoning: Some(_), .. } => max_tokens.saturating_mul(2).saturating_add(1),
+            Answer::Query { .. } | Answer::Caption { .. } => max_tokens,
+            Answer::Detect { .. } => max_objects.saturating_mul(3),
+            Answer::Point { .. } => max_objects.saturating_mul(2),
+            Answer::Gaze { .. } => 2,
+        }
+    }
+
+    /// The heads that may be asked for the next id, whichever it is: coordinate, size.
+    pub fn possible_heads(&self) -> [bool; 2] {
+        match self.phase {
+            Phase::Reasoning | Phase::X | Phase::Y { .. } => [true, false],
+            Phase::Size { .. } => [false, true],
+            Phase::Text => [false, false],
         }
     }
 
@@ -327,8 +367,11 @@ impl SkillState {
             self.flush_text(events);
             return Next::Finish(FinishReason::Stop);
         }
-        let text = self.stream.push(tokenizer, id);
+        let (text, stopped) = self.stop.push(self.stream.push(tokenizer, id));
         self.emit(text, events);
+        if stopped {
+            return Next::Finish(FinishReason::Stop);
+        }
         if self.drawn >= self.budget.max_tokens {
             self.flush_text(events);
             return Next::Finish(FinishReason::Length);
@@ -354,7 +397,14 @@ impl SkillState {
     }
 
     fn flush_text(&mut self, events: &mut Vec<SkillEvent>) {
-        let text = self.stream.finish();
+        let mut text = self.stream.finish();
+        if self.phase == Phase::Text {
+            let (certain, stopped) = self.stop.push(text);
+            text = certain;
+            if !stopped {
+                text.push_str(&self.stop.finish());
+            }
+        }
         self.emit(text, events);
     }
 

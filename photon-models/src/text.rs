@@ -92,7 +92,7 @@ impl<D: Kernels> Text<D> {
     }
 
     /// Runs `x` (`[tokens, dim]`, embedded inputs; read and written) through the blocks, storing keys
-    /// and values; gives the hidden states of `batch.last`, `[rows, dim]`, before the last norm.
+    /// and values; gives the hidden states of `batch.last`, `[drawn, dim]`, before the last norm.
     pub(crate) fn forward(
         &self,
         cx: &mut Cx<'_, D>,
@@ -101,7 +101,7 @@ impl<D: Kernels> Text<D> {
         kv: &mut KvCache<D>,
     ) -> Tensor<D> {
         let c = &self.config;
-        let (tokens, rows) = (x.rows(), batch.rows());
+        let (tokens, rows) = (x.rows(), batch.drawn());
         let mut h = cx.tensor([tokens, c.dim], self.dtype);
         let mut qkv = cx.tensor([tokens, c.qkv_dim()], self.dtype);
         let mut attn = cx.tensor([tokens, c.dim], self.dtype);

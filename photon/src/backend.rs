@@ -1,15 +1,13 @@
 //! The one place that names backends.
 //!
-//! A backend is chosen at compile time by a feature and at run time by [`Device`]; [`AnyEngine`] is
-//! where its type is erased.
-use std::{fmt::Debug, str::FromStr};
-
-use photon_models::skill::SkillEvent;
+//! A backend is chosen at compile time by a feature and at run time by [`Device`]; its type is erased
+//! by [`start`], which leaves a thread behind that knows it.
+use std::str::FromStr;
 
 use crate::{
-    BuildError, Model, Request, Response, RunError,
+    BuildError, Model,
     bench::{BenchOptions, BenchReport},
-    engine::{Engine, EngineOptions},
+    engine::{self, EngineOptions, Started},
 };
 
 /// Where to run.
@@ -20,6 +18,8 @@ pub enum Device {
     Auto,
     /// The processor.
     Cpu,
+    /// The processor, recording and replaying its work as a GPU would: for tests.
+    Tape,
 }
 
 impl FromStr for Device {
@@ -29,20 +29,10 @@ impl FromStr for Device {
         match name {
             "auto" => Ok(Device::Auto),
             "cpu" => Ok(Device::Cpu),
+            "tape" => Ok(Device::Tape),
             _ => Err(format!("no device {name:?} in this build: auto or cpu")),
         }
     }
-}
-
-/// An engine whose device is not in its type.
-pub(crate) trait AnyEngine: Debug + Send {
-    fn run(
-        &mut self,
-        request: &Request,
-        on_event: &mut dyn FnMut(SkillEvent),
-    ) -> Result<Response, RunError>;
-
-    fn describe(&self) -> String;
 }
 
 #[cfg(feature = "cpu")]
@@ -50,20 +40,23 @@ fn cpu(options: &EngineOptions) -> photon_core::Result<photon_cpu::Cpu> {
     photon_cpu::Cpu::open(photon_cpu::CpuOptions { threads: options.threads, isa: None })
 }
 
-/// Opens the device and loads the model.
-pub(crate) fn open(
+/// Opens the device, loads the model, starts the engine.
+pub(crate) fn start(
     device: Device,
     model: &Model,
     options: &EngineOptions,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<Box<dyn AnyEngine>, BuildError> {
+) -> Result<Started, BuildError> {
     match device {
         #[cfg(feature = "cpu")]
-        Device::Auto | Device::Cpu => {
-            Ok(Box::new(Engine::open(cpu(options)?, model, options, progress)?))
+        Device::Auto | Device::Cpu => engine::start(cpu(options)?, model, options, progress),
+        #[cfg(feature = "cpu")]
+        Device::Tape => {
+            let tape = photon_cpu::Tape::new(cpu(options)?);
+            engine::start(tape, model, options, progress)
         }
         #[cfg(not(feature = "cpu"))]
-        Device::Auto | Device::Cpu => {
+        Device::Auto | Device::Cpu | Device::Tape => {
             let _ = (model, options, progress);
             Err(BuildError::NoDevice("this build has no backend; enable the feature cpu".into()))
         }
@@ -82,8 +75,13 @@ pub(crate) fn bench(
         Device::Auto | Device::Cpu => {
             crate::bench::measure(cpu(options)?, bench, options, progress)
         }
+        #[cfg(feature = "cpu")]
+        Device::Tape => {
+            let tape = photon_cpu::Tape::new(cpu(options)?);
+            crate::bench::measure(tape, bench, options, progress)
+        }
         #[cfg(not(feature = "cpu"))]
-        Device::Auto | Device::Cpu => {
+        Device::Auto | Device::Cpu | Device::Tape => {
             let _ = (bench, options, progress);
             Err(BuildError::NoDevice("this build has no backend; enable the feature cpu".into()))
         }

@@ -6,14 +6,17 @@ use std::{path::Path, time::Instant};
 
 use photon_core::{Kernels, SampleParams};
 use photon_models::{
-    LoadError, Moondream, checkpoint::Checkpoint, config::Config, expected_tensors, image::Tiling,
-    prompt::Input,
+    LoadError, Moondream, batch::Row, checkpoint::Checkpoint, config::Config, expected_tensors,
+    image::Tiling, prompt::Input,
 };
 use serde::Serialize;
 
 use crate::{
     BuildError, DType, Device,
-    engine::{EngineOptions, Session, precision},
+    engine::{
+        EngineOptions, Sizes, precision,
+        runner::{EncodeJob, Heads, Runner},
+    },
 };
 
 /// The dimensions of a model, without its weights.
@@ -106,9 +109,13 @@ pub(crate) fn measure<D: Kernels>(
     progress("making weights");
     let begun = Instant::now();
     let model = Moondream::load(&device, &checkpoint, config, precision(dtype), &mut |_, _| {})?;
-    let mut session = Session::new(device, model)?;
+    // One row: what is measured is a request by itself.
+    let options = EngineOptions { max_seqs: Some(1), no_capture: true, ..options.clone() };
+    let sizes = Sizes::choose(&device, config, precision(dtype), &options)?;
+    let mut runner = Runner::new(device, model, sizes.runner)?;
     let load_s = begun.elapsed().as_secs_f64();
 
+    let device_name = runner.device.name();
     let mut phases = Vec::new();
     let bytes = config.vision.crop_size.pow(2) * 3;
     let tilings = [Tiling { rows: 1, cols: 1 }, Tiling { rows: 2, cols: 4 }];
@@ -117,7 +124,9 @@ pub(crate) fn measure<D: Kernels>(
         let name = name.as_str();
         progress(name);
         let crops = noise(bytes * tiling.num_crops());
-        phases.push(phase(name, bench.repeats, || session.encode(tiling, &crops))?);
+        phases.push(phase(name, bench.repeats, || {
+            runner.encode(&[EncodeJob { tiling, crops: &crops, slot: 0 }])
+        })?);
     }
 
     let image = 1 + config.vision.patches();
@@ -125,9 +134,13 @@ pub(crate) fn measure<D: Kernels>(
     let mut prompt = vec![Input::Token(config.tokenizer.bos_id)];
     prompt.extend((0..config.vision.patches() as u32).map(Input::Image));
     prompt.extend(text(20));
+    let block_table: Vec<u32> = (1..sizes.runner.num_blocks as u32).collect();
+    let mut drew = Vec::new();
     let mut step = |inputs: &[Input], start: usize| {
-        let params = SampleParams::GREEDY;
-        session.step(inputs, start, image, &params, |_| None).map(|_| ())
+        let (block_table, sample) = (&block_table[..], Some(SampleParams::GREEDY));
+        let row = Row { inputs, start, block_table, prefix_len: image, image_offset: 0, sample };
+        let step = runner.step(std::iter::once(row), Heads::default())?;
+        runner.finish(step, &mut drew)
     };
     let name = format!("prefill, {} tokens", prompt.len());
     progress(&name);
@@ -148,7 +161,7 @@ pub(crate) fn measure<D: Kernels>(
     let parameters =
         expected_tensors(config).iter().map(|(_, s)| s.iter().product::<usize>() as u64).sum();
     Ok(BenchReport {
-        device: session.device.name(),
+        device: device_name,
         dtype: dtype.to_string(),
         parameters,
         load_s,

@@ -1,371 +1,365 @@
-//! The engine: one request at a time, from picture and prompt to answer.
+//! The engine's thread: takes prepared requests, runs steps, tells callers what became certain.
 //!
-//! A request owns the whole cache while it runs. Blocks are handed out in order, block 0 being the
-//! null block that no table names. Deliberately absent: queues, batches and reuse between requests.
-use std::time::Instant;
+//! # Rules
+//! - One thread owns the model, the cache and the scheduler; everybody else reaches it by channel. Its
+//!   handle is a plain type: the device's is known to this thread alone.
+//! - While the device runs a step the thread delivers the events of the step before, takes in arrivals
+//!   and notices what was cancelled. What must lie between two steps is only what decides the next one.
+//! - A request can fail; the engine goes on. If the device fails, every request is told why, and so is
+//!   whoever comes later.
+mod images;
+pub(crate) mod prepare;
+pub(crate) mod runner;
+mod sequence;
+mod setup;
 
-use photon_core::{
-    Arena, Cx, DType, Kernels, Pending, Sample, SampleParams, Tensor, sampler::NO_TOKEN,
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, TryRecvError},
+    },
+    time::Instant,
 };
+
+use photon_core::Kernels;
+use photon_kv::TokenKey;
 use photon_models::{
-    KvCache, Moondream, Precision,
-    batch::{BatchBuilder, Row},
-    checkpoint::Checkpoint,
-    config::Config,
-    coord_of_bin,
-    image::{CropConfig, ImageError, Limits, ResizeOrder, Tiling},
-    prompt::{Input, Rejected, Sampling},
-    size_of_bin,
-    skill::{Drawn, FinishReason, Next, RegionHead, SkillEvent, SkillState},
-    tokenizer::Tokenizer,
+    batch::Row,
+    skill::{FinishReason, Next, SkillEvent},
 };
+use photon_sched::{AddError, EndReason, Output, PlanRow, Scheduler, SeqId, SeqSpec, StepPlan};
 
-use crate::{
-    BuildError, Image, Metrics, Model, Request, Response, RunError, backend::AnyEngine,
-    model::Parts,
+pub use self::setup::EngineOptions;
+pub(crate) use self::setup::{Sizes, Started, precision, start};
+use self::{
+    images::{ImageSlots, Place},
+    prepare::{Message, Open, Queue, key, panic_message},
+    runner::{Drew, EncodeJob, Heads, Runner, Step},
+    sequence::Sequence,
 };
+use crate::{EngineStats, Event, RunError, ticket::EventSender};
 
-/// Slots per block. With one sequence at a time the size does not matter for speed; 16 keeps the paged
-/// path honest.
-const BLOCK_SIZE: usize = 16;
-
-/// How to set up an engine.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct EngineOptions {
-    /// Threads of the CPU; one per core if `None`.
-    pub threads: Option<usize>,
-    /// Type of weights, keys and values; the checkpoint's own if `None`.
-    pub dtype: Option<DType>,
-    /// Order of the passes of a resize.
-    pub resize: ResizeOrder,
-}
-
-/// The type most of the checkpoint's bytes are in.
-fn checkpoint_dtype(checkpoint: &Checkpoint) -> DType {
-    let tensors = checkpoint.tensors();
-    let largest = tensors.values().max_by_key(|info| info.shape.iter().product::<usize>());
-    largest.map_or(DType::F32, |info| info.dtype)
-}
-
-pub(crate) fn precision(dtype: DType) -> Precision {
-    match dtype {
-        DType::F32 => Precision::F32,
-        dtype => Precision::mixed(dtype),
-    }
-}
-
-pub(crate) fn crop_config(config: &Config, resize: ResizeOrder) -> CropConfig {
-    let v = &config.vision;
-    CropConfig {
-        crop_size: v.crop_size as u32,
-        patch_size: v.enc_patch_size as u32,
-        overlap_margin: v.overlap_margin as u32,
-        max_crops: v.max_crops as u32,
-        resize,
-    }
-}
-
-/// A model and its working memory on a device.
-#[derive(Debug)]
-pub(crate) struct Session<D: Kernels> {
-    pub(crate) device: D,
-    pub(crate) model: Moondream<D>,
-    stream: D::Stream,
-    arena: Arena<D>,
-    kv: KvCache<D>,
-    /// `[patches, dim]`: the image of the request.
-    image: Tensor<D>,
-    host: Option<D::HostBuffer>,
-}
-
-/// What a step gives: the id drawn for its only row, or the row's bins.
-type Ids = Vec<i32>;
-
-impl<D: Kernels> Session<D> {
-    pub(crate) fn new(device: D, model: Moondream<D>) -> Result<Self, photon_core::Error> {
-        let (config, precision) = (model.config().clone(), model.precision());
-        let mut stream = device.stream()?;
-        let num_blocks = config.text.max_context.div_ceil(BLOCK_SIZE) + 1;
-        let mut kv = KvCache::new(&device, &config.text, num_blocks, BLOCK_SIZE, precision.kv)?;
-        let image = [config.vision.patches(), config.text.dim];
-        let mut image = Tensor::zeros(&device, image, precision.activations)?;
-        let vision = Arena::measure(&device, &mut stream, |cx| {
-            // Very long pictures are cut into more tiles than max_crops.
-            let crops = crop_config(&config, ResizeOrder::default());
-            let most = crops.most_tiles(Limits::default().max_side);
-            let rows = most.unwrap_or(config.vision.max_crops) as u32;
-            let tiling = Tiling { rows, cols: 1 };
-            let crops = vec![0; 0];
-            vision_pass(&model, cx, tiling, &crops, &mut image);
-        })?;
-        let text = Arena::measure(&device, &mut stream, |cx| {
-            let inputs = vec![Input::Coord(0.0); config.text.max_context];
-            text_pass(&model, cx, &inputs, 0, 0, &image, &mut kv, Some(RegionHead::Size));
-        })?;
-        let arena = Arena::new(&device, vision.max(text))?;
-        let host = Some(device.host_buffer(64)?);
-        Ok(Session { device, model, stream, arena, kv, image, host })
-    }
-
-    /// Encodes one image's crops, `[num_crops, size, size, 3]`, into `self.image`.
-    pub(crate) fn encode(&mut self, tiling: Tiling, crops: &[u8]) -> photon_core::Result<()> {
-        let cx = &mut Cx::new(&self.device, &mut self.stream, &mut self.arena);
-        vision_pass(&self.model, cx, tiling, crops, &mut self.image);
-        self.device.wait(&self.device.submit(&mut self.stream)?)
-    }
-
-    /// Computes `inputs` from position `start`, draws the next id under `params`, and, if `head` says
-    /// the id stands for a number, asks that head for its bins.
-    pub(crate) fn step(
-        &mut self,
-        inputs: &[Input],
-        start: usize,
-        prefix_len: usize,
-        params: &SampleParams,
-        head: impl FnOnce(u32) -> Option<RegionHead>,
-    ) -> Result<(u32, Option<(RegionHead, Ids)>), RunError> {
-        let mut host = self.host.take().expect("put back at the end of every step");
-        let cx = &mut Cx::new(&self.device, &mut self.stream, &mut self.arena);
-        let hidden = forward(&self.model, cx, inputs, start, prefix_len, &self.image, &mut self.kv);
-        let logits = self.model.logits(cx, &hidden);
-        let ids = sample(cx, &logits, params);
-        let drawn = read_ids(cx, &ids, &mut host)?[0];
-        let result = if drawn == NO_TOKEN {
-            Err(RunError::NotANumber)
-        } else if let Some(head) = head(drawn as u32) {
-            let logits = self.model.region_logits(cx, &hidden, head);
-            let bins = sample(cx, &logits, &SampleParams::GREEDY);
-            let bins = read_ids(cx, &bins, &mut host)?;
-            match bins.contains(&NO_TOKEN) {
-                true => Err(RunError::NotANumber),
-                false => Ok((drawn as u32, Some((head, bins)))),
-            }
-        } else {
-            Ok((drawn as u32, None))
-        };
-        self.host = Some(host);
-        result
-    }
-}
-
-fn vision_pass<D: Kernels>(
-    model: &Moondream<D>,
-    cx: &mut Cx<'_, D>,
-    tiling: Tiling,
-    crops: &[u8],
-    image: &mut Tensor<D>,
-) {
-    let size = model.config().vision.crop_size;
-    let mut staged = cx.tensor([tiling.num_crops(), size, size, 3], DType::U8);
-    if !cx.is_measuring() {
-        cx.upload(&mut staged, crops);
-    }
-    let features = model.encode_crops(cx, &staged);
-    model.project_images(cx, &features, &[tiling], image);
-}
-
-/// The hidden state of the last of `inputs`.
-fn forward<D: Kernels>(
-    model: &Moondream<D>,
-    cx: &mut Cx<'_, D>,
-    inputs: &[Input],
-    start: usize,
-    prefix_len: usize,
-    image: &Tensor<D>,
-    kv: &mut KvCache<D>,
-) -> Tensor<D> {
-    let num_blocks = (start + inputs.len()).div_ceil(kv.block_size()) as u32;
-    let block_table: Vec<u32> = (1..=num_blocks).collect();
-    let mut batch = BatchBuilder::new(kv.block_size());
-    batch.push(&Row { inputs, start, block_table: &block_table, prefix_len, image_offset: 0 });
-    let batch = batch.upload(cx);
-    model.forward(cx, &batch, Some(image), kv)
-}
-
-/// Everything one step may record, for sizing the arena.
-#[expect(clippy::too_many_arguments, reason = "forward's, and the head")]
-fn text_pass<D: Kernels>(
-    model: &Moondream<D>,
-    cx: &mut Cx<'_, D>,
-    inputs: &[Input],
-    start: usize,
-    prefix_len: usize,
-    image: &Tensor<D>,
-    kv: &mut KvCache<D>,
-    head: Option<RegionHead>,
-) {
-    let hidden = forward(model, cx, inputs, start, prefix_len, image, kv);
-    let logits = model.logits(cx, &hidden);
-    sample(cx, &logits, &SampleParams::GREEDY);
-    if let Some(head) = head {
-        let logits = model.region_logits(cx, &hidden, head);
-        sample(cx, &logits, &SampleParams::GREEDY);
-    }
-}
-
-/// Draws an id for each row of `logits`, all under the same parameters.
-fn sample<D: Kernels>(cx: &mut Cx<'_, D>, logits: &Tensor<D>, params: &SampleParams) -> Tensor<D> {
-    let rows = logits.rows();
-    let mut ids = cx.tensor([rows], DType::I32);
-    let mut logprobs = cx.tensor([rows], DType::F32);
-    let mut records = cx.tensor([rows, size_of::<SampleParams>()], DType::U8);
-    cx.upload(&mut records, &bytemuck::bytes_of(params).repeat(rows));
-    cx.sample(Sample { ids: &mut ids, logprobs: &mut logprobs, logits, params: &records });
-    ids
-}
-
-fn read_ids<D: Kernels>(
-    cx: &mut Cx<'_, D>,
-    ids: &Tensor<D>,
-    host: &mut D::HostBuffer,
-) -> photon_core::Result<Vec<i32>> {
-    let range = ids.byte_range();
-    let len = range.len();
-    let spare = cx.device.host_buffer(0)?;
-    let taken = std::mem::replace(host, spare);
-    let pending: Pending<D> = cx.device.read_back(cx.stream, ids.buffer(), range, taken)?;
-    *host = pending.wait()?;
-    let bytes = host.as_ref()[..len].chunks_exact(4);
-    Ok(bytes.map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
-}
-
-/// A session that answers requests.
+/// The state of an engine's thread.
 #[derive(Debug)]
 pub(crate) struct Engine<D: Kernels> {
-    session: Session<D>,
-    tokenizer: Tokenizer,
-    crops: CropConfig,
-    description: String,
+    runner: Runner<D>,
+    scheduler: Scheduler,
+    queue: Arc<Queue>,
+    inbox: Receiver<Message>,
+    sequences: HashMap<SeqId, Sequence>,
+    slots: ImageSlots,
+    /// Events not yet delivered.
+    outbox: Vec<(EventSender, Result<Event, RunError>)>,
+    plan: StepPlan,
+    drew: Vec<Drew>,
+    outputs: Vec<Output>,
+    tables: Vec<u32>,
+    epoch: Instant,
+    stats: Arc<Mutex<EngineStats>>,
+    counts: EngineStats,
 }
 
 impl<D: Kernels> Engine<D> {
-    pub(crate) fn open(
-        device: D,
-        model: &Model,
-        options: &EngineOptions,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Self, BuildError> {
-        let Parts { config, checkpoint, tokenizer } = model.open()?;
-        let crops = crop_config(&config, options.resize);
-        crops.check().map_err(BuildError::Crops)?;
-        let dtype = options.dtype.unwrap_or_else(|| checkpoint_dtype(&checkpoint));
-        let model = Moondream::load(&device, &checkpoint, &config, precision(dtype), progress)?;
-        let description = format!("{} weights on {}", dtype, device.name());
-        Ok(Engine { session: Session::new(device, model)?, tokenizer, crops, description })
+    /// Serves until the queue is closed and what it asks for is done; the body of the thread.
+    pub(crate) fn run(mut self) {
+        let served = catch_unwind(AssertUnwindSafe(|| self.serve()));
+        let error = || match &served {
+            Ok(Ok(())) => RunError::Cancelled,
+            Ok(Err(error)) => RunError::Device(error.clone()),
+            Err(panic) => RunError::Bug(panic_message(panic.as_ref())),
+        };
+        self.queue.close(Open::Stopped(error().to_string()));
+        self.deliver();
+        let late = std::iter::from_fn(|| self.inbox.try_recv().ok()).filter_map(|m| match m {
+            Message::Arrived(sequence) => Some(*sequence),
+            Message::Wake => None,
+        });
+        for sequence in self.sequences.drain().map(|(_, sequence)| sequence).chain(late) {
+            let _ = sequence.events.send(Err(error()));
+            self.queue.release();
+        }
     }
 
-    /// Encodes the request's picture; gives how it was cut.
-    fn see(&mut self, image: &Image, metrics: &mut Metrics) -> Result<(), RunError> {
-        let start = Instant::now();
-        // The arena has room for the tiles of no longer side, whatever limits it was decoded within.
-        let ((width, height), max_side) = (image.size(), Limits::default().max_side);
-        if width.max(height) > max_side {
-            return Err(ImageError::TooLong { width, height, max_side }.into());
+    fn serve(&mut self) -> photon_core::Result<()> {
+        while self.receive() {
+            let begun = Instant::now();
+            let now = self.now();
+            self.plan.clone_from(self.scheduler.step(now));
+            self.counts.scheduler_us += begun.elapsed().as_micros() as u64;
+            for (seq, reason) in std::mem::take(&mut self.plan.ended) {
+                let error = match reason {
+                    EndReason::Deadline => RunError::Deadline,
+                    EndReason::Cancelled => RunError::Cancelled,
+                };
+                self.fail(seq, error);
+            }
+            for copy in &self.plan.copies {
+                self.runner.copy_block(copy.from.get(), copy.to.get(), copy.slots as usize);
+            }
+            if self.plan.rows.is_empty() {
+                self.deliver();
+                continue;
+            }
+            self.encode_images()?;
+            let begun = Instant::now();
+            let step = self.record_step()?;
+            self.deliver();
+            self.runner.finish(step, &mut self.drew)?;
+            self.counts.device_us += begun.elapsed().as_micros() as u64;
+            self.handle();
+            self.count();
         }
-        let crops = self.crops.crops(image.rgb())?;
-        metrics.preprocess_time_ms = ms(start);
-        metrics.set_tiling(crops.tiling);
-        let start = Instant::now();
-        self.session.encode(crops.tiling, &crops.crops)?;
-        metrics.vision_time_ms = ms(start);
         Ok(())
     }
-}
 
-impl<D: Kernels> AnyEngine for Engine<D> {
-    fn describe(&self) -> String {
-        self.description.clone()
+    /// Milliseconds of the engine's life: the scheduler's clock.
+    fn now(&self) -> u64 {
+        self.epoch.elapsed().as_millis() as u64
     }
 
-    fn run(
-        &mut self,
-        request: &Request,
-        on_event: &mut dyn FnMut(SkillEvent),
-    ) -> Result<Response, RunError> {
-        let begun = Instant::now();
-        let config = self.session.model.config().clone();
-        let prefix_len = if request.image.is_some() { config.text.prefix_attn } else { 0 };
-        let prompt = request.skill.prompt(&config, &self.tokenizer, request.image.is_some())?;
-        request.sampling.check()?;
-        let mut inputs = vec![Input::Token(config.tokenizer.bos_id)];
-        if request.image.is_some() {
-            inputs.extend((0..config.vision.patches() as u32).map(Input::Image));
-        }
-        inputs.extend(prompt);
-        if inputs.len() >= config.text.max_context {
-            let (tokens, max) = (inputs.len(), config.text.max_context);
-            return Err(Rejected::TooLong { tokens, max }.into());
-        }
-        let mut metrics = Metrics { input_tokens: inputs.len(), ..Metrics::default() };
-        if let Some(image) = &request.image {
-            self.see(image, &mut metrics)?;
-        }
-
-        let mut state = SkillState::new(&request.skill, &config.tokenizer, request.budget);
-        let (mut tokens, mut events) = (Vec::new(), Vec::new());
-        let (mut computed, mut phase_start) = (0, Instant::now());
-        let finish_reason = loop {
-            let params = sample_params(&request.sampling, &state, computed + inputs.len());
-            let (id, bins) =
-                self.session.step(&inputs, computed, prefix_len, &params, |id| state.head(id))?;
-            computed += inputs.len();
-            if tokens.is_empty() {
-                metrics.prefill_time_ms = ms(phase_start);
-                metrics.ttft_ms = ms(begun);
-                phase_start = Instant::now();
-            }
-            tokens.push(id);
-            let next = state.advance(drawn(id, bins, &config), &self.tokenizer, &mut events);
-            let next = match next {
-                Next::Feed(_) if computed >= config.text.max_context => {
-                    state.cut(&mut events);
-                    Next::Finish(FinishReason::Length)
-                }
-                next => next,
+    /// Takes in what arrived, waiting for it if there is nothing else to do; false at the end.
+    fn receive(&mut self) -> bool {
+        loop {
+            let message = match self.inbox.try_recv() {
+                Ok(message) => message,
+                Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Empty) => match self.queue.open() {
+                    Open::Stopped(_) => return false,
+                    Open::Draining if self.sequences.is_empty() && self.queue.is_idle() => {
+                        return false;
+                    }
+                    _ if !self.sequences.is_empty() => break,
+                    _ => {
+                        self.deliver();
+                        self.count();
+                        match self.inbox.recv() {
+                            Ok(message) => message,
+                            Err(_) => return false,
+                        }
+                    }
+                },
             };
-            events.drain(..).for_each(&mut *on_event);
-            match next {
-                Next::Feed(input) => inputs = vec![input],
-                Next::Finish(reason) => break reason,
+            if let Message::Arrived(sequence) = message {
+                self.add(*sequence);
             }
+        }
+        // A caller who dropped the ticket wants no more.
+        for (&seq, sequence) in &self.sequences {
+            if sequence.events.is_closed() {
+                self.scheduler.cancel(seq);
+            }
+        }
+        true
+    }
+
+    fn add(&mut self, mut sequence: Sequence) {
+        let config = self.runner.model.config();
+        let most = sequence.inputs.len() + sequence.state.max_inputs();
+        let max_len = most.min(config.text.max_context) as u32;
+        let spec = SeqSpec {
+            namespace: sequence.namespace,
+            keys: std::mem::take(&mut sequence.keys),
+            atomic: sequence.prefix_len as u32,
+            max_len,
+            priority: sequence.priority,
+            deadline: sequence
+                .deadline
+                .map(|at| at.saturating_duration_since(self.epoch).as_millis() as u64),
+            cache: sequence.cache,
         };
-        metrics.decode_time_ms = ms(phase_start);
-        metrics.output_tokens = tokens.len();
-        if finish_reason == FinishReason::Stop && tokens.last() == Some(&config.tokenizer.eos_id) {
-            tokens.pop();
-        }
-        Ok(Response { answer: state.into_answer(), finish_reason, tokens, metrics })
-    }
-}
-
-fn ms(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1000.0
-}
-
-fn sample_params(sampling: &Sampling, state: &SkillState, position: usize) -> SampleParams {
-    let constraint = state.constraint();
-    // So cold that only exact ties would be drawn among; dividing by less could overflow.
-    let greedy = sampling.temperature < 1e-3;
-    SampleParams {
-        temperature: if greedy { 0.0 } else { sampling.temperature },
-        top_p: sampling.top_p,
-        min_p: sampling.min_p,
-        top_k: sampling.top_k,
-        seed: [sampling.seed as u32, (sampling.seed >> 32) as u32],
-        position: position as u32,
-        stream: 0,
-        allowed: constraint.allowed,
-        banned: constraint.banned,
-    }
-}
-
-fn drawn(id: u32, bins: Option<(RegionHead, Ids)>, config: &Config) -> Drawn {
-    let (coords, sizes) = (config.region.coord_out_dim, config.region.size_out_dim / 2);
-    match bins {
-        None => Drawn::Token(id),
-        Some((RegionHead::Coord, bins)) => Drawn::Coord(coord_of_bin(bins[0] as u32, coords)),
-        Some((RegionHead::Size, bins)) => {
-            Drawn::Size([bins[0], bins[1]].map(|bin| size_of_bin(bin as u32, sizes)))
+        match self.scheduler.add(self.now(), spec) {
+            Ok(seq) => {
+                self.sequences.insert(seq, sequence);
+            }
+            Err(error) => {
+                let error = match error {
+                    AddError::Full { waiting, .. } => RunError::Busy { waiting: waiting as usize },
+                    AddError::NeverFits { needed_blocks, num_blocks } => RunError::TooLarge {
+                        needed: needed_blocks as usize,
+                        blocks: num_blocks as usize,
+                    },
+                };
+                self.end(sequence.events, Err(error));
+            }
         }
     }
+
+    /// The request is over; its last event goes out with the next delivery.
+    fn end(&mut self, events: EventSender, last: Result<Event, RunError>) {
+        self.outbox.push((events, last));
+        self.queue.release();
+    }
+
+    fn fail(&mut self, seq: SeqId, error: RunError) {
+        if let Some(sequence) = self.sequences.remove(&seq) {
+            self.end(sequence.events, Err(error));
+        }
+    }
+
+    fn deliver(&mut self) {
+        for (events, event) in self.outbox.drain(..) {
+            // Nobody listens any more; the next look at the channel cancels the request.
+            let _ = events.send(event);
+        }
+    }
+
+    /// Encodes the pictures of rows that begin, unless their embeddings are on the device.
+    fn encode_images(&mut self) -> photon_core::Result<()> {
+        self.slots.start_step();
+        let crop_config = &self.queue.setup().crops;
+        let (mut jobs, mut seqs) = (Vec::new(), Vec::new());
+        for row in self.plan.rows.iter().filter(|row| row.start == 0) {
+            let sequence = &self.sequences[&row.seq];
+            let Some(picture) = &sequence.picture else { continue };
+            if let Place::Empty(slot) = self.slots.place(picture.digest) {
+                let crops = picture.crops(crop_config);
+                let crops =
+                    crops.expect("these bytes were decoded before, or they would not be cached");
+                jobs.push(EncodeJob { tiling: crops.tiling, crops: &crops.crops, slot });
+                seqs.push((row.seq, crops.tiling));
+            }
+        }
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        self.runner.encode(&jobs)?;
+        let took = ms(begun);
+        self.counts.images_encoded += jobs.len() as u64;
+        self.counts.vision_us += (took * 1000.0) as u64;
+        drop(jobs);
+        for (seq, tiling) in seqs {
+            let metrics = &mut self.sequences.get_mut(&seq).expect("it has a row").metrics;
+            metrics.set_tiling(tiling);
+            metrics.vision_time_ms += took;
+        }
+        Ok(())
+    }
+
+    fn record_step(&mut self) -> photon_core::Result<Step<D>> {
+        let mut heads = Heads::default();
+        self.tables.clear();
+        for row in &self.plan.rows {
+            self.tables.extend(self.scheduler.blocks(row.seq).iter().map(|block| block.get()));
+            let cached = self.scheduler.hit_tokens(row.seq) as usize;
+            let sequence = self.sequences.get_mut(&row.seq).expect("a row of a known sequence");
+            sequence.start(cached);
+            if row.samples {
+                let [coord, size] = sequence.state.possible_heads();
+                heads.coord |= coord;
+                heads.size |= size;
+            }
+        }
+        let Engine { runner, scheduler, sequences, slots, plan, tables, .. } = self;
+        let patches = runner.model.config().vision.patches();
+        let mut rest = &tables[..];
+        let rows = plan.rows.iter().map(|&PlanRow { seq, start, len, samples }| {
+            let (block_table, others) = rest.split_at(scheduler.blocks(seq).len());
+            rest = others;
+            let sequence = &sequences[&seq];
+            let end = (start + len) as usize;
+            let slot = match &sequence.picture {
+                Some(picture) if start == 0 => slots.find(picture.digest),
+                _ => 0,
+            };
+            Row {
+                inputs: &sequence.inputs[start as usize..end],
+                start: start as usize,
+                block_table,
+                prefix_len: sequence.prefix_len,
+                image_offset: slot * patches,
+                sample: samples.then(|| sequence.sample_params(end)),
+            }
+        });
+        runner.step(rows, heads)
+    }
+
+    /// Takes what the step drew: the next inputs, the scheduler's outputs, the events.
+    fn handle(&mut self) {
+        self.outputs.clear();
+        let drawing = self.plan.rows.iter().filter(|row| row.samples);
+        let rows: Vec<SeqId> = drawing.map(|row| row.seq).collect();
+        assert_eq!(rows.len(), self.drew.len(), "a step draws for the rows that asked");
+        let mut events = Vec::new();
+        for (i, seq) in rows.into_iter().enumerate() {
+            let next = self.advance(seq, i, &mut events);
+            self.outputs.push(Output { seq, next });
+        }
+        let begun = Instant::now();
+        self.scheduler.apply(&self.outputs);
+        self.counts.scheduler_us += begun.elapsed().as_micros() as u64;
+        self.learn();
+    }
+
+    /// One row's result; `None` if the sequence is over.
+    fn advance(&mut self, seq: SeqId, i: usize, events: &mut Vec<SkillEvent>) -> Option<TokenKey> {
+        let queue = Arc::clone(&self.queue);
+        let (config, tokenizer) = (&queue.setup().config, &queue.setup().tokenizer);
+        let sequence = self.sequences.get_mut(&seq)?;
+        let drew = self.drew[i];
+        let advanced =
+            catch_unwind(AssertUnwindSafe(|| sequence.advance(&drew, config, tokenizer, events)));
+        let sender = &sequence.events;
+        self.outbox.extend(events.drain(..).map(|event| (sender.clone(), Ok(Event::Skill(event)))));
+        self.counts.tokens_out += 1;
+        let error = match advanced {
+            Ok(Ok(Next::Feed(input))) => return Some(key(input)),
+            Ok(Ok(Next::Finish(reason))) => {
+                self.finish(seq, reason, config.tokenizer.eos_id);
+                return None;
+            }
+            Ok(Err(error)) => error,
+            Err(panic) => RunError::Bug(panic_message(panic.as_ref())),
+        };
+        self.fail(seq, error);
+        None
+    }
+
+    fn finish(&mut self, seq: SeqId, reason: FinishReason, eos_id: u32) {
+        let sequence = self.sequences.remove(&seq).expect("it was just advanced");
+        let (events, done) = sequence.respond(reason, eos_id);
+        self.counts.finished += 1;
+        self.end(events, Ok(done));
+    }
+
+    /// The pictures of rows that began are in the prefix cache now.
+    fn learn(&mut self) {
+        for row in self.plan.rows.iter().filter(|row| row.start == 0) {
+            let picture =
+                self.sequences.get(&row.seq).and_then(|sequence| sequence.picture.as_ref());
+            if let Some(picture) = picture {
+                self.queue.learn(picture.digest);
+            }
+        }
+    }
+
+    fn count(&mut self) {
+        let (stats, cache) = (self.scheduler.stats(), self.scheduler.cache());
+        let counts = EngineStats {
+            running: stats.running as usize,
+            waiting: stats.waiting as usize + self.queue.waiting(),
+            steps: stats.steps,
+            graph_replays: self.runner.replays,
+            preemptions: stats.preemptions,
+            tokens_computed: stats.computed_tokens,
+            prefix_queries: stats.prefix_queries,
+            prefix_hits: stats.prefix_hits,
+            prefix_hit_tokens: stats.prefix_hit_tokens,
+            blocks: cache.num_blocks() as usize - 1,
+            blocks_free: cache.num_free() as usize,
+            blocks_cached: cache.num_cached() as usize,
+            ..self.counts
+        };
+        *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = counts;
+    }
+}
+
+pub(crate) fn ms(since: Instant) -> f64 {
+    ms_between(since, Instant::now())
+}
+
+pub(crate) fn ms_between(start: Instant, end: Instant) -> f64 {
+    end.saturating_duration_since(start).as_secs_f64() * 1000.0
 }

@@ -17,6 +17,20 @@ pub enum BuildError {
     /// A configuration that cannot cut pictures.
     #[error("config.json: {0}")]
     Crops(ImageError),
+    /// A key-value cache too small for one picture.
+    #[error(
+        "a key-value cache of {mib} MiB is too small for one picture; \
+         it needs {least_mib} MiB at least (--kv-memory)"
+    )]
+    KvMemory {
+        /// What was asked for.
+        mib: u64,
+        /// The least that is of use.
+        least_mib: u64,
+    },
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
     /// A device this build does not have.
     #[error("{0}")]
     NoDevice(String),
@@ -32,6 +46,38 @@ pub enum RunError {
     /// The picture cannot be used; others are not affected.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The picture's file cannot be read; others are not affected.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Too many requests are waiting; try again later.
+    #[error("busy: {waiting} requests are waiting, which is the most allowed; try again later")]
+    Busy {
+        /// Requests waiting.
+        waiting: usize,
+    },
+    /// The request could not run even alone.
+    #[error(
+        "the request needs {needed} blocks of key-value cache and there are {blocks}; \
+         raise --kv-memory or lower --max-tokens"
+    )]
+    TooLarge {
+        /// Blocks the request may come to need.
+        needed: usize,
+        /// Blocks there are.
+        blocks: usize,
+    },
+    /// The deadline passed.
+    #[error("the deadline passed before the answer was complete")]
+    Deadline,
+    /// The engine was told to stop before the request was done.
+    #[error("cancelled")]
+    Cancelled,
+    /// Work on this request went wrong in a way that is a bug in Photon; others are not affected.
+    #[error("this request met a bug in Photon, please report it: {0}")]
+    Bug(String),
+    /// The engine is not running any more.
+    #[error("the engine has stopped: {0}")]
+    Stopped(String),
     /// The device failed.
     #[error(transparent)]
     Device(#[from] photon_core::Error),

@@ -14,13 +14,27 @@ pub struct Image {
 impl Image {
     /// Reads and decodes a file: JPEG, PNG, WebP, GIF (first frame), BMP or TIFF.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
+        Ok(Image::from_bytes(&Image::read(path)?)?)
+    }
+
+    /// Reads a file that may be a picture, within the default limits.
+    pub(crate) fn read(path: &Path) -> Result<Vec<u8>, OpenError> {
         let io = |source| OpenError::Io { path: path.into(), source };
         let bytes = std::fs::metadata(path).map_err(io)?.len();
         let max_bytes = Limits::default().max_bytes;
         if bytes > max_bytes {
             return Err(ImageError::TooManyBytes { bytes, max_bytes }.into());
         }
-        Ok(Image::from_bytes(&std::fs::read(path).map_err(io)?)?)
+        std::fs::read(path).map_err(io)
+    }
+
+    /// Whether the engine has room for the tiles of so long a picture.
+    pub(crate) fn check_side(&self) -> Result<(), ImageError> {
+        let ((width, height), max_side) = (self.size(), Limits::default().max_side);
+        match width.max(height) > max_side {
+            true => Err(ImageError::TooLong { width, height, max_side }),
+            false => Ok(()),
+        }
     }
 
     /// Decodes an encoded picture within the default limits.

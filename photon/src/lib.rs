@@ -1,19 +1,52 @@
 //! Photon: Moondream on the machine where the pictures are.
 //!
-//! [`Photon::builder`] opens a device, loads a model and gives a [`Photon`]; [`Photon::run`] answers
-//! a [`Request`], telling [`SkillEvent`]s as they become certain. This is the only crate that names a
-//! backend, and it does so once, in `backend`: everything above is one plain type, everything below
-//! is generic and monomorphic.
+//! [`Photon::builder`] opens a device, loads a model and starts an engine; the [`Photon`] it gives is a
+//! handle that any number of threads may share. [`Photon::run`] answers one [`Request`] and waits;
+//! [`Photon::submit`] gives a [`Ticket`], from which events come as they become certain, to a thread or
+//! to an asynchronous task. Requests under way share the device, and what they have in common is
+//! computed once.
+//!
+//! This is the only crate that names a backend, and it does so once, in `backend`: everything above is
+//! one plain type, everything below is generic and monomorphic.
 //!
 //! ```
 //! use photon::{Image, Photon, Request, Skill};
 //!
-//! let mut photon = Photon::builder().build()?; // The embedded demo model, on the CPU.
+//! let photon = Photon::builder().build()?; // The embedded demo model, on the CPU.
 //! let image = Image::open("../assets/shapes.png".as_ref())?;
-//! let skill = Skill::Detect { object: "circle".into() };
-//! let response = photon.run(&Request::new(skill, Some(image)), &mut |_event| {})?;
-//! println!("{}", serde_json::to_string(&response.answer)?);
+//! let find = |object: &str| {
+//!     let skill = Skill::Detect { object: object.into() };
+//!     photon.submit(Request::new(skill, Some(image.clone())))
+//! };
+//! // Both run at once, and the picture is encoded once.
+//! let (circles, stars) = (find("circle")?, find("star")?);
+//! println!("{:?} {:?}", circles.wait()?.answer, stars.wait()?.answer);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Streaming, in a task of any runtime:
+//!
+//! ```
+//! use photon::{Event, Image, Photon, Request, Skill, SkillEvent};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let photon = Photon::builder().build()?;
+//! let image = Image::open("../assets/shapes.png".as_ref())?;
+//! let caption = Skill::Caption { length: photon::CaptionLength::Short };
+//! let mut ticket = photon.submit(Request::new(caption, Some(image)))?;
+//! let task = async move {
+//!     while let Some(event) = ticket.next_event().await {
+//!         match event? {
+//!             Event::Skill(SkillEvent::Text(text)) => print!("{text}"),
+//!             Event::Done(response) => println!(" ({:?})", response.finish_reason),
+//!             _ => {}
+//!         }
+//!     }
+//!     Ok::<(), photon::RunError>(())
+//! };
+//! # tokio::runtime::Builder::new_current_thread().build()?.block_on(task)?;
+//! # Ok(())
+//! # }
 //! ```
 #![forbid(unsafe_code)]
 
@@ -26,6 +59,12 @@ pub mod hub;
 mod image;
 mod model;
 mod request;
+mod stats;
+mod ticket;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use engine::{Started, prepare::Open};
 
 pub use backend::{Device, Doctor, doctor};
 pub use engine::EngineOptions;
@@ -38,12 +77,53 @@ pub use photon_models::{
     prompt::{CaptionLength, Rejected, Sampling, Skill, SpatialRef},
     skill::{Answer, BoundingBox, Budget, FinishReason, Grounding, Point, Reasoning, SkillEvent},
 };
-pub use request::{Metrics, Request, Response};
+pub use request::{Event, ImageSource, Metrics, Request, Response};
+pub use stats::EngineStats;
+pub use ticket::Ticket;
 
-/// A loaded model, ready to answer.
-#[derive(Debug)]
+/// A handle to a running engine. Clones share it; when the last is gone the engine stops.
+#[derive(Clone, Debug)]
 pub struct Photon {
-    engine: Box<dyn backend::AnyEngine>,
+    engine: Arc<Engine>,
+}
+
+#[derive(Debug)]
+struct Engine {
+    started: Mutex<Started>,
+    queue: Arc<engine::prepare::Queue>,
+}
+
+/// How to end an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shutdown {
+    /// Requests taken are answered first.
+    Drain,
+    /// Requests taken end with [`RunError::Cancelled`], at the end of the step under way.
+    Cancel,
+}
+
+impl Engine {
+    fn started(&self) -> std::sync::MutexGuard<'_, Started> {
+        self.started.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stop(&self, how: Shutdown) {
+        self.queue.close(match how {
+            Shutdown::Drain => Open::Draining,
+            Shutdown::Cancel => Open::Stopped("it was shut down".into()),
+        });
+        let threads = std::mem::take(&mut self.started().threads);
+        for thread in threads {
+            // A thread that panicked has said so; there is nothing to add at the end.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.stop(Shutdown::Cancel);
+    }
 }
 
 impl Photon {
@@ -52,22 +132,54 @@ impl Photon {
         Builder::default()
     }
 
-    /// Answers a request. `on_event` hears text, objects and points as soon as they cannot change.
+    /// Hands a request to the engine. Everything else that happens to it comes out of the ticket.
     ///
     /// # Errors
-    /// [`RunError::Rejected`] and [`RunError::Image`] concern this request alone; after any other
-    /// error the device is in doubt.
+    /// [`RunError::Busy`] if too many requests wait, [`RunError::Stopped`] after the end.
+    pub fn submit(&self, request: Request) -> Result<Ticket, RunError> {
+        let (events, ticket) = Ticket::new();
+        self.engine.queue.submit(request, events)?;
+        Ok(ticket)
+    }
+
+    /// Answers a request and waits for it. `on_event` hears text, objects and points as soon as they
+    /// cannot change.
+    ///
+    /// # Errors
+    /// [`RunError::Device`] and [`RunError::Stopped`] mean that the engine is gone; all other errors
+    /// concern this request alone.
+    ///
+    /// # Panics
+    /// Inside an asynchronous task; use [`Photon::submit`] there.
     pub fn run(
-        &mut self,
+        &self,
         request: &Request,
         on_event: &mut dyn FnMut(SkillEvent),
     ) -> Result<Response, RunError> {
-        self.engine.run(request, on_event)
+        for event in self.submit(request.clone())? {
+            match event? {
+                Event::Skill(event) => on_event(event),
+                Event::Done(response) => return Ok(response),
+            }
+        }
+        unreachable!("a ticket's events end with an answer or an error")
+    }
+
+    /// What the engine has done, as of its last step.
+    pub fn stats(&self) -> EngineStats {
+        let stats = Arc::clone(&self.engine.started().stats);
+        let stats = stats.lock().unwrap_or_else(PoisonError::into_inner);
+        *stats
+    }
+
+    /// Ends the engine, whoever else has a handle, and waits until it has ended.
+    pub fn shutdown(self, how: Shutdown) {
+        self.engine.stop(how);
     }
 
     /// What is loaded and where, for people.
     pub fn describe(&self) -> String {
-        self.engine.describe()
+        self.engine.started().description.clone()
     }
 }
 
@@ -110,6 +222,30 @@ impl Builder {
         self
     }
 
+    /// Most requests computed at once; 16 by default.
+    pub fn max_seqs(mut self, max_seqs: usize) -> Self {
+        self.options.max_seqs = Some(max_seqs);
+        self
+    }
+
+    /// Bytes of the key-value cache; chosen by the machine's memory by default.
+    pub fn kv_memory(mut self, bytes: u64) -> Self {
+        self.options.kv_memory = Some(bytes);
+        self
+    }
+
+    /// Most requests waiting; 512 by default.
+    pub fn max_waiting(mut self, max_waiting: usize) -> Self {
+        self.options.max_waiting = Some(max_waiting);
+        self
+    }
+
+    /// Everything else about the engine, and all of the above.
+    pub fn options(mut self, options: EngineOptions) -> Self {
+        self.options = options;
+        self
+    }
+
     /// Loads the model.
     pub fn build(self) -> Result<Photon, BuildError> {
         self.build_with_progress(&mut |_, _| {})
@@ -120,7 +256,8 @@ impl Builder {
         self,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Photon, BuildError> {
-        let engine = backend::open(self.device, &self.model, &self.options, progress)?;
-        Ok(Photon { engine })
+        let started = backend::start(self.device, &self.model, &self.options, progress)?;
+        let queue = Arc::clone(&started.queue);
+        Ok(Photon { engine: Arc::new(Engine { started: Mutex::new(started), queue }) })
     }
 }

@@ -1,12 +1,38 @@
 //! What goes into the engine and what comes out.
+use std::{path::PathBuf, time::Duration};
+
 use photon_models::{
     image::Tiling,
     prompt::{Sampling, Skill},
-    skill::{Answer, Budget, FinishReason},
+    skill::{Answer, Budget, FinishReason, SkillEvent},
 };
 use serde::Serialize;
 
 use crate::Image;
+
+/// A picture in whatever form the caller has it. What is not decoded yet is decoded by the engine's own
+/// threads, and not at all if the same file is in its cache.
+#[derive(Clone, Debug)]
+pub enum ImageSource {
+    /// Pixels.
+    Decoded(Image),
+    /// The bytes of a file: JPEG, PNG, WebP, GIF, BMP or TIFF.
+    Encoded(Vec<u8>),
+    /// A file.
+    File(PathBuf),
+}
+
+impl From<Image> for ImageSource {
+    fn from(image: Image) -> Self {
+        ImageSource::Decoded(image)
+    }
+}
+
+impl From<PathBuf> for ImageSource {
+    fn from(path: PathBuf) -> Self {
+        ImageSource::File(path)
+    }
+}
 
 /// One thing to do.
 #[derive(Clone, Debug)]
@@ -14,19 +40,56 @@ pub struct Request {
     /// What to do.
     pub skill: Skill,
     /// The picture; only a query can do without.
-    pub image: Option<Image>,
+    pub image: Option<ImageSource>,
     /// How tokens are drawn.
     pub sampling: Sampling,
     /// How much may come out.
     pub budget: Budget,
+    /// Higher runs first.
+    pub priority: i8,
+    /// Time from submission after which the answer is of no use; none by default.
+    pub deadline: Option<Duration>,
+    /// Whether [`Response::logprobs`] is wanted.
+    pub logprobs: bool,
+    /// Strings that end an answer or caption where they would appear.
+    pub stop: Vec<String>,
+    /// Whether what is computed may serve later requests.
+    pub cache: bool,
+    /// Requests with different salts never share what is computed: one per tenant keeps tenants from
+    /// learning of each other's pictures by timing.
+    pub cache_salt: u64,
+    /// For benchmarks: exactly this many tokens of an answer or caption come out.
+    pub forced_tokens: Option<usize>,
 }
 
 impl Request {
     /// With the skill's usual sampling and budget.
-    pub fn new(skill: Skill, image: Option<Image>) -> Self {
+    pub fn new(skill: Skill, image: Option<impl Into<ImageSource>>) -> Self {
         let sampling = Sampling::default_for(&skill);
-        Request { skill, image, sampling, budget: Budget::default() }
+        Request {
+            skill,
+            image: image.map(Into::into),
+            sampling,
+            budget: Budget::default(),
+            priority: 0,
+            deadline: None,
+            logprobs: false,
+            stop: Vec::new(),
+            cache: true,
+            cache_salt: 0,
+            forced_tokens: None,
+        }
     }
+}
+
+/// What a request's channel carries.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// A piece of the answer that became certain.
+    Skill(SkillEvent),
+    /// The whole answer; nothing follows.
+    Done(Response),
 }
 
 /// What came out.
@@ -38,6 +101,9 @@ pub struct Response {
     pub finish_reason: FinishReason,
     /// The ids drawn, control ids included, the one that ended the answer not.
     pub tokens: Vec<u32>,
+    /// If asked for, the natural logarithm of each of `tokens`' probability before truncation by
+    /// `top_p`, `top_k` or `min_p`.
+    pub logprobs: Option<Vec<f32>>,
     /// Where the time went.
     pub metrics: Metrics,
 }
@@ -47,19 +113,24 @@ pub struct Response {
 pub struct Metrics {
     /// Positions before the answer: BOS, the image and the prompt.
     pub input_tokens: usize,
+    /// How many of them were found in the prefix cache.
+    pub cached_tokens: usize,
     /// Ids drawn.
     pub output_tokens: usize,
-    /// Crops that were encoded; 0 without a picture.
+    /// Crops of the picture; 0 without one.
     pub crops: usize,
-    /// Resizing and cutting the picture.
+    /// Waiting for the device, from the end of preprocessing to the first step.
+    pub queue_time_ms: f64,
+    /// Decoding, resizing and cutting the picture.
     pub preprocess_time_ms: f64,
-    /// Encoding its crops and projecting them.
+    /// Encoding its crops and projecting them, together with those of other requests in the same step;
+    /// 0 if that had been done before.
     pub vision_time_ms: f64,
-    /// The prompt, the image's positions included.
+    /// From the first step to the first id, without vision.
     pub prefill_time_ms: f64,
     /// Everything after the first id.
     pub decode_time_ms: f64,
-    /// From the start of the request to its first id.
+    /// From submission to the first id.
     pub ttft_ms: f64,
 }
 

@@ -14,10 +14,12 @@ use anyhow::{Context, Result, bail};
 /// Which of our crates each crate may use, outside of its tests.
 const EDGES: &[(&str, &[&str])] = &[
     ("photon-core", &[]),
+    ("photon-kv", &[]),
+    ("photon-sched", &["photon-kv"]),
     ("photon-models", &["photon-core"]),
     ("photon-cpu", &["photon-core"]),
     ("photon-conformance", &["photon-core"]),
-    ("photon", &["photon-core", "photon-models", "photon-cpu"]),
+    ("photon", &["photon-core", "photon-kv", "photon-sched", "photon-models", "photon-cpu"]),
     ("photon-cli", &["photon"]),
     ("demo-model", &[]),
     ("xtask", &["demo-model"]),

@@ -4,7 +4,7 @@
 //! features, K of the first and V of the last layer over BOS and image, and the logits of the first
 //! token of each prompt. `photon` checks the token sequences that follow.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test's helpers")]
-use photon_core::{Arena, Cx, DType, Device, Kernels, Tensor};
+use photon_core::{Arena, Cx, DType, Device, Kernels, SampleParams, Tensor};
 use photon_cpu::{Cpu, CpuOptions};
 use photon_models::{
     KvCache, Moondream, Precision,
@@ -170,6 +170,7 @@ fn matches_reference(precision: Precision, absolute: f32, relative: f32) {
                 block_table: &table,
                 prefix_len: config.text.prefix_attn,
                 image_offset: 0,
+                sample: Some(SampleParams::GREEDY),
             };
             let logits = run.pass(|model, cx, kv, image| {
                 let mut batch = BatchBuilder::new(BLOCK_SIZE);

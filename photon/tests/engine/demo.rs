@@ -39,17 +39,16 @@ fn answers_are_those_of_the_exported_model() {
     let json = std::fs::read(format!("{DEMO}/expected.json")).unwrap();
     let expected: Value = serde_json::from_slice(&json).unwrap();
     // The record was made in f32 from the bf16 weights.
-    let mut photon = Photon::builder().dtype(DType::F32).build().unwrap();
+    let photon = Photon::builder().dtype(DType::F32).build().unwrap();
     let (mut same, mut all) = (0, 0);
     for picture in expected["pictures"].as_array().unwrap() {
         let path = format!("{DEMO}/{}", picture["image"].as_str().unwrap());
         let image = Image::open(path.as_ref()).unwrap();
         for record in picture["answers"].as_array().unwrap() {
             let request = Request {
-                skill: skill(record),
-                image: Some(image.clone()),
                 sampling: Sampling::GREEDY,
                 budget: Budget::default(),
+                ..Request::new(skill(record), Some(image.clone()))
             };
             let response = photon.run(&request, &mut |_| {}).unwrap();
             let tokens = record["tokens"].as_array().unwrap();

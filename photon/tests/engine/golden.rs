@@ -24,12 +24,11 @@ pub(crate) fn tiny(dtype: DType) -> Photon {
     Photon::builder().model(model).dtype(dtype).build().unwrap()
 }
 
-fn run(photon: &mut Photon, skill: Skill, image: Option<&Image>) -> Response {
+fn run(photon: &Photon, skill: Skill, image: Option<&Image>) -> Response {
     let request = Request {
-        skill,
-        image: image.cloned(),
         sampling: Sampling::GREEDY,
         budget: Budget { max_tokens: 24, max_objects: 6 },
+        ..Request::new(skill, image.cloned())
     };
     photon.run(&request, &mut |_| {}).unwrap()
 }
@@ -64,18 +63,18 @@ fn pictures() -> impl Iterator<Item = (String, Image, Value)> {
 
 /// Texts and captions of every picture; `tolerance` is of logits.
 fn texts_match(dtype: DType, tolerance: f64) {
-    let mut photon = tiny(dtype);
+    let photon = tiny(dtype);
     for (name, image, record) in pictures() {
         for (key, length) in [
             ("caption_short", CaptionLength::Short),
             ("caption_normal", CaptionLength::Normal),
             ("caption_long", CaptionLength::Long),
         ] {
-            let response = run(&mut photon, Skill::Caption { length }, Some(&image));
+            let response = run(&photon, Skill::Caption { length }, Some(&image));
             same_tokens(&format!("{name} {key}"), &response.tokens, &record[key], tolerance);
         }
         let skill = query(record["query"]["question"].as_str().unwrap());
-        let response = run(&mut photon, skill, Some(&image));
+        let response = run(&photon, skill, Some(&image));
         same_tokens(&format!("{name} query"), &response.tokens, &record["query"], tolerance);
     }
 }
@@ -93,13 +92,13 @@ fn tokens_match_the_reference_in_bf16() {
 
 #[test]
 fn objects_and_points_match_the_reference() {
-    let mut photon = tiny(DType::F32);
+    let photon = tiny(DType::F32);
     for (name, image, record) in pictures() {
         let object = |key: &str| record[key]["object"].as_str().unwrap().to_owned();
         let detect = Skill::Detect { object: object("detect") };
-        let found = serde_json::to_value(run(&mut photon, detect, Some(&image)).answer).unwrap();
+        let found = serde_json::to_value(run(&photon, detect, Some(&image)).answer).unwrap();
         let point = Skill::Point { object: object("point"), spatial_refs: vec![] };
-        let points = serde_json::to_value(run(&mut photon, point, Some(&image)).answer).unwrap();
+        let points = serde_json::to_value(run(&photon, point, Some(&image)).answer).unwrap();
         same_places(&name, &found["objects"], &record["detect"]["objects"]);
         same_places(&name, &points["points"], &record["point"]["points"]);
     }
@@ -121,12 +120,12 @@ fn same_places(name: &str, got: &Value, want: &Value) {
 
 #[test]
 fn reasoning_spatial_references_and_plain_questions_match_the_reference() {
-    let mut photon = tiny(DType::F32);
+    let photon = tiny(DType::F32);
     for (name, image, record) in pictures() {
         let r = &record["reasoning"];
         let question = r["question"].as_str().unwrap().to_owned();
         let skill = Skill::Query { question, reasoning: true, spatial_refs: vec![] };
-        let answer = run(&mut photon, skill, Some(&image)).answer;
+        let answer = run(&photon, skill, Some(&image)).answer;
         let Answer::Query { answer, reasoning: Some(reasoning) } = answer else {
             panic!("{name}: no reasoning in {answer:?}")
         };
@@ -143,23 +142,23 @@ fn reasoning_spatial_references_and_plain_questions_match_the_reference() {
         });
         let question = s["question"].as_str().unwrap().to_owned();
         let skill = Skill::Query { question, reasoning: false, spatial_refs: refs.collect() };
-        let response = run(&mut photon, skill, Some(&image));
+        let response = run(&photon, skill, Some(&image));
         let Answer::Query { answer, .. } = response.answer else { panic!("{name}") };
         assert_eq!(answer, s["answer"].as_str().unwrap(), "{name}");
     }
     let golden = golden();
     let plain = &golden["images"]["text_only"];
-    let answer = run(&mut photon, query(plain["question"].as_str().unwrap()), None).answer;
+    let answer = run(&photon, query(plain["question"].as_str().unwrap()), None).answer;
     let Answer::Query { answer, .. } = answer else { panic!("{answer:?}") };
     assert_eq!(answer, plain["answer"].as_str().unwrap());
 }
 
 #[test]
 fn very_long_pictures_are_cut_into_more_tiles_than_max_crops_and_answered() {
-    let mut photon = tiny(DType::F32);
+    let photon = tiny(DType::F32);
     let flat = |w: u32, h: u32| Image::from_rgb(w, h, vec![90; (w * h * 3) as usize]).unwrap();
     let caption = Skill::Caption { length: CaptionLength::Short };
-    let long = run(&mut photon, caption.clone(), Some(&flat(30_000, 600)));
+    let long = run(&photon, caption.clone(), Some(&flat(30_000, 600)));
     assert_eq!(long.metrics.crops, 27, "the global crop and 26 tiles");
     let too_long = Request::new(caption, Some(flat(40_000, 1)));
     let error = photon.run(&too_long, &mut |_| {}).unwrap_err().to_string();

@@ -36,7 +36,7 @@ fn streamed_text_is_the_answer() {
 
 #[test]
 fn the_same_seed_gives_the_same_answer_and_nothing_lasts_between_requests() {
-    let mut photon = demo();
+    let photon = demo();
     let sampling = Sampling { temperature: 2.0, seed: 7, ..Sampling::GREEDY };
     let request = Request {
         sampling,
@@ -53,8 +53,8 @@ fn the_same_seed_gives_the_same_answer_and_nothing_lasts_between_requests() {
 
 #[test]
 fn hardly_any_temperature_is_none() {
-    let mut photon = demo();
-    let mut tokens = |temperature| {
+    let photon = demo();
+    let tokens = |temperature| {
         let sampling = Sampling { temperature, ..Sampling::GREEDY };
         let request = Request { sampling, ..Request::new(caption(), Some(shapes())) };
         photon.run(&request, &mut |_| {}).unwrap().tokens
@@ -64,32 +64,32 @@ fn hardly_any_temperature_is_none() {
 
 #[test]
 fn a_refused_request_costs_nothing() {
-    let mut photon = demo();
+    let photon = demo();
     let image = Some(shapes());
     let question = |question: &str| Skill::Query {
         question: question.into(),
         reasoning: false,
         spatial_refs: vec![],
     };
-    let message = |photon: &mut Photon, request: &Request| {
+    let message = |photon: &Photon, request: &Request| {
         photon.run(request, &mut |_| {}).unwrap_err().to_string()
     };
     let empty = Request::new(question("  "), image.clone());
-    assert_eq!(message(&mut photon, &empty), "the question is empty");
-    assert_eq!(message(&mut photon, &Request::new(caption(), None)), "caption needs an image");
+    assert_eq!(message(&photon, &empty), "the question is empty");
+    assert_eq!(message(&photon, &Request::new(caption(), None::<Image>)), "caption needs an image");
     let long = Request::new(question(&"a z ".repeat(2000)), image.clone());
-    assert!(message(&mut photon, &long).contains("the model has 512"));
+    assert!(message(&photon, &long).contains("the model has 512"));
     let cold = Request {
         sampling: Sampling { temperature: -1.0, ..Sampling::GREEDY },
         ..Request::new(caption(), image.clone())
     };
-    assert!(message(&mut photon, &cold).contains("temperature is -1"));
+    assert!(message(&photon, &cold).contains("temperature is -1"));
     photon.run(&Request::new(caption(), image), &mut |_| {}).unwrap();
 }
 
 #[test]
 fn budgets_end_answers() {
-    let mut photon = demo();
+    let photon = demo();
     let request = Request {
         budget: Budget { max_tokens: 3, ..Budget::default() },
         ..Request::new(caption(), Some(shapes()))
@@ -101,13 +101,13 @@ fn budgets_end_answers() {
 #[test]
 fn a_full_context_ends_the_answer() {
     // The tiny model of random weights never ends by itself.
-    let mut photon = tiny(DType::F32);
+    let photon = tiny(DType::F32);
     let question = "what is a chart? ".repeat(400);
     let skill = Skill::Query { question, reasoning: false, spatial_refs: vec![] };
     let request = Request {
         budget: Budget { max_tokens: 5000, ..Budget::default() },
         sampling: Sampling::GREEDY,
-        ..Request::new(skill, None)
+        ..Request::new(skill, None::<Image>)
     };
     match photon.run(&request, &mut |_| {}) {
         Ok(response) => {
@@ -123,7 +123,7 @@ fn a_full_context_ends_the_answer() {
 
 #[test]
 fn extreme_pictures_are_answered() {
-    let mut photon = demo();
+    let photon = demo();
     for (width, height) in [(1, 1), (30000, 1), (1, 30000), (2, 5000)] {
         let pixels = vec![90; width as usize * height as usize * 3];
         let image = Image::from_rgb(width, height, pixels).unwrap();

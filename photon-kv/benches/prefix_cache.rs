@@ -1,0 +1,72 @@
+//! What the scheduler pays for the cache.
+use std::hint::black_box;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use photon_kv::{Namespace, PrefixCache, TokenKey};
+
+/// A picture's prefix and a question that differs by `seed` from its first word on.
+fn prompt(seed: u32, len: usize) -> Vec<TokenKey> {
+    let text = (0..len.saturating_sub(730) as u32).map(|i| TokenKey::text(seed * 7 + i % 50));
+    let image = (0..729).map(TokenKey::image);
+    [TokenKey::text(0)].into_iter().chain(image).chain(text).collect()
+}
+
+fn namespace(picture: u8) -> Namespace {
+    Namespace { image: Some([picture; 32]), ..Namespace::default() }
+}
+
+/// 500 sequences over 50 pictures.
+fn filled() -> PrefixCache {
+    let mut cache = PrefixCache::new(40_000, 16);
+    for seed in 0..500u32 {
+        let (namespace, keys) = (namespace((seed % 50) as u8), prompt(seed, 1000));
+        let (mut lease, _) = cache.acquire(&namespace, &keys);
+        cache.copies_done();
+        assert!(cache.grow(&mut lease, 1000));
+        cache.release(lease, &namespace, &keys);
+    }
+    cache.check();
+    cache
+}
+
+fn benches(c: &mut Criterion) {
+    let mut cache = filled();
+    let (space, keys) = (namespace(7), prompt(257, 1000));
+    assert_eq!(cache.peek(&space, &keys), 1000);
+    c.bench_function("peek, 1,000 tokens", |b| {
+        b.iter(|| {
+            black_box(cache.peek(black_box(&space), black_box(&keys)));
+        });
+    });
+    c.bench_function("acquire and drop, 1,000 tokens", |b| {
+        b.iter(|| {
+            let (lease, hit) = cache.acquire(black_box(&space), black_box(&keys));
+            cache.copies_done();
+            cache.drop_lease(lease);
+            hit
+        });
+    });
+    let miss = namespace(200);
+    c.bench_function("acquire and drop, a miss", |b| {
+        b.iter(|| {
+            let (lease, hit) = cache.acquire(black_box(&miss), black_box(&keys));
+            cache.drop_lease(lease);
+            hit
+        });
+    });
+    let mut small = PrefixCache::new(200, 16);
+    let mut picture = 0u8;
+    c.bench_function("a new picture in a full pool: acquire, grow, release", |b| {
+        b.iter(|| {
+            picture = picture.wrapping_add(1);
+            let space = namespace(picture);
+            let (mut lease, _) = small.acquire(&space, &keys);
+            small.copies_done();
+            assert!(small.grow(&mut lease, 1000));
+            small.release(lease, &space, &keys);
+        });
+    });
+}
+
+criterion_group!(prefix_cache, benches);
+criterion_main!(prefix_cache);

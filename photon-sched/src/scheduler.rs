@@ -1,0 +1,417 @@
+//! The scheduler: its queues, and the round of `step` and `apply`.
+//!
+//! A sequence is waiting, with a place in `waiting` and no blocks, or running, with a rank in
+//! `running` and a lease. Both lists are sorted. Buffers keep their capacity: a step in which nobody
+//! comes or goes allocates nothing.
+
+mod admit;
+mod check;
+mod slab;
+
+use photon_kv::{BlockCopy, BlockId, Namespace, PrefixCache, TokenKey};
+
+use crate::{
+    AddError, EndReason, Limits, Output, PlanRow, SchedStats, SeqId, SeqSpec, StepPlan,
+    bug::{Bug, Planted},
+    seq::{Place, Rank, Seq, State},
+};
+use slab::Slab;
+
+/// Plans steps over the sequences it was given; see the [crate's rules](crate).
+#[derive(Debug)]
+pub struct Scheduler {
+    limits: Limits,
+    /// The latest logical time.
+    now: u64,
+    cache: PrefixCache,
+    seqs: Slab,
+    waiting: Vec<Place>,
+    running: Vec<Rank>,
+    plan: StepPlan,
+    /// The plan's rows were handed out and not yet applied.
+    in_flight: bool,
+    /// Copies that `apply` asked for: the first ones of the next step.
+    copies: Vec<BlockCopy>,
+    cancelled: Vec<SeqId>,
+    /// No deadline is earlier. It may be that of a sequence that is gone.
+    earliest_deadline: u64,
+    /// Whose atomic part went before the decodes in this step.
+    first: Option<SeqId>,
+    /// Sequences whose atomic part is computed in this step.
+    encoding: Vec<SeqId>,
+    /// Indices in `waiting` of those that did not fit in this step.
+    stuck: Vec<usize>,
+    stats: SchedStats,
+    planted: Planted,
+}
+
+impl Scheduler {
+    /// A scheduler with an empty pool.
+    ///
+    /// # Panics
+    /// If the limits contradict each other.
+    pub fn new(limits: Limits) -> Self {
+        limits.check();
+        let (max_seqs, max_waiting) = (limits.max_seqs as usize, limits.max_waiting as usize);
+        Scheduler {
+            limits,
+            now: 0,
+            cache: PrefixCache::new(limits.num_blocks, limits.block_size),
+            // `add` refuses when `max_waiting` wait, so preempted ones included there are no more.
+            seqs: Slab::new(limits.max_seqs + limits.max_waiting),
+            waiting: Vec::with_capacity(max_seqs + max_waiting),
+            running: Vec::with_capacity(max_seqs),
+            plan: StepPlan::default(),
+            in_flight: false,
+            copies: Vec::new(),
+            cancelled: Vec::new(),
+            earliest_deadline: u64::MAX,
+            first: None,
+            encoding: Vec::new(),
+            stuck: Vec::new(),
+            stats: SchedStats::default(),
+            planted: Planted::default(),
+        }
+    }
+
+    /// Queues a sequence.
+    ///
+    /// # Panics
+    /// If the prompt is empty, shorter than its atomic part or longer than `max_len`, or the logical
+    /// time goes back.
+    pub fn add(&mut self, now: u64, mut spec: SeqSpec) -> Result<SeqId, AddError> {
+        self.tick(now);
+        let known = spec.keys.len();
+        assert!(0 < known, "a prompt of no tokens");
+        assert!(spec.atomic as usize <= known, "{} atomic of {known} tokens", spec.atomic);
+        assert!(known <= spec.max_len as usize, "{known} tokens of at most {}", spec.max_len);
+        let needed_blocks = self.limits.blocks(spec.max_len);
+        if needed_blocks > self.limits.usable_blocks() {
+            return Err(AddError::NeverFits { needed_blocks, num_blocks: self.limits.num_blocks });
+        }
+        let (waiting, max) = (self.waiting.len() as u32, self.limits.max_waiting);
+        if waiting >= max {
+            return Err(AddError::Full { waiting, max });
+        }
+        // So that no output reallocates.
+        spec.keys.reserve_exact(spec.max_len as usize - known);
+        // One that is due already still ends by a plan: nobody ends in two ways.
+        self.earliest_deadline = self.earliest_deadline.min(spec.deadline.unwrap_or(u64::MAX));
+        let id = self.seqs.insert(|id| Seq {
+            id,
+            spec,
+            state: State::Waiting,
+            hit_tokens: None,
+            cancelled: false,
+        });
+        self.enqueue(id, false);
+        self.stats.added += 1;
+        Ok(id)
+    }
+
+    /// Ends a sequence: the next plan lists it as ended. False if there is no such sequence or it
+    /// was cancelled before. An output for it that is still to come is ignored.
+    pub fn cancel(&mut self, id: SeqId) -> bool {
+        let Some(seq) = self.seqs.get_mut(id).filter(|seq| !seq.cancelled) else { return false };
+        seq.cancelled = true;
+        self.cancelled.push(id);
+        true
+    }
+
+    /// Plans the next step at logical time `now`. If the plan has rows, [`apply`](Self::apply) must
+    /// follow, whether or not any of them samples.
+    ///
+    /// # Panics
+    /// If the step before has not been applied, or the logical time goes back.
+    pub fn step(&mut self, now: u64) -> &StepPlan {
+        assert!(!self.in_flight, "the step before has not been applied");
+        self.tick(now);
+        self.plan.clear();
+        self.plan.copies.append(&mut self.copies);
+        self.encoding.clear();
+        self.end_due(now);
+        let mut left = self.limits.token_budget;
+        self.admit_first(&mut left);
+        self.plan_decodes(&mut left);
+        self.plan_prefills(&mut left);
+        // Blocks were just taken from someone: they are not for newcomers.
+        if self.plan.preempted.is_empty() {
+            self.admit(&mut left);
+        }
+        assert!(
+            !self.plan.rows.is_empty() || self.seqs.len() == 0,
+            "{} waiting and {} running, and no row planned",
+            self.waiting.len(),
+            self.running.len()
+        );
+        self.in_flight = !self.plan.rows.is_empty();
+        self.stats.steps += 1;
+        self.stats.computed_tokens += u64::from(self.plan.num_tokens());
+        &self.plan
+    }
+
+    /// Takes the results of the step in flight: one output for each row that samples, in the order
+    /// of the rows.
+    ///
+    /// # Panics
+    /// If the outputs are not those of the rows, or one exceeds its sequence's `max_len`.
+    pub fn apply(&mut self, outputs: &[Output]) {
+        let mut outputs = outputs.iter();
+        assert!(self.in_flight || outputs.len() == 0, "outputs, and no step is in flight");
+        let rows = std::mem::take(&mut self.plan.rows);
+        for row in &rows {
+            let State::Running { computed, .. } = &mut self.seqs[row.seq].state else {
+                panic!("{} is in the plan and does not run", row.seq)
+            };
+            *computed += row.len;
+            let output = row.samples.then(|| {
+                let output = outputs.next().unwrap_or_else(|| panic!("{}: no output", row.seq));
+                assert_eq!(output.seq, row.seq, "outputs are in the order of the plan's rows");
+                output.next
+            });
+            self.apply_row(row, output);
+        }
+        assert!(outputs.next().is_none(), "more outputs than rows that sample");
+        // Empty, so that a second call finds nothing to apply; the buffer stays.
+        self.plan.rows = rows;
+        self.plan.rows.clear();
+        self.in_flight = false;
+    }
+
+    /// `output` is `None` for a row that does not sample.
+    fn apply_row(&mut self, row: &PlanRow, output: Option<Option<TokenKey>>) {
+        let seq = &mut self.seqs[row.seq];
+        match output {
+            _ if seq.cancelled => (), // It ends at the next step.
+            Some(None) => {
+                let (rank, seq) = (seq.rank(), self.seqs.remove(row.seq));
+                self.leave_running(rank);
+                Self::give_back(&mut self.cache, &seq.spec, seq.state, &self.planted);
+                self.stats.finished += 1;
+            }
+            Some(Some(key)) => {
+                // Publish first: what is computed does not include the new token.
+                self.publish(row);
+                let seq = &mut self.seqs[row.seq];
+                assert!(seq.known() < seq.spec.max_len, "{} is past its max_len", row.seq);
+                seq.spec.keys.push(key);
+            }
+            None => self.publish(row),
+        }
+    }
+
+    /// Shares what is computed if the row completed the atomic part or the prefill.
+    fn publish(&mut self, row: &PlanRow) {
+        let seq = &mut self.seqs[row.seq];
+        let SeqSpec { namespace, keys, atomic, cache, .. } = &seq.spec;
+        let State::Running { lease, computed, prefill } = &mut seq.state else { return };
+        let mut end = *computed;
+        if self.planted.is(Bug::PublishEarly) {
+            end = end.max(*prefill);
+        }
+        let has_all = row.start < *prefill && *prefill <= end;
+        if *cache && (has_all || row.start < *atomic) {
+            let keys = &keys[..end as usize];
+            self.copies.extend(self.cache.publish(lease, namespace, keys));
+        }
+    }
+
+    /// Blocks of a running sequence in order, those of this step's positions included; none if it
+    /// waits or is gone.
+    pub fn blocks(&self, id: SeqId) -> &[BlockId] {
+        match self.seqs.get(id).map(|seq| &seq.state) {
+            Some(State::Running { lease, .. }) => lease.blocks(),
+            _ => &[],
+        }
+    }
+
+    /// Tokens that were found cached when the sequence was first admitted; 0 before.
+    pub fn hit_tokens(&self, id: SeqId) -> u32 {
+        self.seqs.get(id).and_then(|seq| seq.hit_tokens).unwrap_or(0)
+    }
+
+    /// Tokens in the pool, of a running sequence; 0 if it waits or is gone.
+    pub fn computed_tokens(&self, id: SeqId) -> u32 {
+        self.seqs.get(id).map_or(0, Seq::computed)
+    }
+
+    /// No sequence is left: there is nothing to step for.
+    pub fn is_idle(&self) -> bool {
+        self.seqs.len() == 0
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> SchedStats {
+        SchedStats {
+            waiting: self.waiting.len() as u32,
+            running: self.running.len() as u32,
+            cache: self.cache.stats(),
+            ..self.stats
+        }
+    }
+
+    /// What it was made with.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The pool and what is cached in it.
+    pub fn cache(&self) -> &PrefixCache {
+        &self.cache
+    }
+
+    /// Forgets all cached blocks that nobody uses.
+    pub fn clear_cache(&mut self) {
+        self.cache.clear();
+    }
+
+    /// Tokens of a prompt that are cached now.
+    pub fn peek(&self, namespace: &Namespace, keys: &[TokenKey]) -> u32 {
+        self.cache.peek(namespace, keys)
+    }
+
+    /// Plants a bug, for the simulator to find.
+    #[cfg(feature = "sim")]
+    pub fn plant(&mut self, bug: Bug) {
+        match bug.of_cache() {
+            Some(bug) => self.cache.plant(bug),
+            None => self.planted.bug = Some(bug),
+        }
+    }
+
+    fn tick(&mut self, now: u64) {
+        assert!(self.now <= now, "logical time went back from {} to {now}", self.now);
+        self.now = now;
+    }
+
+    fn enqueue(&mut self, id: SeqId, preempted: bool) {
+        let place = self.seqs[id].place(preempted);
+        let at = self.waiting.partition_point(|other| other < &place);
+        self.waiting.insert(at, place);
+    }
+
+    fn leave_running(&mut self, rank: Rank) {
+        let at = self.running.binary_search(&rank).expect("a running sequence has its rank");
+        self.running.remove(at);
+    }
+
+    /// Takes the blocks of a sequence that stops running. Nothing if it waited.
+    fn give_back(cache: &mut PrefixCache, spec: &SeqSpec, state: State, planted: &Planted) {
+        let State::Running { lease, computed, .. } = state else { return };
+        let mut end = computed as usize;
+        if planted.is(Bug::ShareUnfilled) {
+            end = spec.keys.len().min(lease.blocks().len() * cache.block_size() as usize);
+        }
+        if spec.cache {
+            cache.release(lease, &spec.namespace, &spec.keys[..end]);
+        } else {
+            cache.drop_lease(lease);
+        }
+    }
+
+    fn end_due(&mut self, now: u64) {
+        let mut ending = std::mem::take(&mut self.cancelled);
+        for id in ending.drain(..) {
+            self.end(id, EndReason::Cancelled);
+        }
+        if self.earliest_deadline <= now {
+            let spared = self.planted.is(Bug::IgnoreDeadline);
+            let spared = |seq: &Seq| spared && matches!(seq.state, State::Running { .. });
+            let due = |seq: &&Seq| seq.spec.deadline.is_some_and(|at| at <= now) && !spared(seq);
+            ending.extend(self.seqs.iter().filter(due).map(|seq| seq.id));
+            for id in ending.drain(..) {
+                self.end(id, EndReason::Deadline);
+            }
+            let deadlines = self.seqs.iter().filter_map(|seq| seq.spec.deadline);
+            self.earliest_deadline = deadlines.min().unwrap_or(u64::MAX);
+        }
+        self.cancelled = ending;
+    }
+
+    fn end(&mut self, id: SeqId, reason: EndReason) {
+        let seq = self.seqs.remove(id);
+        match seq.state {
+            State::Waiting => self.waiting.retain(|place| place.id != id),
+            State::Running { .. } => self.leave_running(seq.rank()),
+        }
+        Self::give_back(&mut self.cache, &seq.spec, seq.state, &self.planted);
+        self.plan.ended.push((id, reason));
+        match reason {
+            EndReason::Deadline => self.stats.expired += 1,
+            EndReason::Cancelled => self.stats.cancelled += 1,
+        }
+    }
+
+    fn plan_decodes(&mut self, left: &mut u32) {
+        let mut at = 0;
+        // Victims are taken from the end, so who is planned stays.
+        while at < self.running.len() && 0 < *left {
+            let id = self.running[at].id;
+            at += 1;
+            let seq = &self.seqs[id];
+            if self.first != Some(id) && seq.remaining() == 1 && self.grow(id) {
+                let start = self.seqs[id].computed();
+                self.plan.rows.push(PlanRow { seq: id, start, len: 1, samples: true });
+                *left -= 1;
+            }
+        }
+    }
+
+    fn plan_prefills(&mut self, left: &mut u32) {
+        for Rank { id, .. } in &self.running {
+            let seq = &self.seqs[*id];
+            if self.first == Some(*id) || seq.remaining() <= 1 || *left == 0 {
+                continue;
+            }
+            let (start, mut len) = (seq.computed(), seq.remaining().min(*left));
+            if self.planted.is(Bug::ExceedBudget) {
+                len = seq.remaining();
+            }
+            let samples = start + len == seq.known();
+            self.plan.rows.push(PlanRow { seq: *id, start, len, samples });
+            *left = left.saturating_sub(len);
+        }
+    }
+
+    /// Blocks for all known tokens of a running sequence, if need be those of others. False if it
+    /// must go without this step; it may have been preempted itself.
+    fn grow(&mut self, id: SeqId) -> bool {
+        loop {
+            let seq = &mut self.seqs[id];
+            let known = seq.known();
+            let State::Running { lease, .. } = &mut seq.state else { return false };
+            if self.cache.grow(lease, known) {
+                return true;
+            }
+            // The lowest in rank may be the one that went first, whose row is planned.
+            if self.first.is_some() {
+                return false;
+            }
+            self.preempt_lowest();
+        }
+    }
+
+    fn preempt_lowest(&mut self) {
+        assert!(1 < self.running.len(), "a sequence that runs alone lacks blocks");
+        let Some(Rank { id, .. }) = self.running.pop() else { return };
+        let state = std::mem::replace(&mut self.seqs[id].state, State::Waiting);
+        Self::give_back(&mut self.cache, &self.seqs[id].spec, state, &self.planted);
+        self.enqueue(id, true);
+        self.plan.preempted.push(id);
+        self.stats.preemptions += 1;
+    }
+}
+
+impl Drop for Scheduler {
+    /// Leases complain if they are forgotten; those of a scheduler that is dropped are not.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        while let Some(Rank { id, .. }) = self.running.pop() {
+            if let State::Running { lease, .. } = self.seqs.remove(id).state {
+                self.cache.drop_lease(lease);
+            }
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! A model on a device: encodes pictures and runs steps, knowing nothing of requests.
+//!
+//! # Rules
+//! - A step is one upload, the model, and one read-back. What is read comes out of [`Step::wait`]; until
+//!   then the device works and the caller does something else.
+//! - A step of one token per row is padded to a bucket of rows and replayed from a captured graph, where
+//!   the device captures; what a row computes does not depend on it.
+//! - Everything a step needs was allocated at the start: the arena is sized by a dry run of the largest
+//!   step, the largest vision pass and the largest projection.
+use std::collections::HashMap;
+
+use photon_core::{Arena, Copy, Cx, DType, Kernels, Pending, Result, Sample, SampleParams, Tensor};
+use photon_models::{
+    KvCache, Moondream,
+    batch::{Batch, BatchBuilder, Row},
+    image::Tiling,
+    prompt::Input,
+    skill::RegionHead,
+};
+
+/// Sizes of a runner.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RunnerLimits {
+    /// Most rows of a step.
+    pub(crate) max_rows: usize,
+    /// Most tokens of a step.
+    pub(crate) max_tokens: usize,
+    /// Blocks of the cache, the null block included.
+    pub(crate) num_blocks: usize,
+    /// Slots per block.
+    pub(crate) block_size: usize,
+    /// Pictures whose embeddings stay on the device.
+    pub(crate) image_slots: usize,
+    /// Crops encoded in one pass.
+    pub(crate) crops_per_pass: usize,
+    /// Most crops of one picture.
+    pub(crate) max_crops: usize,
+    /// Whether decode steps are captured, where the device can.
+    pub(crate) capture: bool,
+}
+
+/// A picture to encode.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EncodeJob<'a> {
+    pub(crate) tiling: Tiling,
+    /// `[num_crops, crop_size, crop_size, 3]`.
+    pub(crate) crops: &'a [u8],
+    /// Where the embeddings go.
+    pub(crate) slot: usize,
+}
+
+/// What a row drew: the id, its logarithm of probability, and what each region head says of the same
+/// hidden state, if it was asked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Drew {
+    pub(crate) id: i32,
+    pub(crate) logprob: f32,
+    pub(crate) coord: i32,
+    pub(crate) size: [i32; 2],
+}
+
+/// The heads some row of a step may need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Heads {
+    pub(crate) coord: bool,
+    pub(crate) size: bool,
+}
+
+/// Where a step's results lie in the output buffer, in bytes per row of `max_rows`: ids, logarithms of
+/// probability, coordinates, sizes.
+const OUT_BYTES: usize = 4 + 4 + 4 + 8;
+
+/// The arguments a captured decode step depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Bucket {
+    rows: usize,
+    region: bool,
+}
+
+/// A model and its working memory on a device.
+#[derive(Debug)]
+pub(crate) struct Runner<D: Kernels> {
+    pub(crate) device: D,
+    pub(crate) model: Moondream<D>,
+    limits: RunnerLimits,
+    stream: D::Stream,
+    arena: Arena<D>,
+    kv: KvCache<D>,
+    /// `[image_slots * patches, dim]`.
+    images: Tensor<D>,
+    /// `[max_crops * patches, enc_dim]`: the crops of the pictures being encoded.
+    features: Tensor<D>,
+    /// `[max_rows * OUT_BYTES]`, u8.
+    out: Tensor<D>,
+    /// `[2 * max_rows, size_of::<SampleParams>()]`, u8: the region heads' bins are drawn greedily.
+    greedy: Tensor<D>,
+    host: Option<D::HostBuffer>,
+    batch: BatchBuilder,
+    graphs: HashMap<Bucket, Option<D::Graph>>,
+    /// Decode steps that were replayed.
+    pub(crate) replays: u64,
+}
+
+/// A step under way.
+#[derive(Debug)]
+pub(crate) struct Step<D: Kernels> {
+    pending: Pending<D>,
+    max_rows: usize,
+    drawn: usize,
+}
+
+impl<D: Kernels> Runner<D> {
+    pub(crate) fn new(device: D, model: Moondream<D>, limits: RunnerLimits) -> Result<Self> {
+        let (config, precision) = (model.config(), model.precision());
+        let mut stream = device.stream()?;
+        let RunnerLimits { num_blocks, block_size, max_rows, .. } = limits;
+        let kv = KvCache::new(&device, &config.text, num_blocks, block_size, precision.kv)?;
+        let (v, act) = (&config.vision, precision.activations);
+        let images =
+            Tensor::zeros(&device, [limits.image_slots * v.patches(), config.text.dim], act)?;
+        let features = Tensor::zeros(&device, [limits.max_crops * v.patches(), v.enc_dim], act)?;
+        let out = Tensor::zeros(&device, [max_rows * OUT_BYTES], DType::U8)?;
+        let greedy = [2 * max_rows, size_of::<SampleParams>()];
+        let greedy = Tensor::zeros(&device, greedy, DType::U8)?;
+        let records = bytemuck::bytes_of(&SampleParams::GREEDY).repeat(2 * max_rows);
+        device.upload(&mut stream, greedy.buffer(), 0, &records);
+        let host = Some(device.host_buffer(max_rows * OUT_BYTES)?);
+        let arena = Arena::new(&device, 0)?;
+        let batch = BatchBuilder::new(block_size);
+        let graphs = HashMap::new();
+        let mut runner = Runner {
+            device,
+            model,
+            limits,
+            stream,
+            arena,
+            kv,
+            images,
+            features,
+            out,
+            greedy,
+            host,
+            batch,
+            graphs,
+            replays: 0,
+        };
+        let bytes = runner.measure()?;
+        runner.arena = Arena::new(&runner.device, bytes)?;
+        Ok(runner)
+    }
+
+    /// Arena bytes of the largest pass of each kind.
+    fn measure(&mut self) -> Result<usize> {
+        let limits = self.limits;
+        let Runner { device, model, stream, features, images, kv, out, greedy, .. } = self;
+        let crops = limits.crops_per_pass.min(limits.max_crops);
+        let encode = Arena::measure(device, stream, |cx| {
+            encode_pass(model, cx, &[], &mut features.row_range(0..crops * patches(model)));
+        })?;
+        let project = Arena::measure(device, stream, |cx| {
+            let mut image = images.row_range(0..patches(model));
+            model.project_images(
+                cx,
+                &features.row_range(0..patches(model)),
+                &[Tiling::SINGLE],
+                &mut image,
+            );
+        })?;
+        // As many rows as can be, the first with all tokens to spare, everything a coordinate.
+        let context = model.config().text.max_context;
+        let table = vec![0; context.div_ceil(limits.block_size)];
+        let mut batch = BatchBuilder::new(limits.block_size);
+        let mut left = limits.max_tokens.max(limits.max_rows);
+        for row in (0..limits.max_rows).rev() {
+            let len = (left - row).min(context);
+            let inputs = vec![Input::Coord(0.0); len];
+            left -= len;
+            let sample = Some(SampleParams::GREEDY);
+            let (start, prefix_len, image_offset) = (0, 0, 0);
+            let block_table = &table;
+            let inputs = &inputs;
+            batch.push(&Row { inputs, start, block_table, prefix_len, image_offset, sample });
+        }
+        let heads = Heads { coord: true, size: true };
+        let text = Arena::measure(device, stream, |cx| {
+            let batch = batch.upload(cx);
+            text_pass(model, cx, &batch, images, kv, heads, out, greedy);
+        })?;
+        Ok(encode.max(project).max(text))
+    }
+
+    /// Encodes and projects pictures into their slots. Their crops share passes, whoever they belong to.
+    pub(crate) fn encode(&mut self, jobs: &[EncodeJob<'_>]) -> Result<()> {
+        let mut first = 0;
+        while first < jobs.len() {
+            let mut crops = 0;
+            let fits = |job: &&EncodeJob<'_>| {
+                crops += job.tiling.num_crops();
+                crops <= self.limits.max_crops
+            };
+            let count = jobs[first..].iter().take_while(fits).count();
+            assert!(
+                count > 0,
+                "a picture of {crops} crops; there is room for {}",
+                self.limits.max_crops
+            );
+            self.encode_group(&jobs[first..first + count]);
+            first += count;
+        }
+        self.device.wait(&self.device.submit(&mut self.stream)?)
+    }
+
+    /// Pictures whose crops fit `features` together.
+    fn encode_group(&mut self, jobs: &[EncodeJob<'_>]) {
+        let Runner { device, model, stream, arena, features, images, limits, .. } = self;
+        let patches = patches(model);
+        let crop_bytes = model.config().vision.crop_size.pow(2) * 3;
+        let crops: Vec<&[u8]> = jobs.iter().flat_map(|job| job.crops.chunks(crop_bytes)).collect();
+        for (i, pass) in crops.chunks(limits.crops_per_pass).enumerate() {
+            let start = i * limits.crops_per_pass * patches;
+            let mut out = features.row_range(start..start + pass.len() * patches);
+            encode_pass(model, &mut Cx::new(device, stream, arena), pass, &mut out);
+        }
+        let mut start = 0;
+        for job in jobs {
+            let end = start + job.tiling.num_crops() * patches;
+            let features = features.row_range(start..end);
+            let mut image = images.row_range(job.slot * patches..(job.slot + 1) * patches);
+            let cx = &mut Cx::new(device, stream, arena);
+            model.project_images(cx, &features, &[job.tiling], &mut image);
+            start = end;
+        }
+    }
+
+    /// Copies the first `slots` slots of a block, in every layer. Ordered before the steps that follow.
+    pub(crate) fn copy_block(&mut self, from: u32, to: u32, slots: usize) {
+        let cx = &mut Cx::new(&self.device, &mut self.stream, &mut self.arena);
+        self.kv.copy_block(cx, from, to, slots);
+    }
+
+    /// Runs rows of a step. `decode` says that each has one token, no image and draws.
+    pub(crate) fn step<'a>(
+        &mut self,
+        rows: impl Iterator<Item = Row<'a>>,
+        heads: Heads,
+    ) -> Result<Step<D>> {
+        let Runner { device, model, stream, arena, kv, images, out, greedy, batch, .. } = self;
+        batch.clear();
+        let (mut is_decode, mut drawn) = (true, 0);
+        for row in rows {
+            drawn += usize::from(row.sample.is_some());
+            is_decode &= row.inputs.len() == 1
+                && row.sample.is_some()
+                && !matches!(row.inputs[0], Input::Image(_));
+            batch.push(&row);
+        }
+        let (max_rows, max_blocks) = (
+            self.limits.max_rows,
+            model.config().text.max_context.div_ceil(self.limits.block_size),
+        );
+        let rows = batch.rows();
+        let cx = &mut Cx::new(device, stream, arena);
+        if is_decode && self.limits.capture {
+            let region = heads != Heads::default() || batch.has_region_inputs();
+            let bucket = Bucket { rows: rows.next_power_of_two().min(max_rows), region };
+            batch.pad(bucket.rows, max_blocks, region);
+            let heads = Heads { coord: region, size: region };
+            let batch = batch.upload(cx);
+            let graph = match self.graphs.entry(bucket) {
+                std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+                std::collections::hash_map::Entry::Vacant(entry) => {
+                    entry.insert(cx.capture(|cx| {
+                        text_pass(model, cx, &batch, images, kv, heads, out, greedy);
+                    })?)
+                }
+            };
+            match graph {
+                Some(graph) => {
+                    cx.device.replay(cx.stream, graph);
+                    self.replays += 1;
+                }
+                None => text_pass(model, cx, &batch, images, kv, heads, out, greedy),
+            }
+        } else {
+            let batch = batch.upload(cx);
+            text_pass(model, cx, &batch, images, kv, heads, out, greedy);
+        }
+        let host = self.host.take().expect("given back by the step before");
+        let pending = self.device.read_back(
+            &mut self.stream,
+            self.out.buffer(),
+            self.out.byte_range(),
+            host,
+        )?;
+        Ok(Step { pending, max_rows, drawn })
+    }
+
+    /// Waits for a step; what each drawing row drew, in order.
+    pub(crate) fn finish(&mut self, step: Step<D>, drew: &mut Vec<Drew>) -> Result<()> {
+        let host = step.pending.wait()?;
+        let word = |i: usize| {
+            let bytes = host.as_ref()[4 * i..4 * i + 4].try_into();
+            i32::from_le_bytes(bytes.expect("four bytes"))
+        };
+        let n = step.max_rows;
+        drew.clear();
+        drew.extend((0..step.drawn).map(|i| Drew {
+            id: word(i),
+            logprob: f32::from_bits(word(n + i) as u32),
+            coord: word(2 * n + i),
+            size: [word(3 * n + 2 * i), word(3 * n + 2 * i + 1)],
+        }));
+        self.host = Some(host);
+        Ok(())
+    }
+}
+
+fn patches<D: Kernels>(model: &Moondream<D>) -> usize {
+    model.config().vision.patches()
+}
+
+/// Crops to features; `crops` may be empty while measuring.
+fn encode_pass<D: Kernels>(
+    model: &Moondream<D>,
+    cx: &mut Cx<'_, D>,
+    crops: &[&[u8]],
+    out: &mut Tensor<D>,
+) {
+    let size = model.config().vision.crop_size;
+    let count = out.rows() / patches(model);
+    let mut staged = cx.tensor([count, size, size, 3], DType::U8);
+    if !cx.is_measuring() {
+        cx.upload(&mut staged, &crops.concat());
+    }
+    let features = model.encode_crops(cx, &staged);
+    cx.copy(Copy { out, x: &features });
+}
+
+/// The model, and draws for every drawing row from its logits and from the heads.
+#[expect(clippy::too_many_arguments, reason = "everything a graph may touch, by name")]
+fn text_pass<D: Kernels>(
+    model: &Moondream<D>,
+    cx: &mut Cx<'_, D>,
+    batch: &Batch<D>,
+    images: &Tensor<D>,
+    kv: &mut KvCache<D>,
+    heads: Heads,
+    out: &Tensor<D>,
+    greedy: &Tensor<D>,
+) {
+    let (rows, max_rows) = (batch.drawn(), out.cols() / OUT_BYTES);
+    let part = |at: usize, n: usize, dtype| out.bytes_as(4 * at * max_rows, [n], dtype);
+    let hidden = model.forward(cx, batch, Some(images), kv);
+    let logits = model.logits(cx, &hidden);
+    cx.sample(Sample {
+        ids: &mut part(0, rows, DType::I32),
+        logprobs: &mut part(1, rows, DType::F32),
+        logits: &logits,
+        params: &batch.params,
+    });
+    let heads =
+        [(heads.coord, RegionHead::Coord, 2, rows), (heads.size, RegionHead::Size, 3, 2 * rows)];
+    for (_, head, at, rows) in heads.into_iter().filter(|(wanted, ..)| *wanted) {
+        let logits = model.region_logits(cx, &hidden, head);
+        let mut logprobs = cx.tensor([rows], DType::F32);
+        cx.sample(Sample {
+            ids: &mut part(at, rows, DType::I32),
+            logprobs: &mut logprobs,
+            logits: &logits,
+            params: &greedy.row_range(0..rows),
+        });
+    }
+}

@@ -1,0 +1,219 @@
+//! Sizes an engine to the machine, loads the model, starts the threads.
+use std::{
+    sync::{Arc, Mutex},
+    thread::JoinHandle,
+    time::Instant,
+};
+
+use photon_core::{DType, Kernels};
+use photon_models::{
+    KvCache, Moondream, Precision,
+    checkpoint::Checkpoint,
+    config::Config,
+    image::{CropConfig, Limits as ImageLimits, ResizeOrder},
+};
+use photon_sched::{Limits, Scheduler};
+
+use super::{
+    Engine,
+    images::ImageSlots,
+    prepare::{Open, Queue, Setup},
+    runner::{Runner, RunnerLimits},
+};
+use crate::{BuildError, EngineStats, Model, model::Parts};
+
+/// How to set up an engine. `None` chooses by the model and the machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Threads of the CPU; one per core if `None`.
+    pub threads: Option<usize>,
+    /// Type of weights, keys and values; the checkpoint's own if `None`.
+    pub dtype: Option<DType>,
+    /// Order of the passes of a resize.
+    pub resize: ResizeOrder,
+    /// Most requests computed at once; 16 by default.
+    pub max_seqs: Option<usize>,
+    /// Most tokens computed in a step; 1,024 by default. A picture's 730 positions are never cut.
+    pub token_budget: Option<usize>,
+    /// Slots per block of the cache; 16 by default.
+    pub block_size: Option<usize>,
+    /// Bytes of the key-value cache. By default room for `max_seqs` full contexts and as much again for
+    /// what is kept, but at most a quarter of the free memory.
+    pub kv_memory: Option<u64>,
+    /// Most requests waiting; 512 by default.
+    pub max_waiting: Option<usize>,
+    /// Threads that decode, cut and tokenize; one per core if `None`, at most 8.
+    pub workers: Option<usize>,
+    /// Crops encoded in one pass; 4 by default.
+    pub crops_per_pass: Option<usize>,
+    /// Record every step anew even where the device could replay decode steps.
+    pub no_capture: bool,
+}
+
+const BLOCK_SIZE: usize = 16;
+const MAX_SEQS: usize = 16;
+const TOKEN_BUDGET: usize = 1024;
+const MAX_WAITING: usize = 512;
+const CROPS_PER_PASS: usize = 4;
+/// Pictures whose embeddings stay on the device: for what was preempted or evicted, and for other
+/// tenants. 6 MB each in Moondream 2 with f32 activations.
+const IMAGE_SLOTS: usize = 8;
+
+/// A running engine, as its handle knows it.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) stats: Arc<Mutex<EngineStats>>,
+    pub(crate) threads: Vec<JoinHandle<()>>,
+    pub(crate) description: String,
+}
+
+/// The type most of the checkpoint's bytes are in.
+fn checkpoint_dtype(checkpoint: &Checkpoint) -> DType {
+    let tensors = checkpoint.tensors();
+    let largest = tensors.values().max_by_key(|info| info.shape.iter().product::<usize>());
+    largest.map_or(DType::F32, |info| info.dtype)
+}
+
+pub(crate) fn precision(dtype: DType) -> Precision {
+    match dtype {
+        DType::F32 => Precision::F32,
+        dtype => Precision::mixed(dtype),
+    }
+}
+
+pub(crate) fn crop_config(config: &Config, resize: ResizeOrder) -> CropConfig {
+    let v = &config.vision;
+    CropConfig {
+        crop_size: v.crop_size as u32,
+        patch_size: v.enc_patch_size as u32,
+        overlap_margin: v.overlap_margin as u32,
+        max_crops: v.max_crops as u32,
+        resize,
+    }
+}
+
+/// What an engine's parts may use at most.
+pub(crate) struct Sizes {
+    pub(crate) runner: RunnerLimits,
+    pub(crate) scheduler: Limits,
+    max_prepared: usize,
+    max_known: usize,
+}
+
+impl Sizes {
+    /// # Errors
+    /// If the cache would be too small for one request with a picture.
+    pub(crate) fn choose<D: Kernels>(
+        device: &D,
+        config: &Config,
+        precision: Precision,
+        options: &EngineOptions,
+    ) -> Result<Sizes, BuildError> {
+        let block_size = options.block_size.unwrap_or(BLOCK_SIZE).max(1);
+        let max_seqs = options.max_seqs.unwrap_or(MAX_SEQS).max(1);
+        let token_budget = options.token_budget.unwrap_or(TOKEN_BUDGET).max(max_seqs);
+        let block_bytes = KvCache::<D>::bytes_per_block(&config.text, block_size, precision.kv);
+        let context_blocks = config.text.max_context.div_ceil(block_size);
+        let num_blocks = match options.kv_memory {
+            Some(bytes) => (bytes / block_bytes) as usize,
+            None => {
+                let room = (device.memory().free_bytes / 4 / block_bytes) as usize;
+                (2 * max_seqs * context_blocks).min(room).max(context_blocks + 1) + 1
+            }
+        };
+        let least = (config.text.prefix_attn + 1).div_ceil(block_size) + 2;
+        if num_blocks < least {
+            let mib = |blocks: usize| (blocks as u64 * block_bytes).div_ceil(1 << 20);
+            return Err(BuildError::KvMemory { mib: mib(num_blocks), least_mib: mib(least) });
+        }
+        let longest = ImageLimits::default().max_side;
+        let crops = crop_config(config, options.resize);
+        let most_tiles = crops.most_tiles(longest).map_err(BuildError::Crops)?;
+        let max_crops = 1 + most_tiles;
+        let prefix_blocks = config.text.prefix_attn.div_ceil(block_size).max(1);
+        let max_prepared = max_seqs + max_seqs.clamp(4, 32);
+        Ok(Sizes {
+            runner: RunnerLimits {
+                max_rows: max_seqs,
+                max_tokens: token_budget.max(config.text.max_context),
+                num_blocks,
+                block_size,
+                image_slots: IMAGE_SLOTS,
+                crops_per_pass: options
+                    .crops_per_pass
+                    .unwrap_or(CROPS_PER_PASS)
+                    .clamp(1, max_crops),
+                max_crops,
+                capture: !options.no_capture,
+            },
+            scheduler: Limits {
+                max_seqs: max_seqs as u32,
+                token_budget: token_budget as u32,
+                num_blocks: num_blocks as u32,
+                block_size: block_size as u32,
+                max_waiting: max_prepared as u32,
+                watermark_blocks: (max_seqs as u32).min(num_blocks as u32 / 16),
+                max_atomic_per_step: IMAGE_SLOTS as u32,
+                max_passed: 16,
+            },
+            max_prepared,
+            max_known: num_blocks / prefix_blocks,
+        })
+    }
+}
+
+/// Loads the model and starts the engine's threads.
+pub(crate) fn start<D: Kernels>(
+    device: D,
+    model: &Model,
+    options: &EngineOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Started, BuildError> {
+    let Parts { config, checkpoint, tokenizer } = model.open()?;
+    let crops = crop_config(&config, options.resize);
+    crops.check().map_err(BuildError::Crops)?;
+    let dtype = options.dtype.unwrap_or_else(|| checkpoint_dtype(&checkpoint));
+    let precision = precision(dtype);
+    let model = Moondream::load(&device, &checkpoint, &config, precision, progress)?;
+    let sizes = Sizes::choose(&device, &config, precision, options)?;
+    let description = format!("{} weights on {}", dtype, device.name());
+    let max_waiting = options.max_waiting.unwrap_or(MAX_WAITING).max(1);
+    let (max_prepared, max_known) = (sizes.max_prepared, sizes.max_known);
+    let setup = Setup { config, tokenizer, crops, max_waiting, max_prepared, max_known };
+    let (queue, inbox) = Queue::new(setup);
+    let stats = Arc::new(Mutex::new(EngineStats::default()));
+    let engine = Engine {
+        slots: ImageSlots::new(sizes.runner.image_slots),
+        runner: Runner::new(device, model, sizes.runner)?,
+        scheduler: Scheduler::new(sizes.scheduler),
+        queue: Arc::clone(&queue),
+        inbox,
+        sequences: Default::default(),
+        outbox: Vec::new(),
+        plan: Default::default(),
+        drew: Vec::new(),
+        outputs: Vec::new(),
+        tables: Vec::new(),
+        epoch: Instant::now(),
+        stats: Arc::clone(&stats),
+        counts: EngineStats::default(),
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = options.workers.unwrap_or(cores.min(8)).max(1);
+    let thread = |name: &str, body: Box<dyn FnOnce() + Send>| {
+        std::thread::Builder::new().name(name.into()).spawn(body).map_err(BuildError::Thread)
+    };
+    let mut threads = vec![thread("photon-engine", Box::new(move || engine.run()))?];
+    for _ in 0..workers {
+        let work = Arc::clone(&queue);
+        match thread("photon-worker", Box::new(move || work.work())) {
+            Ok(worker) => threads.push(worker),
+            Err(error) => {
+                queue.close(Open::Stopped(error.to_string()));
+                return Err(error);
+            }
+        }
+    }
+    Ok(Started { queue, stats, threads, description })
+}

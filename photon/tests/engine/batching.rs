@@ -1,0 +1,153 @@
+//! The same tokens for every request, whoever else is there: alone, in batches, with cache hits and
+//! misses, in chunks, preempted, recorded or replayed.
+use std::sync::OnceLock;
+
+use photon::{
+    Budget, CaptionLength, Device, EngineOptions, EngineStats, Image, Photon, Request, Sampling,
+    Shutdown, Skill, SpatialRef,
+};
+
+use crate::{Rng, pictures};
+
+/// What a request gave.
+#[derive(Clone, Debug, PartialEq)]
+struct Outcome {
+    tokens: Vec<u32>,
+    logprobs: Vec<u32>,
+    answer: String,
+}
+
+fn outcome(response: photon::Response) -> Outcome {
+    Outcome {
+        tokens: response.tokens,
+        logprobs: response.logprobs.unwrap().into_iter().map(f32::to_bits).collect(),
+        answer: format!("{:?} {:?}", response.answer, response.finish_reason),
+    }
+}
+
+fn skill(rng: &mut Rng) -> Skill {
+    let object = ["circle", "red square", "star", "text"][rng.below(4)].to_string();
+    let question = ["How many objects are there?", "What color is the circle?", "What is written?"];
+    let question = question[rng.below(3)].repeat(1 + rng.below(6));
+    let spatial_refs = match rng.below(2) {
+        0 => vec![],
+        _ => vec![SpatialRef::Point([0.25, 0.5]), SpatialRef::Box([0.1, 0.2, 0.5, 0.75])],
+    };
+    match rng.below(7) {
+        0 => Skill::Query { question, reasoning: false, spatial_refs },
+        1 => Skill::Query { question, reasoning: true, spatial_refs },
+        2 => Skill::Caption { length: CaptionLength::Short },
+        3 => Skill::Caption { length: CaptionLength::Long },
+        4 => Skill::Detect { object },
+        5 => Skill::Point { object, spatial_refs },
+        _ => Skill::Gaze { eye: [0.5, 0.25] },
+    }
+}
+
+fn request(rng: &mut Rng, pictures: &[Image]) -> Request {
+    let skill = skill(rng);
+    let plain = matches!(&skill, Skill::Query { spatial_refs, .. } if spatial_refs.is_empty());
+    let text_only = plain && rng.below(3) == 0;
+    let image = (!text_only).then(|| pictures[rng.below(pictures.len())].clone());
+    let greedy = rng.below(2) == 0;
+    let sampling = match greedy {
+        true => Sampling::GREEDY,
+        false => Sampling { temperature: 0.9, seed: rng.next(), ..Sampling::default_for(&skill) },
+    };
+    Request {
+        sampling,
+        budget: Budget { max_tokens: 1 + rng.below(40), max_objects: 1 + rng.below(8) },
+        logprobs: true,
+        priority: rng.below(3) as i8,
+        ..Request::new(skill, image)
+    }
+}
+
+fn requests(seed: u64, count: usize) -> Vec<Request> {
+    let (mut rng, pictures) = (Rng(seed), pictures());
+    (0..count).map(|_| request(&mut rng, &pictures)).collect()
+}
+
+/// Each of the requests by itself, nothing kept from one to the next.
+fn alone() -> &'static [(Request, Outcome)] {
+    static ALONE: OnceLock<Vec<(Request, Outcome)>> = OnceLock::new();
+    ALONE.get_or_init(|| {
+        let photon = Photon::builder().max_seqs(1).build().unwrap();
+        let answer = |request: Request| {
+            let cold = Request { cache: false, ..request.clone() };
+            (request, outcome(photon.run(&cold, &mut |_| {}).unwrap()))
+        };
+        requests(7, 96).into_iter().map(answer).collect()
+    })
+}
+
+/// Runs all at once and compares.
+#[track_caller]
+fn check(device: Device, options: EngineOptions) -> EngineStats {
+    let photon = Photon::builder().device(device).options(options).build().unwrap();
+    let submit = |(request, _): &(Request, Outcome)| photon.submit(request.clone()).unwrap();
+    let tickets: Vec<_> = alone().iter().map(submit).collect();
+    for (i, (ticket, (request, want))) in tickets.into_iter().zip(alone()).enumerate() {
+        let got = outcome(ticket.wait().unwrap());
+        assert_eq!(got, *want, "request {i}: {:?}", request.skill);
+    }
+    let stats = photon.stats();
+    photon.shutdown(Shutdown::Drain);
+    stats
+}
+
+#[test]
+fn in_a_batch_as_alone() {
+    let stats = check(Device::Cpu, EngineOptions::default());
+    assert!(stats.prefix_hits > 40, "the test needs hits: {stats:?}");
+    assert!(stats.images_encoded as usize <= pictures().len(), "{stats:?}");
+}
+
+#[test]
+fn in_pieces_as_whole() {
+    let options = EngineOptions {
+        max_seqs: Some(5),
+        token_budget: Some(9),
+        block_size: Some(8),
+        ..Default::default()
+    };
+    check(Device::Cpu, options);
+}
+
+#[test]
+fn preempted_as_undisturbed() {
+    let options = EngineOptions {
+        max_seqs: Some(12),
+        block_size: Some(2),
+        // 340 positions of 4 layers, 192 wide, keys and values, in 16 bits.
+        kv_memory: Some(340 * 4 * 192 * 2 * 2),
+        ..Default::default()
+    };
+    let stats = check(Device::Cpu, options);
+    assert!(stats.preemptions > 0, "the test needs preemptions: {stats:?}");
+}
+
+#[test]
+fn recorded_and_replayed_as_run_at_once() {
+    let stats = check(Device::Tape, EngineOptions { max_seqs: Some(7), ..Default::default() });
+    assert!(stats.graph_replays > 0, "the test needs replays: {stats:?}");
+    let options = EngineOptions {
+        max_seqs: Some(4),
+        no_capture: true,
+        token_budget: Some(80),
+        ..Default::default()
+    };
+    assert_eq!(check(Device::Tape, options).graph_replays, 0);
+}
+
+#[test]
+fn blocks_of_any_size() {
+    for block_size in [1, 3, 32, 4096] {
+        let options = EngineOptions {
+            block_size: Some(block_size),
+            kv_memory: Some(64 << 20),
+            ..Default::default()
+        };
+        check(Device::Cpu, options);
+    }
+}
