@@ -2,7 +2,7 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use photon::{CaptionLength, DType, Device, ResizeOrder};
+use photon::{CaptionLength, DType, Device, ResizeOrder, Sampling};
 
 /// Ask pictures: caption, answer, detect, point - on this machine, offline.
 #[derive(Debug, Parser)]
@@ -11,6 +11,7 @@ use photon::{CaptionLength, DType, Device, ResizeOrder};
     photon caption photo.jpg\n  \
     photon query photo.jpg \"what is on the table?\"\n  \
     photon detect photo.jpg \"red car\" --draw found.png\n  \
+    photon batch --images 'photos/**/*.jpg' --skill caption -o captions.jsonl\n  \
     cat photo.jpg | photon point - \"door handle\" --json")]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -34,6 +35,9 @@ pub(crate) enum Command {
     /// Find what somebody looks at, given where their eyes are
     #[command(arg_required_else_help = true)]
     Gaze(GazeArgs),
+    /// Answer many requests, from a file or for many pictures
+    #[command(arg_required_else_help = true, after_long_help = BATCH_HELP)]
+    Batch(BatchArgs),
     /// List the models Photon knows and which of them are on this machine
     Models(ModelsArgs),
     /// Download a model from the Hugging Face hub
@@ -112,6 +116,19 @@ pub(crate) struct SamplingArgs {
     /// Most tokens of an answer (and of the reasoning before it)
     #[arg(long, default_value_t = 768, value_parser = at_least_one)]
     pub(crate) max_tokens: usize,
+}
+
+impl SamplingArgs {
+    /// What was typed, over what is usual.
+    pub(crate) fn over(&self, usual: Sampling) -> Sampling {
+        Sampling {
+            temperature: self.temperature.unwrap_or(usual.temperature),
+            top_p: self.top_p.unwrap_or(usual.top_p),
+            top_k: self.top_k.unwrap_or(usual.top_k),
+            min_p: self.min_p.unwrap_or(usual.min_p),
+            seed: self.seed,
+        }
+    }
 }
 
 /// What is printed.
@@ -193,6 +210,16 @@ impl From<LengthArg> for CaptionLength {
     }
 }
 
+impl LengthArg {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            LengthArg::Short => "short",
+            LengthArg::Normal => "normal",
+            LengthArg::Long => "long",
+        }
+    }
+}
+
 #[derive(Debug, ClapArgs)]
 pub(crate) struct CaptionArgs {
     /// Pictures; `-` reads one from standard input
@@ -253,6 +280,106 @@ pub(crate) struct GazeArgs {
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) draw: DrawArgs,
+}
+
+const BATCH_HELP: &str = "\
+A line of the input is a JSON object:
+  {\"id\": \"a\", \"skill\": \"query\", \"image\": \"<base64>\", \"question\": \"what is this?\"}
+  {\"id\": \"b\", \"skill\": \"detect\", \"image_path\": \"cars/1.jpg\", \"object\": \"car\"}
+with
+  skill       query, caption, detect, point or gaze
+  image       base64 or a data URI (or images: a list of one), or
+  image_path  a file, relative to the input's folder; this key is Photon's own
+  question, reasoning (true unless said otherwise), spatial_refs  for query
+  length      short, normal or long, for caption
+  object      for detect and point
+  settings    temperature, top_p, top_k, min_p, seed, max_tokens, max_objects
+
+A line of the output, in the order in which they are done:
+  {\"line_index\": 0, \"id\": \"a\", \"status\": \"ok\", \"result\": {\"answer\": ..},
+   \"usage\": {\"input_tokens\": .., \"output_tokens\": ..}, \"input\": \"<digest>\"}
+  {\"line_index\": 1, \"id\": \"b\", \"status\": \"error\",
+   \"error\": {\"code\": \"image_decode_failed\", \"message\": ..}, ..}
+Codes: image_decode_failed, invalid_request, unknown_skill, processing_error.
+
+The same command again goes on where the last one ended, however it ended.
+
+Exit status: 0 every line is answered, 1 some failed or the batch could not go on,
+2 wrong usage, 130 interrupted.
+
+Examples:
+  photon batch questions.jsonl -o answers.jsonl
+  photon batch --images 'photos/**/*.jpg' --skill caption --length short -o captions.jsonl
+  photon batch --images *.png --skill detect --object car -o cars.jsonl --json
+  make-lines | photon batch - | jq .result
+  photon batch questions.jsonl --dry-run";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BatchSkill {
+    Caption,
+    Query,
+    Detect,
+    Point,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct BatchArgs {
+    /// Requests, a JSON object per line (see --help); `-` reads standard input
+    #[arg(value_name = "IN.jsonl", required_unless_present = "images", conflicts_with = "images")]
+    pub(crate) input: Option<String>,
+    /// Pictures to ask all the same, as files or patterns: 'photos/**/*.jpg'
+    #[arg(long, value_name = "PATTERN", num_args = 1.., requires = "skill")]
+    pub(crate) images: Vec<String>,
+    /// What to do with --images
+    #[arg(long, value_enum, requires = "images")]
+    pub(crate) skill: Option<BatchSkill>,
+    /// What to ask, for --skill query
+    #[arg(long, requires = "images")]
+    pub(crate) question: Option<String>,
+    /// Think before answering, for --skill query
+    #[arg(long, requires = "images")]
+    pub(crate) reasoning: bool,
+    /// What to find, for --skill detect and point
+    #[arg(long, requires = "images")]
+    pub(crate) object: Option<String>,
+    /// How much to say, for --skill caption
+    #[arg(long, value_enum, default_value = "normal", requires = "images")]
+    pub(crate) length: LengthArg,
+    /// Where results go; standard output without it. A file with results is added to
+    #[arg(short, long, value_name = "OUT.jsonl")]
+    pub(crate) output: Option<String>,
+    /// Write results in the order of the input
+    #[arg(long)]
+    pub(crate) ordered: bool,
+    /// Lose the results that are in the file already
+    #[arg(long, conflicts_with = "retry_failed")]
+    pub(crate) overwrite: bool,
+    /// Ask again what failed with processing_error
+    #[arg(long)]
+    pub(crate) retry_failed: bool,
+    /// Check every line and picture, ask nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Most requests in flight
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = concurrency)]
+    pub(crate) concurrency: usize,
+    /// Print the summary as JSON, to standard output if results go to a file
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Most objects of detect and point, where a line does not say
+    #[arg(long, default_value_t = 150, value_parser = at_least_one)]
+    pub(crate) max_objects: usize,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+}
+
+fn concurrency(text: &str) -> Result<usize, String> {
+    match at_least_one(text)? {
+        n if n <= 1024 => Ok(n),
+        _ => Err("must be 1024 or less".into()),
+    }
 }
 
 #[derive(Debug, ClapArgs)]

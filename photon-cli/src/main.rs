@@ -1,11 +1,12 @@
 //! `photon`: Moondream from the command line.
 //!
 //! One file per command family; `args` is everything a user can type, `output` everything that is
-//! printed. Exit codes: 0 done, 1 failed, 2 wrong usage. A pipe that the reader closed is not an
-//! error. Answers go to standard output, everything else to standard error.
+//! printed. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. A pipe that the reader closed
+//! is not an error. Answers go to standard output, everything else to standard error.
 #![forbid(unsafe_code)]
 
 mod args;
+mod batch;
 mod bench;
 mod draw;
 mod models;
@@ -25,6 +26,8 @@ enum Failure {
     Usage(String),
     /// It was tried and did not work: exit code 1.
     Failed(anyhow::Error),
+    /// Somebody interrupted it, and it said what it had to say: exit code 130.
+    Interrupted,
 }
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Command::Detect(a) => run::detect(a),
         Command::Point(a) => run::point(a),
         Command::Gaze(a) => run::gaze(a),
+        Command::Batch(a) => batch::batch(&a),
         Command::Models(a) => models::list(&a),
         Command::Pull(a) => models::pull(&a),
         Command::Doctor(a) => models::doctor(&a),
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
             output::error(&output::describe(&error));
             ExitCode::from(1)
         }
+        Err(Failure::Interrupted) => ExitCode::from(130),
         Err(Failure::Usage(message)) => {
             output::error(&message);
             ExitCode::from(2)

@@ -26,6 +26,17 @@ pub(crate) fn note(message: &str) {
     eprintln!("photon: {message}");
 }
 
+/// One line for a program to read, on standard error because answers have standard output.
+pub(crate) fn raw_note(line: &str) {
+    eprintln!("{line}");
+}
+
+/// The value that the share `p` of `sorted` is not above; `None` of nothing.
+pub(crate) fn percentile(sorted: &[f32], p: f64) -> Option<f64> {
+    let rank = (p * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).map(|value| f64::from(*value))
+}
+
 /// Writes a line to standard output.
 pub(crate) fn line(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
@@ -140,6 +151,15 @@ pub(crate) fn bytes(n: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_percentile_is_one_of_the_values() {
+        let values = [1.0, 2.0, 3.0, 4.0];
+        assert_eq!(super::percentile(&values, 0.5), Some(2.0));
+        assert_eq!(super::percentile(&values, 0.95), Some(4.0));
+        assert_eq!(super::percentile(&values[..1], 0.01), Some(1.0));
+        assert_eq!(super::percentile(&[], 0.5), None);
+    }
+
     #[test]
     fn byte_counts_have_a_fitting_unit() {
         assert_eq!(super::bytes(0), "0 B");

@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use photon::{
-    Answer, Budget, Image, Limits, Model, OpenError, Photon, Request, Response, RunError, Sampling,
+    Answer, Budget, Builder, Image, Limits, Model, OpenError, Photon, Request, Response, RunError, Sampling,
     Skill, SpatialRef,
 };
 use serde_json::json;
@@ -125,8 +125,11 @@ fn spatial_refs(refs: &[Numbers]) -> Result<Vec<SpatialRef>, Failure> {
     refs.map_err(|rejected| Failure::Usage(rejected.to_string()))
 }
 
-/// Loads a model with a bar on the terminal.
-fn load(args: &ModelArgs) -> Result<Photon, Failure> {
+/// Loads a model with a bar on the terminal; `more` sets what a command has to say about the engine.
+pub(crate) fn load(
+    args: &ModelArgs,
+    more: impl FnOnce(Builder) -> Builder,
+) -> Result<Photon, Failure> {
     let mut builder = Photon::builder()
         .model(Model::named(&args.model)?)
         .device(args.device.device)
@@ -140,7 +143,7 @@ fn load(args: &ModelArgs) -> Result<Photon, Failure> {
         builder = builder.dtype(dtype.into());
     }
     let bar = progress_bar("loading");
-    let photon = builder.build_with_progress(&mut |done, total| {
+    let photon = more(builder).build_with_progress(&mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     });
@@ -178,14 +181,7 @@ fn read_image(name: &str) -> anyhow::Result<Image> {
 
 fn run(job: Job) -> Result<(), Failure> {
     let s = &job.sampling;
-    let usual = Sampling::default_for(&job.skill);
-    let sampling = Sampling {
-        temperature: s.temperature.unwrap_or(usual.temperature),
-        top_p: s.top_p.unwrap_or(usual.top_p),
-        top_k: s.top_k.unwrap_or(usual.top_k),
-        min_p: s.min_p.unwrap_or(usual.min_p),
-        seed: s.seed,
-    };
+    let sampling = s.over(Sampling::default_for(&job.skill));
     sampling.check().map_err(|rejected| Failure::Usage(rejected.to_string()))?;
     if job.images.iter().filter(|name| *name == "-").count() > 1 {
         return Err(Failure::Usage("`-` can be given once: standard input is one picture".into()));

@@ -2,7 +2,10 @@
 //!
 //! Without the feature `sim` none can be planted, [`Planted::is`] is always false and the branches
 //! that ask are compiled away.
-#![cfg_attr(not(feature = "sim"), allow(dead_code, unreachable_pub, reason = "only the simulator plants bugs"))]
+#![cfg_attr(
+    not(feature = "sim"),
+    allow(dead_code, unreachable_pub, reason = "only the simulator plants bugs")
+)]
 
 /// A mistake that the simulator can plant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -153,7 +153,9 @@ fn a_preempted_sequence_is_the_next_of_its_priority() {
         limits,
         "add h abcdefgh new=1; step; add a 0123456789012345 new=7; step; \
          add m 0123456789 img=1; add b abcdefgx new=8; step 8",
-        "",
+        "h 0..8*, h finished; a 0..16*; a 16..17*, b 7..8* hit 7 of which 3 copied; \
+         a 17..18*, b 8..9*; a 18..19*, b 9..10*; a 19..20*, b 10..11*; \
+         a 20..21*, preempted b; a 21..22*, a finished; b 8..12*, m 0..12; b 12..13*, m 12..16*",
     );
 }
 
@@ -218,7 +220,9 @@ fn hits_pass_over_a_miss_that_does_not_fit_until_it_is_overdue() {
         "add h abcdefgh new=1; step; add a 01234567890123456789 new=5; step 2; \
          add m 0123456789 img=1 new=3; add b abcdefgx new=1; add c abcdefgy new=1; \
          add d abcdefgz new=1; step 6",
-        "",
+        "h 0..8*, h finished; a 0..16; a 16..20*; a 20..21*, b 4..8* hit 4, b finished; \
+         a 21..22*, c 4..8* hit 4, c finished; a 22..23*; a 23..24*, a finished; m 0..16*; \
+         m 16..17*, d 0..8*, d finished",
     );
 }
 
