@@ -12,6 +12,8 @@ pub(crate) mod prepare;
 pub(crate) mod runner;
 mod sequence;
 mod setup;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,

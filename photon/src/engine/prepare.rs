@@ -314,6 +314,8 @@ impl Queue {
         events: EventSender,
         submitted: Instant,
     ) -> Result<Sequence, RunError> {
+        #[cfg(test)]
+        assert_ne!(request.cache_salt, super::tests::PANIC_IN_PREPARE, "planted");
         let begun = Instant::now();
         let Setup { config, tokenizer, crops, .. } = &self.setup;
         let prompt = request.skill.prompt(config, tokenizer, request.image.is_some())?;

@@ -78,6 +78,8 @@ impl Sequence {
         tokenizer: &Tokenizer,
         events: &mut Vec<SkillEvent>,
     ) -> Result<Next, RunError> {
+        #[cfg(test)]
+        assert_ne!(self.namespace.tenant, super::tests::PANIC_IN_SKILL, "planted");
         let drawn = drawn(drew, self.state.head(drew.id as u32), config)?;
         if self.first_token.is_none() {
             let now = Instant::now();
