@@ -286,7 +286,9 @@ impl SkillState {
         let Budget { max_tokens, max_objects } = self.budget;
         match &self.answer {
             // A thought and the id that ends it, then the answer.
-            Answer::Query { reasoning: Some(_), .. } => max_tokens.saturating_mul(2).saturating_add(1),
+            Answer::Query { reasoning: Some(_), .. } => {
+                max_tokens.saturating_mul(2).saturating_add(1)
+            }
             Answer::Query { .. } | Answer::Caption { .. } => max_tokens,
             Answer::Detect { .. } => max_objects.saturating_mul(3),
             Answer::Point { .. } => max_objects.saturating_mul(2),
