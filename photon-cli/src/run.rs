@@ -9,8 +9,8 @@ use std::{
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use photon::{
-    Answer, Budget, Builder, Image, Limits, Model, OpenError, Photon, Request, Response, RunError, Sampling,
-    Skill, SpatialRef,
+    Answer, Budget, Builder, Image, Limits, Model, OpenError, Photon, Request, Response, RunError,
+    Sampling, Skill, SpatialRef,
 };
 use serde_json::json;
 
@@ -133,8 +133,6 @@ pub(crate) fn load(
     let mut builder = Photon::builder()
         .model(Model::named(&args.model)?)
         .device(args.device.device)
-        // Pictures are answered one after the other, in the order they were named.
-        .max_seqs(1)
         .resize(args.preprocess);
     if let Some(threads) = args.device.threads {
         builder = builder.threads(threads.into());
@@ -192,7 +190,8 @@ fn run(job: Job) -> Result<(), Failure> {
     if let Some(out) = &job.draw {
         Format::of(out).map_err(|error| Failure::Usage(error.to_string()))?;
     }
-    let photon = load(&job.model)?;
+    // Pictures are answered one after the other, in the order they were named.
+    let photon = load(&job.model, |builder| builder.max_seqs(1))?;
     let budget = Budget { max_tokens: s.max_tokens, max_objects: job.max_objects };
     let ask = |image: Option<Image>, index| {
         let request =

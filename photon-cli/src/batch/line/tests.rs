@@ -1,0 +1,117 @@
+use clap::Parser;
+use photon::{CaptionLength, ImageSource, Skill};
+use serde_json::json;
+
+use super::*;
+
+#[derive(Parser)]
+struct OnlySampling {
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+fn defaults() -> Defaults {
+    let sampling = OnlySampling::parse_from(["test"]).sampling;
+    Defaults { sampling, max_objects: 150, folder: "base".into() }
+}
+
+fn read(line: &Value) -> Parsed {
+    parse(line.to_string().as_bytes(), &defaults())
+}
+
+#[track_caller]
+fn accepts(line: Value) -> Request {
+    read(&line).request.unwrap()
+}
+
+#[track_caller]
+fn refuses(line: Value, code: Code, message: &str) {
+    let error = read(&line).request.unwrap_err();
+    assert_eq!(error.code, code, "{}", error.message);
+    assert!(error.message.contains(message), "{:?} lacks {message:?}", error.message);
+}
+
+#[test]
+fn every_skill_is_read_with_the_defaults_of_the_format() {
+    let request = accepts(json!({"skill": "query", "question": " what? "}));
+    let question = Skill::Query { question: "what?".into(), reasoning: true, spatial_refs: vec![] };
+    assert_eq!(request.skill, question);
+    assert!(request.image.is_none());
+    assert_eq!((request.budget.max_tokens, request.budget.max_objects), (768, 150));
+    let request = accepts(json!({"skill": "caption", "image": "QUJD", "settings": null}));
+    assert_eq!(request.skill, Skill::Caption { length: CaptionLength::Normal });
+    assert!(matches!(request.image, Some(ImageSource::Encoded(bytes)) if bytes == b"ABC"));
+    let request = accepts(json!({"skill": "detect", "object": "car", "images": ["QQ"],
+        "settings": {"max_objects": 3, "temperature": 1, "max_tokens": 9}}));
+    assert_eq!(request.skill, Skill::Detect { object: "car".into() });
+    assert_eq!((request.budget.max_tokens, request.budget.max_objects), (9, 3));
+    assert_eq!(request.sampling.temperature, 1.0);
+    let request = accepts(json!({"skill": "point", "object": "door", "image_path": "a/b.png",
+        "spatial_refs": [[0.5, 0.5], [0, 0, 1, 1]]}));
+    assert!(matches!(&request.skill, Skill::Point { spatial_refs, .. } if spatial_refs.len() == 2));
+    assert!(
+        matches!(request.image, Some(ImageSource::File(path)) if path == PathBuf::from("base/a/b.png"))
+    );
+    accepts(json!({"skill": "gaze", "eye": [0.5, 0.25], "image": "data:image/png;base64,QUJD"}));
+    accepts(json!({"skill": "caption", "image": "QUJD", "unknown": {"key": 1}}));
+}
+
+#[test]
+fn types_are_strict() {
+    let query = |key: &str, value: Value| {
+        let mut line = json!({"skill": "query", "question": "x"});
+        line[key] = value;
+        line
+    };
+    let wrong = |key: &str, value, message| {
+        refuses(query(key, value), Code::InvalidRequest, message);
+    };
+    wrong("question", json!(7), "Field 'question' must be a string");
+    wrong("question", json!("  "), "Field 'question' must be a non-empty string");
+    wrong("reasoning", json!(1), "Field 'reasoning' must be a boolean");
+    wrong("settings", json!([]), "Field 'settings' must be an object");
+    wrong("settings", json!({"max_tokens": true}), "'settings.max_tokens' must be an integer");
+    wrong("settings", json!({"max_tokens": 0}), "must be >= 1, received 0");
+    wrong("settings", json!({"max_tokens": 1.5}), "'settings.max_tokens' must be an integer");
+    wrong("settings", json!({"temperature": "0"}), "'settings.temperature' must be a number");
+    wrong("settings", json!({"temperature": -1}), "temperature is -1");
+    wrong("settings", json!({"top_p": 0}), "top_p is 0");
+    wrong("spatial_refs", json!([[0.5]]), "spatial_refs[0] must contain 2 (point) or 4 (bbox)");
+    wrong("spatial_refs", json!(["x"]), "Field 'spatial_refs' must be an array of");
+    wrong("id", json!([1]), "Field 'id' must be");
+    wrong("images", json!(["QQ", "QQ"]), "has 2 pictures, but a request takes one");
+    wrong("images", json!([7]), "array of strings");
+    let both = json!({"skill": "query", "question": "x", "image": "QQ", "image_path": "x"});
+    refuses(both, Code::InvalidRequest, "give one of");
+    refuses(json!({"skill": "caption"}), Code::InvalidRequest, "caption needs an image");
+    let length = json!({"skill": "caption", "length": "epic", "image": "QQ"});
+    refuses(length, Code::InvalidRequest, "'short', 'normal' or 'long'");
+    refuses(json!({"skill": "gaze", "image": "QQ"}), Code::InvalidRequest, "Field 'eye'");
+    refuses(json!({"question": "x"}), Code::InvalidRequest, "Field 'skill'");
+    refuses(json!([]), Code::InvalidRequest, "must be a JSON object");
+}
+
+#[test]
+fn skills_and_pictures_have_errors_of_their_own() {
+    refuses(json!({"skill": "segment"}), Code::UnknownSkill, "unknown skill \"segment\"");
+    let caption = |image: &str| json!({"skill": "caption", "image": image});
+    let bad = Code::ImageDecodeFailed;
+    refuses(caption("no base64!"), bad, "the picture is not base64");
+    refuses(caption("https://example.org/a.png"), bad, "addresses are not fetched");
+    refuses(caption("data:image/png,abc"), bad, "a data URI must be");
+}
+
+#[test]
+fn ids_come_back_as_they_were_given_even_with_an_error() {
+    assert_eq!(read(&json!({"id": "a"})).id, json!("a"));
+    assert_eq!(read(&json!({"id": 7, "skill": "x"})).id, json!(7));
+    assert_eq!(parse(b"{not json", &defaults()).id, Value::Null);
+}
+
+#[test]
+fn hostile_nesting_is_refused_before_it_is_parsed() {
+    let deep = format!("{{\"a\": {}", "[".repeat(100_000));
+    let error = parse(deep.as_bytes(), &defaults()).request.unwrap_err();
+    assert!(error.message.contains("nested deeper"), "{}", error.message);
+    assert_eq!(depth(br#"{"a": "[[[[\"[[[", "b": [{}]}"#), 3);
+}
