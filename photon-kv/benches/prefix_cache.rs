@@ -29,7 +29,7 @@ fn filled() -> PrefixCache {
     cache
 }
 
-fn benches(c: &mut Criterion) {
+fn lookup(c: &mut Criterion) {
     let mut cache = filled();
     let (space, keys) = (namespace(7), prompt(257, 1000));
     assert_eq!(cache.peek(&space, &keys), 1000);
@@ -46,6 +46,16 @@ fn benches(c: &mut Criterion) {
             hit
         });
     });
+    let other = prompt(9999, 1000);
+    assert!((730..740).contains(&cache.peek(&space, &other)));
+    c.bench_function("acquire and release, 1,000 tokens of which 730 are the image's", |b| {
+        b.iter(|| {
+            let (lease, hit) = cache.acquire(black_box(&space), black_box(&other));
+            cache.copies_done();
+            cache.release(lease, &space, &other[..hit.tokens as usize]);
+            hit
+        });
+    });
     let miss = namespace(200);
     c.bench_function("acquire and drop, a miss", |b| {
         b.iter(|| {
@@ -54,6 +64,30 @@ fn benches(c: &mut Criterion) {
             hit
         });
     });
+}
+
+/// 20,000 prompts that begin alike and part in the last key of the first block: as bad as strangers can
+/// make it.
+fn siblings(c: &mut Criterion) {
+    let mut cache = PrefixCache::new(40_000, 16);
+    let space = Namespace::default();
+    let block = |last| (0..15).chain([last]).map(TokenKey::text).collect::<Vec<_>>();
+    for last in 0..20_000 {
+        let (mut lease, _) = cache.acquire(&space, &[]);
+        assert!(cache.grow(&mut lease, 16));
+        cache.release(lease, &space, &block(2 * last));
+    }
+    let keys = block(20_001);
+    assert_eq!(cache.peek(&space, &keys), 15);
+    c.bench_function("peek, 20,000 siblings", |b| {
+        b.iter(|| {
+            black_box(cache.peek(black_box(&space), black_box(&keys)));
+        });
+    });
+}
+
+fn turnover(c: &mut Criterion) {
+    let keys = prompt(257, 1000);
     let mut small = PrefixCache::new(200, 16);
     let mut picture = 0u8;
     c.bench_function("a new picture in a full pool: acquire, grow, release", |b| {
@@ -66,7 +100,15 @@ fn benches(c: &mut Criterion) {
             small.release(lease, &space, &keys);
         });
     });
+    let mut empty = PrefixCache::new(200, 16);
+    c.bench_function("the pool: 63 blocks taken and given back", |b| {
+        b.iter(|| {
+            let (mut lease, _) = empty.acquire(&namespace(0), &[]);
+            assert!(empty.grow(&mut lease, 1000));
+            empty.drop_lease(lease);
+        });
+    });
 }
 
-criterion_group!(prefix_cache, benches);
+criterion_group!(prefix_cache, lookup, siblings, turnover);
 criterion_main!(prefix_cache);

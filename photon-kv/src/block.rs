@@ -61,10 +61,6 @@ impl Pool {
         self.free.len() as u32
     }
 
-    pub(crate) fn place(&self, block: BlockId) -> Place {
-        self.places[block.0 as usize]
-    }
-
     /// A free block, now of a lease.
     pub(crate) fn take(&mut self) -> Option<BlockId> {
         let block = self.free.pop()?;
@@ -92,18 +88,21 @@ impl Pool {
         self.free.push(block);
     }
 
-    /// Blocks by place: free, leased, cached.
+    /// How many blocks are leased, if the blocks of the tree are `cached`.
     ///
     /// # Panics
-    /// If the list of free blocks is not right.
-    pub(crate) fn check(&self) -> [u32; 3] {
-        let count = |place| self.places[1..].iter().filter(|p| **p == place).count() as u32;
-        let counts = [Place::Free, Place::Leased, Place::Cached].map(count);
-        assert_eq!(counts[0], self.num_free(), "blocks marked free and blocks in the list");
-        assert!(
-            self.free.iter().all(|&block| self.place(block) == Place::Free),
-            "a free block in use"
-        );
-        counts
+    /// If a block is not in exactly one place, the one it is marked with.
+    pub(crate) fn check(&self, cached: &[BlockId]) -> u32 {
+        let mut places = vec![Place::Leased; self.places.len()];
+        let free = self.free.iter().map(|block| (block, Place::Free));
+        for (block, place) in free.chain(cached.iter().map(|block| (block, Place::Cached))) {
+            assert_ne!(block.0, 0, "the null block is {place:?}");
+            let known = std::mem::replace(&mut places[block.0 as usize], place);
+            assert_eq!(known, Place::Leased, "block {} is {place:?} as well", block.0);
+        }
+        for (block, (place, marked)) in places.iter().zip(&self.places).enumerate().skip(1) {
+            assert_eq!(place, marked, "block {block} is not where its mark says");
+        }
+        places[1..].iter().filter(|place| **place == Place::Leased).count() as u32
     }
 }

@@ -1,4 +1,10 @@
 //! Leases, and the tree behind them.
+//!
+//! Every operation that uses what is cached is a moment of its own, and what it uses is used until then;
+//! giving a lease back is such a use. Counting is exact: [`PrefixCache::check`] finds every block in one
+//! place and every lock with its holder, a lease that shares something or a pending copy.
+//!
+//! Deliberately absent: who runs, who waits, and whether a hit is worth taking.
 use crate::{
     BlockCopy, BlockId, Lease, Namespace, TokenKey,
     block::{Place, Pool},
@@ -37,6 +43,8 @@ pub struct PrefixCache {
     sources: Vec<NodeId>,
     stats: CacheStats,
     num_leases: u32,
+    /// Leases that share something.
+    num_paths: u32,
     #[cfg(feature = "sim")]
     planted: Option<crate::Bug>,
 }
@@ -56,6 +64,7 @@ impl PrefixCache {
             sources: Vec::new(),
             stats: CacheStats::default(),
             num_leases: 0,
+            num_paths: 0,
             #[cfg(feature = "sim")]
             planted: None,
         }
@@ -110,12 +119,13 @@ impl PrefixCache {
         self.tree.settle(&mut found);
         if let Some(node) = found.node {
             self.tree.lock(node);
+            self.num_paths += 1;
         }
-        let mut blocks = Vec::with_capacity(found.num_blocks + 1);
-        self.path_blocks(found.node, &mut blocks);
+        let mut blocks = self.path_blocks(&found);
         let mut hit = Hit { tokens: whole as u32, copy: None };
         let mut last = found.node;
         if let Some((source, from, count)) = within {
+            let source = self.tree.isolate(source);
             self.tree.lock(source);
             if let Some(to) = self.allocate() {
                 self.sources.push(source);
@@ -134,21 +144,24 @@ impl PrefixCache {
         (Lease { node: found.node, num_shared: found.num_blocks, blocks }, hit)
     }
 
-    /// Blocks from the root to the end of a node.
-    fn path_blocks(&self, node: Option<NodeId>, out: &mut Vec<BlockId>) {
-        let mut path = Vec::new();
-        let mut at = node;
+    /// The blocks of a path that ends with its node.
+    fn path_blocks(&self, found: &Found) -> Vec<BlockId> {
+        let mut blocks = Vec::with_capacity(found.num_blocks + 1);
+        blocks.resize(found.num_blocks, BlockId(0));
+        let (mut at, mut end) = (found.node, found.num_blocks);
         while let Some(id) = at {
-            path.push(id);
-            at = self.tree.parent(id);
+            let of_node = &self.tree.node(id).blocks;
+            let start = end - of_node.len();
+            blocks[start..end].copy_from_slice(of_node);
+            (at, end) = (self.tree.parent(id), start);
         }
-        out.extend(path.into_iter().rev().flat_map(|id| &self.tree.node(id).blocks));
+        blocks
     }
 
     /// Every copy ordered so far is part of a step whose orders are complete: what they read may be
     /// evicted from here on, because copies are executed before writes.
     pub fn copies_done(&mut self) {
-        for source in std::mem::take(&mut self.sources) {
+        while let Some(source) = self.sources.pop() {
             self.tree.unlock(source);
         }
     }
@@ -187,7 +200,7 @@ impl PrefixCache {
     /// writing its last block, so a part of a block is to be copied, if a block can be had for it.
     ///
     /// # Panics
-    /// If the lease has fewer blocks than the keys need.
+    /// If the lease has fewer blocks than the keys need, or they are not the keys of what it shares.
     pub fn publish(
         &mut self,
         lease: &mut Lease,
@@ -195,54 +208,87 @@ impl PrefixCache {
         keys: &[TokenKey],
     ) -> Option<BlockCopy> {
         self.tree.tick();
-        let whole = keys.len() / self.block_size;
-        self.share(lease, namespace, &keys[..whole * self.block_size]);
-        let tail = &keys[whole * self.block_size..];
-        let found = Found::at(lease.node, whole, &self.tree);
-        if tail.is_empty() || self.is_covered(namespace, &found, tail) {
+        let tail = self.share(lease, namespace, keys);
+        if !self.lacks(lease, namespace, tail) {
             return None;
         }
         let to = self.allocate()?;
-        self.pool.set(to, Place::Leased, Place::Cached);
-        let parent = lease.node.unwrap_or_else(|| self.tree.root(namespace));
-        self.tree.add(parent, tail, &[to]);
-        Some(BlockCopy { from: lease.blocks[whole], to, slots: tail.len() as u32 })
+        self.add(lease.node, namespace, tail, &[to]);
+        Some(BlockCopy { from: lease.blocks[lease.num_shared], to, slots: tail.len() as u32 })
     }
 
-    fn is_covered(&self, namespace: &Namespace, found: &Found, tail: &[TokenKey]) -> bool {
-        let within = self.tree.find_within_block(namespace, found, tail);
-        within.is_some_and(|(.., count)| count == tail.len())
-    }
-
-    /// Puts the whole blocks of `keys` into the tree and makes the lease share them.
-    fn share(&mut self, lease: &mut Lease, namespace: &Namespace, keys: &[TokenKey]) {
-        let whole = keys.len() / self.block_size;
-        assert!(whole <= lease.blocks.len(), "{whole} whole blocks, {} leased", lease.blocks.len());
+    /// Puts the whole blocks of `keys` into the tree and makes the lease share them. Returns the keys
+    /// past what it shares.
+    fn share<'a>(
+        &mut self,
+        lease: &mut Lease,
+        namespace: &Namespace,
+        keys: &'a [TokenKey],
+    ) -> &'a [TokenKey] {
+        let (needed, whole) = (keys.len().div_ceil(self.block_size), keys.len() / self.block_size);
+        assert!(needed <= lease.blocks.len(), "{needed} blocks of keys, {}", lease.blocks.len());
+        let (whole_keys, tail) = keys.split_at(whole * self.block_size);
         if whole <= lease.num_shared {
-            return;
+            // Fewer keys than it shares: it adds nothing, and a tail would not belong to its end.
+            return if whole == lease.num_shared { tail } else { &[] };
         }
-        let mut found = self.tree.find(namespace, keys);
+        let mut found = self.tree.find(namespace, whole_keys);
         self.tree.settle(&mut found);
+        let theirs = self.path_blocks(&found);
+        let shared = &lease.blocks[..lease.num_shared];
+        assert!(theirs.starts_with(shared), "the keys are not those of what the lease shares");
         // Others had the same: theirs stay, ours are spare.
-        let mut theirs = Vec::new();
-        self.path_blocks(found.node, &mut theirs);
-        let spare = lease.blocks.iter_mut().zip(theirs).skip(lease.num_shared);
-        let spare: Vec<_> = spare.map(|(ours, theirs)| std::mem::replace(ours, theirs)).collect();
-        spare.into_iter().for_each(|block| self.free_spare(block));
+        for (ours, theirs) in lease.blocks.iter_mut().zip(&theirs).skip(lease.num_shared) {
+            self.free_spare(std::mem::replace(ours, *theirs));
+        }
         let mut node = found.node;
-        if found.num_blocks < whole {
-            let new = &lease.blocks[found.num_blocks..whole];
-            new.iter().for_each(|&block| self.pool.set(block, Place::Leased, Place::Cached));
-            let parent = node.unwrap_or_else(|| self.tree.root(namespace));
-            node = Some(self.tree.add(parent, &keys[found.num_blocks * self.block_size..], new));
+        if theirs.len() < whole {
+            let (new_keys, new) =
+                (&whole_keys[theirs.len() * self.block_size..], theirs.len()..whole);
+            node = Some(self.add(node, namespace, new_keys, &lease.blocks[new]));
         }
         let node = node.expect("more than nothing is shared");
         self.tree.lock(node);
         self.tree.touch(Some(node));
-        if let Some(old) = lease.node.replace(node) {
-            self.tree.unlock(old);
-        }
         lease.num_shared = whole;
+        match lease.node.replace(node) {
+            Some(old) => self.tree.unlock(old),
+            None => self.num_paths += 1,
+        }
+        tail
+    }
+
+    /// Whether the tree lacks `tail` after what the lease shares. If it has it, that was used.
+    fn lacks(&mut self, lease: &Lease, namespace: &Namespace, tail: &[TokenKey]) -> bool {
+        if tail.is_empty() {
+            return false;
+        }
+        let found = Found::at(lease.node, lease.num_shared, &self.tree);
+        let within = self.tree.find_within_block(namespace, &found, tail);
+        let Some((source, ..)) = within.filter(|(.., count)| *count == tail.len()) else {
+            return true;
+        };
+        let source = self.tree.isolate(source);
+        self.tree.touch(Some(source));
+        false
+    }
+
+    /// Adds a leaf below a node, or the root. Blocks that were filled in part with a beginning of it are
+    /// of no more use: every sequence would leave one, that of its published prompt.
+    fn add(
+        &mut self,
+        parent: Option<NodeId>,
+        namespace: &Namespace,
+        keys: &[TokenKey],
+        blocks: &[BlockId],
+    ) -> NodeId {
+        blocks.iter().for_each(|&block| self.pool.set(block, Place::Leased, Place::Cached));
+        let parent = parent.unwrap_or_else(|| self.tree.root(namespace));
+        let id = self.tree.add(parent, keys, blocks);
+        while let Some(covered) = self.tree.take_covered(id) {
+            self.pool.free(covered, Place::Cached);
+        }
+        id
     }
 
     #[cfg(not(feature = "sim"))]
@@ -254,30 +300,30 @@ impl PrefixCache {
     /// are needed.
     ///
     /// # Panics
-    /// If the lease has fewer blocks than the keys need.
+    /// If the lease has fewer blocks than the keys need, or they are not the keys of what it shares.
     pub fn release(&mut self, mut lease: Lease, namespace: &Namespace, keys: &[TokenKey]) {
         self.tree.tick();
-        let whole = keys.len() / self.block_size;
-        self.share(&mut lease, namespace, &keys[..whole * self.block_size]);
-        let tail = &keys[whole * self.block_size..];
-        // A lease that shares more than it has computed has nothing to add.
-        if !tail.is_empty() && lease.num_shared == whole {
-            let found = Found::at(lease.node, whole, &self.tree);
-            if !self.is_covered(namespace, &found, tail) {
-                let block = lease.blocks.remove(whole);
-                self.pool.set(block, Place::Leased, Place::Cached);
-                let parent = lease.node.unwrap_or_else(|| self.tree.root(namespace));
-                self.tree.add(parent, tail, &[block]);
-            }
+        let tail = self.share(&mut lease, namespace, keys);
+        if self.lacks(&lease, namespace, tail) {
+            let block = lease.blocks.remove(lease.num_shared);
+            self.add(lease.node, namespace, tail, &[block]);
         }
-        self.drop_lease(lease);
+        self.take_back(lease);
     }
 
     /// Takes a lease back and keeps nothing of what only it has.
     pub fn drop_lease(&mut self, lease: Lease) {
+        self.tree.tick();
+        self.take_back(lease);
+    }
+
+    fn take_back(&mut self, lease: Lease) {
         self.num_leases -= 1;
         let (node, num_shared, blocks) = lease.take();
         self.free_own(&blocks[num_shared..]);
+        // What it shared was in use until now.
+        self.tree.touch(node);
+        self.num_paths -= u32::from(node.is_some());
         self.unlock_path(node);
     }
 
@@ -305,21 +351,11 @@ impl PrefixCache {
     /// # Panics
     /// If something is wrong, with a sentence that says what.
     pub fn check(&self) {
-        let mut cached = 0;
-        self.tree.check(|block| {
-            assert_eq!(
-                self.pool.place(block),
-                Place::Cached,
-                "block {} is in the tree",
-                block.get()
-            );
-            cached += 1;
-        });
-        let [_, leased, marked] = self.pool.check();
-        assert_eq!(cached, marked, "blocks in the tree and blocks marked so");
-        assert!(self.num_leases > 0 || leased == 0, "{leased} blocks leased without a lease");
-        let most = self.num_leases as usize + self.sources.len();
-        assert!(self.tree.num_locks() as usize <= most, "more locks than leases");
+        let num_leased = self.pool.check(&self.tree.check());
+        assert!(self.num_leases > 0 || num_leased == 0, "{num_leased} blocks of no lease");
+        assert!(self.num_paths <= self.num_leases, "more shared paths than leases");
+        let locks = self.num_paths + self.sources.len() as u32;
+        assert_eq!(self.tree.num_locks(), locks, "locks, and who holds them");
     }
 }
 

@@ -4,12 +4,18 @@
 //! are split at block boundaries when sequences part. The children of a node are sorted by the keys of
 //! their first block, so that the child with the longest common beginning is a neighbor of what is
 //! looked for.
+//!
+//! A use touches the path from the root to the last block used and nothing beyond it, so nodes are split
+//! before they are touched. Hence a parent is never older than its children, no two leaves are equally
+//! old, and the order of eviction is exact to the block.
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    ops::Bound::{Included, Unbounded},
+    ops::Bound::{Excluded, Included, Unbounded},
 };
 
 use crate::{BlockId, Namespace, TokenKey};
+
+mod check;
 
 /// A node's index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -175,6 +181,11 @@ impl Tree {
         found.node = Some(self.split(id, count));
     }
 
+    /// The node that is the first block of a node and nothing else, splitting it if need be.
+    pub(crate) fn isolate(&mut self, id: NodeId) -> NodeId {
+        if self.node(id).blocks.len() == 1 { id } else { self.split(id, 1) }
+    }
+
     /// Puts the first `count` blocks of a node into a new one above it, which is returned. What names the
     /// node goes on naming the lower part, so leases that end there stay right.
     fn split(&mut self, id: NodeId, count: usize) -> NodeId {
@@ -257,7 +268,21 @@ impl Tree {
         assert_eq!(old, None, "two children with the same first block");
         self.relist(parent);
         self.relist(id);
+        self.touch(Some(id));
         id
+    }
+
+    /// Takes a block filled in part, of which the new leaf `id` has all and more, out of the tree.
+    pub(crate) fn take_covered(&mut self, id: NodeId) -> Option<BlockId> {
+        let first = self.first_block(id);
+        let children = &self.node(self.node(id).parent.expect("a leaf has a parent")).children;
+        // What stands between a beginning of `first` and `first` has that beginning, so none is longer
+        // than what the neighbor has in common with it.
+        let before = (Unbounded, Excluded(&first[..]));
+        let (neighbor, _) = children.range::<[TokenKey], _>(before).next_back()?;
+        let shorter = (1..=common(neighbor, &first)).filter_map(|len| children.get(&first[..len]));
+        let covered = shorter.copied().find(|&id| self.node(id).locks == 0)?;
+        Some(self.evict_from(covered))
     }
 
     /// Notes that a path was used.
@@ -336,28 +361,30 @@ impl Tree {
     /// Takes the last block of a leaf out of the tree.
     fn evict_from(&mut self, id: NodeId) -> BlockId {
         let block_size = self.block_size;
-        let first = self.first_block(id);
+        self.num_blocks -= 1;
         let node = self.node_mut(id);
         let block = node.blocks.pop().expect("a leaf has blocks");
-        node.keys.truncate(node.blocks.len() * block_size);
-        let (parent, is_empty) = (node.parent, node.blocks.is_empty());
-        self.num_blocks -= 1;
-        if is_empty {
-            self.remove(id);
-            let parent = parent.expect("roots are not evicted");
-            self.node_mut(parent).children.remove(&first);
-            self.relist(parent);
-            self.prune_root(parent);
+        if !node.blocks.is_empty() {
+            node.keys.truncate(node.blocks.len() * block_size);
+            return block;
         }
+        // What is left are the keys of its first block, under which its parent knows it.
+        let node = self.remove(id);
+        let parent = node.parent.expect("roots are not evicted");
+        let child = self.node_mut(parent).children.remove(node.keys.as_slice());
+        assert_eq!(child, Some(id), "a node stands among its parent's children");
+        self.relist(parent);
+        self.prune_root(parent);
         block
     }
 
-    fn remove(&mut self, id: NodeId) {
+    fn remove(&mut self, id: NodeId) -> Node {
         let node = self.nodes[id.0 as usize].take().expect("a live node");
         if node.is_listed {
             self.evictable.remove(&(node.used, id));
         }
         self.vacant.push(id);
+        node
     }
 
     /// Forgets a root without children.
@@ -368,64 +395,6 @@ impl Tree {
             self.roots.remove(&namespace);
             self.remove(id);
         }
-    }
-
-    /// Calls `each` with every block in the tree.
-    ///
-    /// # Panics
-    /// If anything contradicts anything else.
-    pub(crate) fn check(&self, mut each: impl FnMut(BlockId)) {
-        let (mut blocks, mut locked, mut listed) = (0, 0, 0);
-        for (i, node) in self.nodes.iter().enumerate() {
-            let Some(node) = node else { continue };
-            let id = NodeId(i as u32);
-            node.blocks.iter().for_each(|&block| each(block));
-            blocks += node.blocks.len() as u32;
-            locked += if node.locks > 0 { node.blocks.len() as u32 } else { 0 };
-            let below: u32 = node.children.values().map(|&child| self.node(child).locks).sum();
-            assert!(below <= node.locks, "node {i} has fewer locks than what hangs on it");
-            let whole = node.keys.len() == node.blocks.len() * self.block_size;
-            let partial = node.blocks.len() == 1 && node.keys.len() < self.block_size;
-            match node.parent {
-                None => {
-                    let is_root = self.roots[&node.namespace] == id;
-                    assert!(node.blocks.is_empty() && is_root, "root {i}");
-                }
-                Some(parent) => {
-                    assert!(
-                        !node.keys.is_empty() && (whole || partial),
-                        "keys and blocks of node {i}"
-                    );
-                    assert!(
-                        whole || node.children.is_empty(),
-                        "node {i}: a block in part is an end"
-                    );
-                    let among = self.node(parent).children.get(&self.first_block(id));
-                    assert_eq!(among, Some(&id), "node {i} among its parent's children");
-                    assert_eq!(
-                        node.namespace,
-                        self.node(parent).namespace,
-                        "namespace of node {i}"
-                    );
-                }
-            }
-            let is_evictable = node.locks == 0 && node.children.is_empty() && node.parent.is_some();
-            assert_eq!(node.is_listed, is_evictable, "node {i} among the evictable");
-            assert_eq!(
-                self.evictable.contains(&(node.used, id)),
-                is_evictable,
-                "node {i} in the list"
-            );
-            listed += usize::from(is_evictable);
-        }
-        assert_eq!(blocks, self.num_blocks, "blocks in the tree");
-        assert_eq!(locked, self.num_locked, "locked blocks in the tree");
-        assert_eq!(listed, self.evictable.len(), "evictable leaves");
-    }
-
-    /// Locks of all roots: leases with a shared path, and pending copies.
-    pub(crate) fn num_locks(&self) -> u32 {
-        self.roots.values().map(|&root| self.node(root).locks).sum()
     }
 }
 

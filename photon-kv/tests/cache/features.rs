@@ -1,5 +1,5 @@
 //! One feature a test, at four slots a block unless it says otherwise.
-use photon_kv::{Namespace, PrefixCache, TokenKey};
+use photon_kv::{CacheStats, Namespace, PrefixCache, TokenKey};
 
 use crate::world::{World, keys, namespace};
 
@@ -190,4 +190,132 @@ fn a_forgotten_lease_is_a_bug() {
     let mut cache = PrefixCache::new(4, 4);
     let (mut lease, _) = cache.acquire(&namespace(0), &[]);
     assert!(cache.grow(&mut lease, 1));
+}
+
+#[test]
+fn publishing_less_than_is_shared_changes_nothing() {
+    let mut world = World::new(20, 4);
+    world.begin(namespace(0), &keys("ABCDEFGHIJ")).unwrap();
+    world.publish(0, 10);
+    world.publish(0, 6);
+    assert_eq!(world.cache.num_cached(), 3);
+    assert_eq!(world.cache.peek(&namespace(0), &keys("ABCDEFGHEF")), 8);
+}
+
+#[test]
+fn keys_of_different_kinds_never_match() {
+    let one = 1f32.to_bits();
+    let kinds = [TokenKey::text(one), TokenKey::image(one), TokenKey::coord(one)];
+    let mut world = World::new(20, 1);
+    for (i, kind) in kinds.into_iter().chain([TokenKey::size(0, one)]).enumerate() {
+        assert_eq!(world.cache.peek(&namespace(0), &[kind]), 0, "{kind:?}");
+        world.begin(namespace(0), &[kind]).unwrap();
+        world.release(0, 1);
+        assert_eq!(world.cache.num_cached() as usize, i + 1);
+    }
+}
+
+#[test]
+fn a_longer_end_takes_the_place_of_a_shorter_one() {
+    let mut world = World::new(20, 4);
+    world.begin(namespace(0), &keys("ABCDE")).unwrap();
+    world.publish(0, 5);
+    assert_eq!(world.cache.num_cached(), 2, "ABCD, and E in part");
+    for letter in "FGH".bytes() {
+        assert!(world.extend(0, TokenKey::text(letter.into())));
+    }
+    world.step();
+    world.release(0, 8);
+    assert_eq!(world.cache.num_cached(), 2, "ABCD and EFGH");
+}
+
+#[test]
+fn giving_a_lease_back_is_a_use_of_what_it_shares() {
+    let mut world = World::new(7, 4);
+    world.begin(namespace(0), &keys("AAAA")).unwrap();
+    world.publish(0, 4);
+    world.begin(namespace(0), &keys("BBBB")).unwrap();
+    world.release(1, 4);
+    world.release(0, 4);
+    world.begin(namespace(0), &keys("CCCCCCCCCCCCCCCCCCCC")).unwrap();
+    let peek = |word: &str| world.cache.peek(&namespace(0), &keys(word));
+    assert_eq!([peek("AAAA"), peek("BBBB")], [4, 0]);
+}
+
+#[test]
+fn a_hit_refreshes_only_the_blocks_it_used() {
+    let mut world = World::new(7, 4);
+    for word in ["AAAABBBBCCCC", "XXXX"] {
+        world.begin(namespace(0), &keys(word)).unwrap();
+        world.release(0, word.len());
+    }
+    // Whole AAAA, two slots of BBBB, nothing of CCCC.
+    let hit = world.begin(namespace(0), &keys("AAAABB")).unwrap();
+    assert_eq!(hit.tokens, 6);
+    world.drop_lease(0);
+    world.begin(namespace(1), &keys("YYYYYYYYYYYY")).unwrap();
+    let peek = |word: &str| world.cache.peek(&namespace(0), &keys(word));
+    assert_eq!([peek("AAAABBBBCCCC"), peek("XXXX")], [8, 4]);
+}
+
+#[test]
+fn a_preempted_sequence_resumes_with_what_it_had_computed() {
+    let mut world = World::new(20, 4);
+    world.begin(namespace(0), &keys("ABCDEFGHIJ")).unwrap();
+    assert!(world.extend(0, TokenKey::text(1)));
+    world.step();
+    let known = world.live[0].keys.clone();
+    world.release(0, 11);
+    let hit = world.begin(namespace(0), &known[..]).unwrap();
+    assert_eq!((hit.tokens, hit.copy.unwrap().slots), (11, 3));
+}
+
+#[test]
+fn nothing_is_kept_of_a_dropped_lease() {
+    let mut world = World::new(20, 4);
+    world.begin(namespace(0), &keys("ABCDEFGHIJ")).unwrap();
+    world.drop_lease(0);
+    assert_eq!((world.cache.num_free(), world.cache.num_cached()), (19, 0));
+}
+
+#[test]
+fn clearing_leaves_what_is_locked() {
+    let mut world = World::new(20, 4);
+    world.begin(namespace(0), &keys("ABCDEFGHIJ")).unwrap();
+    world.release(0, 10);
+    world.begin(namespace(0), &keys("ABCDXX")).unwrap();
+    world.clear();
+    assert_eq!(world.cache.num_cached(), 1);
+    assert_eq!(world.cache.peek(&namespace(0), &keys("ABCDEFGHIJ")), 4);
+}
+
+#[test]
+fn statistics_count_queries_tokens_and_evictions() {
+    let mut world = World::new(4, 4);
+    world.begin(namespace(0), &keys("ABCDEFGH")).unwrap();
+    world.release(0, 8);
+    world.begin(namespace(0), &keys("ABCDXXXX")).unwrap();
+    world.release(0, 8);
+    world.begin(namespace(0), &keys("ZZZZ")).unwrap();
+    let want = CacheStats { queries: 3, hit_tokens: 4, query_tokens: 20, evicted_blocks: 1 };
+    assert_eq!(world.cache.stats(), want);
+}
+
+#[test]
+#[should_panic(expected = "not those of what the lease shares")]
+fn keys_of_another_sequence_are_a_bug() {
+    let mut world = World::new(20, 4);
+    world.begin(namespace(0), &keys("ABCDEFGH")).unwrap();
+    world.publish(0, 4);
+    world.live[0].keys[0] = TokenKey::text(0);
+    world.publish(0, 8);
+}
+
+#[test]
+#[should_panic(expected = "3 blocks of keys, 2")]
+fn keys_past_the_blocks_are_a_bug() {
+    let mut cache = PrefixCache::new(8, 4);
+    let (mut lease, _) = cache.acquire(&namespace(0), &[]);
+    assert!(cache.grow(&mut lease, 8));
+    cache.publish(&mut lease, &namespace(0), &keys("ABCDEFGHI"));
 }

@@ -2,5 +2,6 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers")]
 
 mod features;
+mod model;
 mod random;
 mod world;

@@ -1,16 +1,25 @@
 //! A fake device: memory whose slots hold keys. Whatever a lease covers must read back as the keys of its
-//! sequence, through its block table and after the copies that were ordered.
+//! sequence, through its block table and after the copies that were ordered. Beside it the naive model,
+//! which says in advance what every call returns.
 use photon_kv::{BlockCopy, Hit, Lease, Namespace, PrefixCache, TokenKey};
+
+use crate::model::Model;
 
 pub(crate) struct Sequence {
     pub(crate) namespace: Namespace,
     pub(crate) keys: Vec<TokenKey>,
+    /// How many of them the device has, or will have after the copies.
+    pub(crate) computed: usize,
     pub(crate) lease: Lease,
 }
 
 pub(crate) struct World {
     pub(crate) cache: PrefixCache,
+    model: Model,
+    /// What was computed in each slot; what was never written reads as nothing.
     memory: Vec<Option<(Namespace, TokenKey)>>,
+    /// Ordered and not executed.
+    copies: Vec<BlockCopy>,
     /// Everything that was ever put into the tree, in order.
     pub(crate) kept: Vec<(Namespace, Vec<TokenKey>)>,
     pub(crate) live: Vec<Sequence>,
@@ -27,88 +36,125 @@ pub(crate) fn keys(text: &str) -> Vec<TokenKey> {
 
 impl World {
     pub(crate) fn new(num_blocks: u32, block_size: u32) -> Self {
-        let slots = (num_blocks * block_size) as usize;
-        let cache = PrefixCache::new(num_blocks, block_size);
-        World { cache, memory: vec![None; slots], kept: Vec::new(), live: Vec::new() }
+        World {
+            cache: PrefixCache::new(num_blocks, block_size),
+            model: Model::new(num_blocks, block_size),
+            memory: vec![None; (num_blocks * block_size) as usize],
+            copies: Vec::new(),
+            kept: Vec::new(),
+            live: Vec::new(),
+        }
     }
 
-    fn execute(&mut self, copy: BlockCopy) {
-        let size = self.cache.block_size() as usize;
-        let [from, to] = [copy.from, copy.to].map(|block| block.get() as usize * size);
-        self.memory.copy_within(from..from + copy.slots as usize, to);
+    fn block_size(&self) -> usize {
+        self.cache.block_size() as usize
     }
 
     fn slot(&self, sequence: &Sequence, position: usize) -> usize {
-        let size = self.cache.block_size() as usize;
+        let size = self.block_size();
         sequence.lease.blocks()[position / size].get() as usize * size + position % size
     }
 
-    /// Computes the positions from `start` on.
-    fn write(&mut self, index: usize, start: usize) {
-        for position in start..self.live[index].keys.len() {
-            let sequence = &self.live[index];
-            let size = self.cache.block_size() as usize;
-            assert!(position / size >= sequence.lease.num_shared(), "writes a shared block");
-            let slot = self.slot(sequence, position);
-            self.memory[slot] = Some((sequence.namespace, sequence.keys[position]));
+    /// Plans a sequence: takes what is cached and blocks for the rest. `None` if there is no room.
+    pub(crate) fn plan(&mut self, namespace: Namespace, keys: &[TokenKey]) -> Option<Hit> {
+        let peeked = self.cache.peek(&namespace, keys);
+        assert_eq!(peeked as usize, self.model.peek(&namespace, keys), "peek");
+        let (mut lease, hit) = self.cache.acquire(&namespace, keys);
+        let copied = hit.copy.map_or(0, |copy| copy.slots as usize);
+        let want = self.model.acquire(&namespace, keys);
+        assert_eq!((hit.tokens as usize, copied), want, "hit");
+        self.copies.extend(hit.copy);
+        let grew = self.cache.grow(&mut lease, keys.len() as u32);
+        assert_eq!(grew, self.model.grow(self.live.len(), keys.len()), "grow");
+        let (keys, computed) = (keys.to_vec(), hit.tokens as usize);
+        self.live.push(Sequence { namespace, keys, computed, lease });
+        self.check();
+        if !grew {
+            self.drop_lease(self.live.len() - 1);
+            return None;
         }
+        Some(hit)
+    }
+
+    /// From here on pending copies lock nothing.
+    pub(crate) fn copies_done(&mut self) {
+        self.cache.copies_done();
+        self.model.copies_done();
+        self.check();
+    }
+
+    /// The step: copies in order, then everything that is not computed.
+    pub(crate) fn step(&mut self) {
+        self.copies_done();
+        let size = self.block_size();
+        for copy in std::mem::take(&mut self.copies) {
+            let [from, to] = [copy.from, copy.to].map(|block| block.get() as usize * size);
+            self.memory.copy_within(from..from + copy.slots as usize, to);
+        }
+        for index in 0..self.live.len() {
+            for position in self.live[index].computed..self.live[index].keys.len() {
+                let sequence = &self.live[index];
+                assert!(position / size >= sequence.lease.num_shared(), "writes a shared block");
+                let slot = self.slot(sequence, position);
+                self.memory[slot] = Some((sequence.namespace, sequence.keys[position]));
+            }
+            self.live[index].computed = self.live[index].keys.len();
+        }
+        self.check();
     }
 
     /// Begins a sequence and computes all of it; `None` if there is no room.
     pub(crate) fn begin(&mut self, namespace: Namespace, keys: &[TokenKey]) -> Option<Hit> {
-        let peeked = self.cache.peek(&namespace, keys);
-        let (mut lease, hit) = self.cache.acquire(&namespace, keys);
-        assert!(hit.tokens <= peeked, "peek saw {peeked}, acquire got {}", hit.tokens);
-        if let Some(copy) = hit.copy {
-            self.execute(copy);
-        }
-        self.cache.copies_done();
-        if !self.cache.grow(&mut lease, keys.len() as u32) {
-            self.cache.drop_lease(lease);
-            self.check();
-            return None;
-        }
-        self.live.push(Sequence { namespace, keys: keys.to_vec(), lease });
-        self.write(self.live.len() - 1, hit.tokens as usize);
-        self.check();
-        Some(hit)
+        let hit = self.plan(namespace, keys);
+        self.step();
+        hit
     }
 
-    /// One more token; false if there is no room.
+    /// One more token, not yet computed; false if there is no room.
     pub(crate) fn extend(&mut self, index: usize, key: TokenKey) -> bool {
         let sequence = &mut self.live[index];
-        let len = sequence.keys.len();
-        if !self.cache.grow(&mut sequence.lease, len as u32 + 1) {
-            return false;
+        let len = sequence.keys.len() + 1;
+        let grew = self.cache.grow(&mut sequence.lease, len as u32);
+        assert_eq!(grew, self.model.grow(index, len), "grow");
+        if grew {
+            sequence.keys.push(key);
         }
-        sequence.keys.push(key);
-        self.write(index, len);
         self.check();
-        true
+        grew
     }
 
     pub(crate) fn publish(&mut self, index: usize, len: usize) {
-        let Sequence { namespace, keys, lease } = &mut self.live[index];
+        let Sequence { namespace, keys, lease, computed } = &mut self.live[index];
+        assert!(len <= *computed, "only what is computed is published");
         let copy = self.cache.publish(lease, namespace, &keys[..len]);
+        let copied = copy.map_or(0, |copy| copy.slots as usize);
+        assert_eq!(copied, self.model.publish(index, &keys[..len]), "published by copy");
         // Without a copy the tail may be missing: if no block could be had.
         let size = self.cache.block_size() as usize;
         let kept = if copy.is_some() { len } else { len / size * size };
         self.kept.push((*namespace, keys[..kept].to_vec()));
-        if let Some(copy) = copy {
-            self.execute(copy);
-        }
+        self.copies.extend(copy);
         self.check();
     }
 
     pub(crate) fn release(&mut self, index: usize, len: usize) {
-        let Sequence { namespace, keys, lease } = self.live.swap_remove(index);
+        let Sequence { namespace, keys, lease, computed } = self.live.swap_remove(index);
+        assert!(len <= computed, "only what is computed is kept");
         self.cache.release(lease, &namespace, &keys[..len]);
+        self.model.release(index, &keys[..len]);
         self.kept.push((namespace, keys[..len].to_vec()));
         self.check();
     }
 
     pub(crate) fn drop_lease(&mut self, index: usize) {
         self.cache.drop_lease(self.live.swap_remove(index).lease);
+        self.model.drop_lease(index);
+        self.check();
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.cache.clear();
+        self.model.clear();
         self.check();
     }
 
@@ -121,18 +167,28 @@ impl World {
 
     pub(crate) fn check(&self) {
         self.cache.check();
+        let cache = &self.cache;
+        let counts = [cache.num_free(), cache.num_cached(), cache.num_evictable()].map(u64::from);
+        let [free, cached, evictable] = counts;
+        let got = [free, cached, evictable, cache.stats().evicted_blocks];
+        assert_eq!(got, self.model.counts(), "free, cached, evictable and evicted blocks");
         let mut own = std::collections::HashSet::new();
         for sequence in &self.live {
             for &block in &sequence.lease.blocks()[sequence.lease.num_shared()..] {
                 assert!(own.insert(block), "two leases own block {}", block.get());
             }
-            for (position, &key) in sequence.keys.iter().enumerate() {
+        }
+        let all = self.cache.num_free() + self.cache.num_cached() + own.len() as u32;
+        assert_eq!(all + 1, self.cache.num_blocks(), "free, cached, owned and the null block");
+        if !self.copies.is_empty() {
+            return; // What they bring cannot be read yet.
+        }
+        for sequence in &self.live {
+            for (position, &key) in sequence.keys.iter().enumerate().take(sequence.computed) {
                 let got = self.memory[self.slot(sequence, position)];
                 assert_eq!(got, Some((sequence.namespace, key)), "position {position}");
             }
         }
-        let all = self.cache.num_free() + self.cache.num_cached() + own.len() as u32;
-        assert_eq!(all + 1, self.cache.num_blocks(), "free, cached, owned and the null block");
     }
 }
 
@@ -142,12 +198,12 @@ impl Drop for World {
         if std::thread::panicking() {
             return;
         }
+        self.step();
         while !self.live.is_empty() {
             self.drop_lease(0);
         }
         assert_eq!(self.cache.num_evictable(), self.cache.num_cached(), "nothing is locked");
-        self.cache.clear();
+        self.clear();
         assert_eq!(self.cache.num_free() + 1, self.cache.num_blocks(), "everything is free");
-        self.check();
     }
 }
