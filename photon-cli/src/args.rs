@@ -75,6 +75,28 @@ pub(crate) struct DeviceArgs {
     /// Threads of the processor; one per core by default
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
+    /// Memory for keys and values, such as 4GiB; by the machine's memory by default
+    #[arg(long, value_name = "SIZE", env = "PHOTON_KV_MEMORY", value_parser = memory)]
+    pub(crate) kv_memory: Option<u64>,
+}
+
+/// A number of bytes: `4GiB`, `512M`, `1000000`. Units are powers of two, whoever says MB says MiB.
+fn memory(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let bad = || format!("{text:?} is not a size; write it like 4GiB or 512MiB");
+    let number: f64 = number.parse().map_err(|_| bad())?;
+    let unit = unit.trim().to_ascii_lowercase();
+    let factor = match unit.trim_end_matches('b').trim_end_matches('i') {
+        "" => 1u64,
+        "k" => 1 << 10,
+        "m" => 1 << 20,
+        "g" => 1 << 30,
+        "t" => 1 << 40,
+        _ => return Err(bad()),
+    };
+    Ok((number * factor as f64) as u64)
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -290,7 +312,7 @@ with
   skill       query, caption, detect, point or gaze
   image       base64 or a data URI (or images: a list of one), or
   image_path  a file, relative to the input's folder; this key is Photon's own
-  question, reasoning (true unless said otherwise), spatial_refs  for query
+  question, reasoning (true where nothing is said), spatial_refs  for query
   length      short, normal or long, for caption
   object      for detect and point
   settings    temperature, top_p, top_k, min_p, seed, max_tokens, max_objects
@@ -363,6 +385,9 @@ pub(crate) struct BatchArgs {
     /// Most requests in flight
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = concurrency)]
     pub(crate) concurrency: usize,
+    /// Answer without thinking first where a line does not say
+    #[arg(long, conflicts_with = "images")]
+    pub(crate) no_reasoning: bool,
     /// Print the summary as JSON, to standard output if results go to a file
     #[arg(long)]
     pub(crate) json: bool,
@@ -439,4 +464,20 @@ pub(crate) struct BenchModelArgs {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        let sizes = [("4GiB", 4 << 30), ("512m", 512 << 20), ("1.5 GB", 3 << 29), ("1000", 1000)];
+        for (text, bytes) in sizes {
+            assert_eq!(memory(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "GiB", "4 apples", "-1", "1.2.3"] {
+            assert!(memory(text).is_err(), "{text}");
+        }
+    }
 }

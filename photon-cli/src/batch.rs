@@ -110,7 +110,12 @@ fn template(args: &BatchArgs) -> Result<Map<String, Value>, Failure> {
 pub(crate) fn batch(args: &BatchArgs) -> Result<(), Failure> {
     let input = Input::of(args)?;
     let sampling = args.sampling.clone();
-    let defaults = Defaults { sampling, max_objects: args.max_objects, folder: input.folder() };
+    let defaults = Defaults {
+        sampling,
+        max_objects: args.max_objects,
+        reasoning: !args.no_reasoning,
+        folder: input.folder(),
+    };
     if args.dry_run {
         return dry_run(input.open()?, &defaults, args.json);
     }
@@ -171,7 +176,8 @@ fn salt(args: &BatchArgs) -> String {
         s.min_p,
         s.seed,
         s.max_tokens,
-        args.max_objects
+        args.max_objects,
+        args.no_reasoning
     ])
     .to_string()
 }

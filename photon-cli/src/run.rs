@@ -140,6 +140,9 @@ pub(crate) fn load(
     if let Some(dtype) = args.device.dtype {
         builder = builder.dtype(dtype.into());
     }
+    if let Some(bytes) = args.device.kv_memory {
+        builder = builder.kv_memory(bytes);
+    }
     let bar = progress_bar("loading");
     let photon = more(builder).build_with_progress(&mut |done, total| {
         bar.set_length(total);

@@ -13,6 +13,7 @@ use std::{
     fs::{File, OpenOptions, TryLockError},
     io::{self, BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -263,11 +264,17 @@ fn is_cut(line: &[u8]) -> bool {
 /// Opens a file for appending, alone.
 fn lock(path: &Path) -> anyhow::Result<File> {
     let name = path.display();
+    // A run that was killed keeps its lock until the system has cleared it away.
+    let patience = Instant::now() + Duration::from_secs(2);
     loop {
         let file = OpenOptions::new().read(true).append(true).create(true).open(path);
         let file = file.with_context(|| format!("cannot open {name}"))?;
         match file.try_lock() {
             Ok(()) => {}
+            Err(TryLockError::WouldBlock) if Instant::now() < patience => {
+                std::thread::sleep(Duration::from_millis(20));
+                continue;
+            }
             Err(TryLockError::WouldBlock) => {
                 anyhow::bail!("{name} is being written by another photon batch; wait for its end");
             }

@@ -66,6 +66,8 @@ impl From<RunError> for LineError {
 pub(crate) struct Defaults {
     pub(crate) sampling: SamplingArgs,
     pub(crate) max_objects: usize,
+    /// Whether a question is thought about.
+    pub(crate) reasoning: bool,
     /// What `image_path` is relative to.
     pub(crate) folder: PathBuf,
 }
@@ -133,7 +135,7 @@ fn id_of(map: &Map<String, Value>) -> Result<Value, LineError> {
 
 fn request(map: &Map<String, Value>, defaults: &Defaults) -> Result<Request, LineError> {
     let fields = Fields { map, at: "" };
-    let skill = skill(&fields)?;
+    let skill = skill(&fields, defaults)?;
     let empty = Map::new();
     let settings = match map.get("settings") {
         None | Some(Value::Null) => &empty,
@@ -167,11 +169,11 @@ fn request(map: &Map<String, Value>, defaults: &Defaults) -> Result<Request, Lin
     Ok(request)
 }
 
-fn skill(fields: &Fields<'_>) -> Result<Skill, LineError> {
+fn skill(fields: &Fields<'_>, defaults: &Defaults) -> Result<Skill, LineError> {
     match fields.required("skill")? {
         "query" => Ok(Skill::Query {
             question: fields.required("question")?.to_owned(),
-            reasoning: fields.boolean("reasoning")?.unwrap_or(true),
+            reasoning: fields.boolean("reasoning")?.unwrap_or(defaults.reasoning),
             spatial_refs: fields.spatial_refs()?,
         }),
         "caption" => Ok(Skill::Caption {

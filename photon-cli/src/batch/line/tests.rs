@@ -12,7 +12,7 @@ struct OnlySampling {
 
 fn defaults() -> Defaults {
     let sampling = OnlySampling::parse_from(["test"]).sampling;
-    Defaults { sampling, max_objects: 150, folder: "base".into() }
+    Defaults { sampling, max_objects: 150, reasoning: true, folder: "base".into() }
 }
 
 fn read(line: &Value) -> Parsed {
@@ -50,7 +50,7 @@ fn every_skill_is_read_with_the_defaults_of_the_format() {
         "spatial_refs": [[0.5, 0.5], [0, 0, 1, 1]]}));
     assert!(matches!(&request.skill, Skill::Point { spatial_refs, .. } if spatial_refs.len() == 2));
     assert!(
-        matches!(request.image, Some(ImageSource::File(path)) if path == PathBuf::from("base/a/b.png"))
+        matches!(request.image, Some(ImageSource::File(path)) if path.ends_with("base/a/b.png"))
     );
     accepts(json!({"skill": "gaze", "eye": [0.5, 0.25], "image": "data:image/png;base64,QUJD"}));
     accepts(json!({"skill": "caption", "image": "QUJD", "unknown": {"key": 1}}));
