@@ -24,7 +24,7 @@ fn a_bug_in_one_request_fails_that_request_only() {
                 (0, Ok(response)) => assert_eq!(response.tokens, want),
                 (0, Err(error)) => panic!("{error}"),
                 (_, Err(RunError::Bug(message))) => {
-                    assert!(message.contains("planted"), "{message}")
+                    assert!(message.contains("planted"), "{message}");
                 }
                 (_, other) => panic!("{other:?}"),
             }
