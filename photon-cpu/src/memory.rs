@@ -34,8 +34,11 @@ pub struct Buffer(Arc<Allocation>);
 
 #[derive(Debug)]
 struct Allocation {
-    start: NonNull<u8>,
+    /// What the system gave.
+    base: NonNull<u8>,
     layout: Layout,
+    /// The first aligned byte.
+    start: NonNull<u8>,
     bytes: usize,
 }
 
@@ -55,14 +58,20 @@ impl Buffer {
         let alignment = if bytes >= HUGE_FROM { HUGE_PAGE } else { ALIGNMENT };
         let too_large = || out_of_memory(bytes, "a buffer");
         let padded = bytes.max(1).checked_next_multiple_of(alignment).ok_or_else(too_large)?;
-        let layout = Layout::from_size_align(padded, alignment).map_err(|_| too_large())?;
+        let with_slack = padded.checked_add(alignment).ok_or_else(too_large)?;
+        // Aligned here and not by the allocator, which would clear what it aligns byte by byte: pages
+        // stay untouched until they are used, and come as huge pages then.
+        let layout = Layout::from_size_align(with_slack, 16).map_err(|_| too_large())?;
         check_available(bytes, "a buffer")?;
         // SAFETY: the layout's size is at least `alignment`, so not zero.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(too_large)?;
+        let base = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(too_large)?;
+        let offset = base.addr().get().next_multiple_of(alignment) - base.addr().get();
+        // SAFETY: `offset` is less than `alignment`, by which the allocation is longer than `padded`.
+        let start = unsafe { base.add(offset) };
         if bytes >= HUGE_FROM {
             advise_huge_pages(start, padded);
         }
-        Ok(Buffer(Arc::new(Allocation { start, layout, bytes })))
+        Ok(Buffer(Arc::new(Allocation { base, layout, start, bytes })))
     }
 
     /// Bytes usable.
@@ -136,15 +145,15 @@ pub(crate) fn check_available(bytes: usize, purpose: &str) -> Result<()> {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        // SAFETY: `start` came from `alloc_zeroed` with this layout, and this is the last owner.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) };
+        // SAFETY: `base` came from `alloc_zeroed` with this layout, and this is the last owner.
+        unsafe { dealloc(self.base.as_ptr(), self.layout) };
     }
 }
 
 #[cfg(target_os = "linux")]
 fn advise_huge_pages(start: NonNull<u8>, bytes: usize) {
     // A refusal only costs speed.
-    // SAFETY: the range is one live allocation, aligned to huge pages at both ends; the advice does
+    // SAFETY: the range lies in one live allocation, aligned to huge pages at both ends; the advice does
     // not change its contents.
     let _ = unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
 }
