@@ -1,8 +1,8 @@
 //! The engine's part in a simulation: it feeds, executes and asserts.
 
-use std::{cell::Cell, cmp::Reverse};
+use std::cell::Cell;
 
-use photon_kv::{BlockId, Namespace};
+use photon_kv::BlockId;
 
 use super::{
     Report,
@@ -23,23 +23,9 @@ struct Live {
     computed: u32,
     /// It yielded a token since it was last admitted, so its prompt is published.
     decodes: bool,
-    /// How many were admitted out of turn while it waited.
-    passed: u32,
-    was_preempted: bool,
 }
 
 impl Live {
-    /// What it need not compute itself if another does.
-    fn shared_picture(&self) -> Option<Namespace> {
-        let namespace = self.order.namespace;
-        (self.order.cache && namespace.image.is_some()).then_some(namespace)
-    }
-
-    /// Its place in the queue: smaller is sooner.
-    fn turn(&self) -> (Reverse<i8>, Reverse<bool>, SeqId) {
-        (Reverse(self.order.priority), Reverse(self.was_preempted), self.id)
-    }
-
     fn num_new(&self) -> u32 {
         (self.tokens.len() - self.order.prompt.len()) as u32
     }
@@ -99,7 +85,6 @@ impl World {
             self.check_ended(&plan, now);
             self.check_rows(&plan);
             self.check_writes(&plan);
-            self.check_fairness(&plan);
             let hashes = self.execute(&plan, now);
             self.cancel(now, true);
             let outputs = self.outputs(&plan, &hashes);
@@ -117,17 +102,8 @@ impl World {
                 Ok(id) => {
                     assert!(needed < self.limits.num_blocks, "{id} can never fit");
                     let (tokens, alone) = (order.prompt.clone(), Alone::new(&order));
-                    self.live.push(Live {
-                        id,
-                        order,
-                        tokens,
-                        alone,
-                        cancelled: false,
-                        computed: 0,
-                        decodes: false,
-                        passed: 0,
-                        was_preempted: false,
-                    });
+                    let (cancelled, computed, decodes) = (false, 0, false);
+                    self.live.push(Live { id, order, tokens, alone, cancelled, computed, decodes });
                 }
                 Err(AddError::Full { waiting, max }) => {
                     assert!(max <= waiting, "the queue is not full");
@@ -171,10 +147,8 @@ impl World {
         }
         for id in &plan.preempted {
             let live = self.live_mut(*id);
-            (live.computed, live.decodes, live.was_preempted) = (0, false, true);
-            live.passed = 0;
+            (live.computed, live.decodes) = (0, false);
         }
-        assert!(!plan.rows.is_empty() || self.live.is_empty(), "nothing moves");
     }
 
     fn live(&self, id: SeqId) -> &Live {
@@ -218,42 +192,21 @@ impl World {
 
     /// Nobody else computes this picture now, or runs with it in whole blocks of the cache.
     fn check_encoded_once(&self, plan: &StepPlan, row: &PlanRow) {
-        let (live, order) = (self.live(row.seq), &self.live(row.seq).order);
-        if live.shared_picture().is_none() {
+        let order = &self.live(row.seq).order;
+        if !order.cache || order.namespace.image.is_none() {
             return;
         }
+        // A partly filled last block may have been evicted: it is the cache's own copy. The whole
+        // blocks of a prompt are the running sequence's too.
         // Without a free block there may have been none for a copy: a hit locks what it could evict.
         let dry = self.scheduler.cache().num_free() == 0;
         let whole = order.atomic.next_multiple_of(self.limits.block_size) as usize;
         for other in self.live.iter().filter(|other| other.id != row.seq) {
-            let same = other.shared_picture() == live.shared_picture();
+            let same = other.order.cache && other.order.namespace == order.namespace;
             let computes = plan.rows.iter().any(|r| r.seq == other.id && r.start == 0);
             let has = other.decodes && whole <= other.order.prompt.len();
             assert!(!(same && computes), "{} and {} compute a picture", row.seq, other.id);
             assert!(!(same && has) || dry, "{} computes a picture that {} has", row.seq, other.id);
-        }
-    }
-
-    /// Nobody who waits is passed over more often than the limit says.
-    fn check_fairness(&mut self, plan: &StepPlan) {
-        let max = self.limits.max_passed;
-        let is_overdue = |live: &Live| 0 < live.passed && max <= live.passed;
-        let newcomers = plan.rows.iter().map(|row| self.live(row.seq));
-        // Who was passed over that often may pass others.
-        let newcomers = newcomers.filter(|live| live.computed == 0 && !is_overdue(live));
-        let newcomers: Vec<_> = newcomers.map(Live::turn).collect();
-        let encoding = plan.rows.iter().filter(|row| row.start == 0).map(|row| self.live(row.seq));
-        let pictures: Vec<_> = encoding.filter_map(Live::shared_picture).collect();
-        for live in &mut self.live {
-            let runs = !self.scheduler.blocks(live.id).is_empty();
-            // While another computes its picture it waits for that.
-            if runs || live.shared_picture().is_some_and(|own| pictures.contains(&own)) {
-                continue;
-            }
-            let turn = live.turn();
-            live.passed += newcomers.iter().filter(|other| turn < **other).count() as u32;
-            let Live { id, passed, .. } = live;
-            assert!(*passed <= max, "{id} was passed over {passed} times of {max}");
         }
     }
 
