@@ -19,6 +19,7 @@
 //! Deliberately absent: speed, models, and anything about a backend's insides. Only tests import this.
 #![forbid(unsafe_code)]
 
+mod cache;
 mod cases;
 pub mod naive;
 mod options;

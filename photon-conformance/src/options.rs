@@ -5,8 +5,10 @@ use photon_core::DType;
 /// backend in the making, and its list says what is missing.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Float types of activations and caches; never empty.
+    /// Float types of activations; never empty.
     pub floats: &'static [DType],
+    /// Types of paged caches; never empty.
+    pub caches: &'static [DType],
     /// Float types of weight matrices; never empty.
     pub weights: &'static [DType],
     /// Relative error of each product beyond that of f32, for matrix units that round their inputs:
@@ -26,6 +28,7 @@ impl Options {
     /// Every type, f32 arithmetic, no promise of invariance.
     pub const FULL: Options = Options {
         floats: ALL,
+        caches: &[DType::F32, DType::F16, DType::Bf16, DType::Int8, DType::Fp8],
         weights: ALL,
         product_error: 0.0,
         batch_invariant: false,
@@ -46,5 +49,11 @@ impl Options {
     pub(crate) fn pairs(&self) -> impl Iterator<Item = (DType, DType)> + use<> {
         let floats = self.floats;
         floats.iter().flat_map(move |&a| floats.iter().map(move |&b| (a, b)))
+    }
+
+    /// Every type of activations with every type of cache.
+    pub(crate) fn cache_pairs(&self) -> impl Iterator<Item = (DType, DType)> + use<> {
+        let (floats, caches) = (self.floats, self.caches);
+        floats.iter().flat_map(move |&a| caches.iter().map(move |&b| (a, b)))
     }
 }

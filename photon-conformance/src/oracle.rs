@@ -4,7 +4,7 @@
 //! Results come as [`Value`], which also says how much was added up, for the tolerance.
 pub(crate) mod sample;
 
-use photon_core::Activation;
+use photon_core::{Activation, DType};
 
 use crate::rig::Value;
 
@@ -83,7 +83,10 @@ pub(crate) fn attend(q: &[f64], seen: &[(&[f64], &[f64])], scale: f64) -> Vec<Va
             // An error of a score is a relative error of its weight, and of the total.
             let magnitude = parts().map(f64::abs).sum::<f64>() * (1.0 + 2.0 * score_size);
             let terms = seen.len().max(q.len());
-            Value { value: parts().sum(), magnitude, terms, extra: 0.0 }
+            // Weights too small for a normal f32 may count as nothing.
+            let sizes = seen.iter().map(|(_, v)| v[d].abs()).sum::<f64>();
+            let extra = f64::from(f32::MIN_POSITIVE) * sizes;
+            Value { value: parts().sum(), magnitude, terms, extra }
         })
         .collect()
 }
@@ -100,6 +103,28 @@ pub(crate) fn rope(x: &[f64], table: &[f64]) -> Vec<Value> {
         out[j + half] = rotate(x[j] * s, x[j + half] * c);
     }
     out
+}
+
+/// What a code of an 8-bit cache stands for before its scale: two's complement, or `S.EEEE.MMM` with
+/// bias 7.
+pub(crate) fn code(code: u8, dtype: DType) -> f64 {
+    if dtype == DType::Int8 {
+        return f64::from(code as i8);
+    }
+    let (exponent, mantissa) = (i32::from(code >> 3 & 15), f64::from(code & 7) / 8.0);
+    let size = match exponent {
+        0 => mantissa * 2f64.powi(-6),
+        _ => (1.0 + mantissa) * 2f64.powi(exponent - 7),
+    };
+    if code & 0x80 == 0 { size } else { -size }
+}
+
+/// Half the distance between the codes around a number of this size.
+pub(crate) fn half_step(size: f64, dtype: DType) -> f64 {
+    match dtype {
+        DType::Int8 => 0.5,
+        _ => 2f64.powi((size * (1.0 + 1e-6)).log2().floor().max(-6.0) as i32 - 4),
+    }
 }
 
 /// Which of the first `context` positions the token at `position` sees, tables aside.

@@ -77,7 +77,7 @@ pub(crate) struct Value {
 }
 
 impl Value {
-    fn tolerance(&self, dtype: DType, options: &Options) -> f64 {
+    pub(crate) fn tolerance(&self, dtype: DType, options: &Options) -> f64 {
         let noise = F32_ROUNDOFF * (8.0 + 2.0 * (self.terms as f64).sqrt()) + options.product_error;
         let inexact = noise * self.magnitude + self.extra;
         inexact + half_ulp(dtype, self.value.abs() + inexact)
@@ -118,6 +118,12 @@ impl<D: Kernels> Probe<D> {
         self.elements().map(|at| f64::from(decode(&self.image[at..], self.t.dtype()))).collect()
     }
 
+    /// The elements' bytes as they were uploaded.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let size = self.t.dtype().size();
+        self.elements().flat_map(|at| &self.image[at..at + size]).copied().collect()
+    }
+
     /// Byte offset of every element, row by row.
     fn elements(&self) -> impl Iterator<Item = usize> + use<D> {
         let (size, stride) = (self.t.dtype().size(), self.t.row_stride());
@@ -132,7 +138,7 @@ pub(crate) fn decode(bytes: &[u8], dtype: DType) -> f32 {
         DType::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
         DType::Bf16 => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
         DType::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
-        DType::I32 | DType::U8 => panic!("{dtype} is not a float"),
+        DType::I32 | DType::U8 | DType::Int8 | DType::Fp8 => panic!("{dtype} is not a float"),
     }
 }
 
@@ -145,9 +151,12 @@ pub(crate) fn encode(value: f32, dtype: DType) -> Bits {
         DType::F16 => u32::from(f16::from_f32(value).to_bits()).to_le_bytes(),
         DType::Bf16 => u32::from(bf16::from_f32(value).to_bits()).to_le_bytes(),
         DType::F32 => value.to_le_bytes(),
-        DType::I32 | DType::U8 => panic!("{dtype} is not a float"),
+        DType::I32 | DType::U8 | DType::Int8 | DType::Fp8 => panic!("{dtype} is not a float"),
     }
 }
+
+/// What a byte of an output starts as.
+pub(crate) const UNWRITTEN_BYTE: u8 = 0x5A;
 
 fn unwritten(dtype: DType) -> Bits {
     match dtype {
@@ -155,7 +164,7 @@ fn unwritten(dtype: DType) -> Bits {
         DType::Bf16 => 0x7FDA_u32.to_le_bytes(),
         DType::F32 => 0x7FC0_5A5A_u32.to_le_bytes(),
         DType::I32 => i32::MIN.to_le_bytes(),
-        DType::U8 => [0x5A; 4],
+        DType::U8 | DType::Int8 | DType::Fp8 => [UNWRITTEN_BYTE; 4],
     }
 }
 

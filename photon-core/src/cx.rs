@@ -5,7 +5,7 @@
 use crate::{
     Arena, Attention, Copy, DType, Fourier, Gather, Kernels, LayerNorm, Linear, PagedAttention,
     PatchEmbed, Patchify, RopeStore, Sample, SampleParams, Scatter, Shape, StitchPool, Tensor,
-    Tile,
+    Tile, kv,
 };
 
 /// A device, a stream to record on and an arena for activations.
@@ -85,6 +85,29 @@ impl<'a, D: Kernels> Cx<'a, D> {
             let fresh = t.epoch().is_none_or(|e| e == self.arena.epoch());
             assert!(fresh, "{op}: an activation from an earlier pass");
         }
+    }
+
+    /// Types, shapes and freshness of a paged cache.
+    #[track_caller]
+    fn check_caches(
+        &self,
+        op: &str,
+        k: &Tensor<D>,
+        v: &Tensor<D>,
+        kv_heads: usize,
+        head_dim: usize,
+    ) {
+        let dtype = k.dtype();
+        assert!(kv::is_cache(dtype), "{op}: a cache of {dtype}");
+        let what = (k.rows(), kv::row_len(dtype, kv_heads, head_dim), dtype);
+        for (name, t) in [("k_cache", k), ("v_cache", v)] {
+            assert_eq!(
+                (t.rows(), t.cols(), t.dtype()),
+                what,
+                "{op}: rows, columns, type of {name}"
+            );
+        }
+        self.check_fresh(op, &[k, v]);
     }
 
     /// Checks and records a [`Linear`].
@@ -184,13 +207,12 @@ impl<'a, D: Kernels> Cx<'a, D> {
         let tokens = op.qkv.rows();
         let kv_dim = op.kv_heads * op.head_dim;
         dims!("rope_store", "qkv columns": op.qkv.cols() => op.heads * op.head_dim + 2 * kv_dim,
-            "k columns": op.k_cache.cols() => kv_dim, "v columns": op.v_cache.cols() => kv_dim,
-            "cache rows": op.k_cache.rows() => op.v_cache.rows(),
             "positions": op.positions.shape().elements() => tokens,
             "slots": op.slots.shape().elements() => tokens, "odd rotary": op.table.cols() % 2 => 0,
             "heads per kv head": op.heads % op.kv_heads => 0);
         assert!(op.table.cols() <= op.head_dim, "rope_store: more rotary dims than a head has");
-        self.check("rope_store", &[op.qkv, op.k_cache, op.v_cache], &[(op.table, DType::F32)]);
+        self.check_caches("rope_store", op.k_cache, op.v_cache, op.kv_heads, op.head_dim);
+        self.check("rope_store", &[op.qkv], &[(op.table, DType::F32)]);
         self.check("rope_store", &[], &[(op.positions, DType::I32), (op.slots, DType::I32)]);
         if !self.arena.is_measuring() {
             D::rope_store(self, op);
@@ -209,16 +231,14 @@ impl<'a, D: Kernels> Cx<'a, D> {
             "q columns": op.q.cols() => op.out.cols(), "types": op.q.dtype() => op.out.dtype(),
             "columns per head": op.out.cols() % op.heads => 0,
             "heads per kv head": op.heads % op.kv_heads => 0,
-            "k columns": op.k_cache.cols() => op.out.cols() / op.heads * op.kv_heads,
-            "v columns": op.v_cache.cols() => op.k_cache.cols(),
-            "cache rows": op.k_cache.rows() => op.v_cache.rows(),
-            "cache types": op.k_cache.dtype() => op.v_cache.dtype(),
             "whole blocks": op.k_cache.rows() % op.block_size => 0,
             "row_starts": op.row_starts.shape().elements() => rows + 1,
             "context_lens": op.context_lens.shape().elements() => rows,
             "prefix_lens": op.prefix_lens.shape().elements() => rows);
         let i32s = [op.block_tables, op.row_starts, op.context_lens, op.prefix_lens];
-        self.check("paged_attention", &[op.out, op.q, op.k_cache, op.v_cache], &[]);
+        let head_dim = op.out.cols() / op.heads;
+        self.check_caches("paged_attention", op.k_cache, op.v_cache, op.kv_heads, head_dim);
+        self.check("paged_attention", &[op.out, op.q], &[]);
         self.check("paged_attention", &[], &i32s.map(|t| (t, DType::I32)));
         if !self.arena.is_measuring() {
             D::paged_attention(self, op);

@@ -16,6 +16,10 @@ pub enum DType {
     I32,
     /// Unsigned byte: pixels and packed records.
     U8,
+    /// Signed byte of a key or value, which counts with its head's scale: see [`crate::kv`].
+    Int8,
+    /// 8-bit float (e4m3) of a key or value, likewise.
+    Fp8,
 }
 
 impl DType {
@@ -24,7 +28,7 @@ impl DType {
         match self {
             DType::F32 | DType::I32 => 4,
             DType::F16 | DType::Bf16 => 2,
-            DType::U8 => 1,
+            DType::U8 | DType::Int8 | DType::Fp8 => 1,
         }
     }
 
@@ -33,7 +37,7 @@ impl DType {
         matches!(self, DType::F32 | DType::F16 | DType::Bf16)
     }
 
-    /// The name used in flags, files and messages: `f32`, `f16`, `bf16`, `i32`, `u8`.
+    /// The name used in flags, files and messages: `f32`, `f16`, `bf16`, `i32`, `u8`, `int8`, `fp8`.
     pub const fn name(self) -> &'static str {
         match self {
             DType::F32 => "f32",
@@ -41,6 +45,8 @@ impl DType {
             DType::Bf16 => "bf16",
             DType::I32 => "i32",
             DType::U8 => "u8",
+            DType::Int8 => "int8",
+            DType::Fp8 => "fp8",
         }
     }
 }

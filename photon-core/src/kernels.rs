@@ -119,9 +119,9 @@ pub struct RopeStore<'a, D: Device> {
     /// `[tokens, (heads + 2 kv_heads) * head_dim]`: q, k, v; q is read and written, k and v are void
     /// afterwards.
     pub qkv: &'a mut Tensor<D>,
-    /// `[num_slots, kv_heads * head_dim]`, any float.
+    /// `[num_slots, kv::row_len]`, any float or 8-bit: see [`kv`](crate::kv).
     pub k_cache: &'a mut Tensor<D>,
-    /// `[num_slots, kv_heads * head_dim]`, any float.
+    /// Like `k_cache`, same type.
     pub v_cache: &'a mut Tensor<D>,
     /// `[tokens]`, i32. A position outside the table skips the token.
     pub positions: &'a Tensor<D>,
@@ -151,9 +151,9 @@ pub struct PagedAttention<'a, D: Device> {
     pub out: &'a mut Tensor<D>,
     /// `[tokens, heads * head_dim]`, rotated; usually a column view of qkv. Same type as `out`.
     pub q: &'a Tensor<D>,
-    /// `[num_slots, kv_heads * head_dim]`, any float.
+    /// `[num_slots, kv::row_len]`, any float or 8-bit: see [`kv`](crate::kv).
     pub k_cache: &'a Tensor<D>,
-    /// Like `k_cache`.
+    /// Like `k_cache`, same type.
     pub v_cache: &'a Tensor<D>,
     /// `[rows, max_blocks]`, i32; positions in a block that is negative or out of range, or past the
     /// table, are not seen.

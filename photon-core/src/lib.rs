@@ -13,6 +13,7 @@ mod device;
 mod dtype;
 mod error;
 mod kernels;
+pub mod kv;
 pub mod reference;
 pub mod sampler;
 mod staging;

@@ -8,9 +8,12 @@
 use std::{marker::PhantomData, ops::Range};
 
 use half::{bf16, f16};
-use photon_core::{DType, Shape, Tensor};
+use photon_core::{DType, Shape, Tensor, kv};
 
-use crate::{Cpu, simd};
+use crate::{
+    Cpu, Isa,
+    simd::{self, Convert, Fp8, Op, Simd, dispatch},
+};
 
 /// A plain old element of a tensor.
 pub(crate) trait Plain: Copy + Send + Sync + 'static {
@@ -64,6 +67,95 @@ macro_rules! with_float {
     };
 }
 pub(crate) use with_float;
+
+impl Plain for i8 {
+    const DTYPE: DType = DType::Int8;
+}
+
+impl Plain for Fp8 {
+    const DTYPE: DType = DType::Fp8;
+}
+
+/// A key or value as a cache stores it: see [`photon_core::kv`].
+pub(crate) trait Cached: Plain + simd::Readable {
+    /// Elements that a head's scale takes, behind the values of all heads; 0 if there is none.
+    const SCALE_LEN: usize;
+    /// The scale in those elements; 1 if there is none.
+    fn scale(stored: &[Self]) -> f32;
+    /// Stores a head and its scale.
+    fn store(isa: Isa, out: &mut [Self], scale: &mut [Self], x: &[f32]);
+}
+
+macro_rules! cached {
+    ($($float:ty),+; $($code:ty: $largest:expr, $encode:expr, $byte:expr, $of_byte:expr;)+) => {
+        $(impl Cached for $float {
+            const SCALE_LEN: usize = 0;
+            #[inline(always)]
+            fn scale(_: &[Self]) -> f32 {
+                1.0
+            }
+            fn store(isa: Isa, out: &mut [Self], _: &mut [Self], x: &[f32]) {
+                dispatch(isa, Convert { out, x });
+            }
+        })+
+        $(impl Cached for $code {
+            const SCALE_LEN: usize = kv::SCALE_BYTES;
+            #[inline(always)]
+            fn scale(stored: &[Self]) -> f32 {
+                f32::from_le_bytes(std::array::from_fn(|i| $byte(stored[i])))
+            }
+            fn store(isa: Isa, out: &mut [Self], scale: &mut [Self], x: &[f32]) {
+                let of_head = dispatch(isa, Encode { out, x, largest: $largest, code: $encode });
+                scale.copy_from_slice(&of_head.to_le_bytes().map($of_byte));
+            }
+        })+
+    };
+}
+cached! {
+    f32, f16, bf16;
+    i8: kv::INT8_MAX, kv::to_int8, i8::cast_unsigned, u8::cast_signed;
+    Fp8: kv::FP8_MAX, |x| Fp8(kv::to_fp8(x)), |code: Fp8| code.0, Fp8;
+}
+
+/// The codes of a head; yields its scale.
+struct Encode<'a, T, F> {
+    out: &'a mut [T],
+    x: &'a [f32],
+    largest: f32,
+    code: F,
+}
+
+impl<T, F: Fn(f32) -> T> Op for Encode<'_, T, F> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn call<S: Simd>(self, _: S) -> f32 {
+        let Encode { out, x, largest, code } = self;
+        let scale = kv::scale_of(x, largest);
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = code(x / scale);
+        }
+        scale
+    }
+}
+
+/// [`with_float`] for the types of a cache.
+macro_rules! with_cached {
+    ($dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            photon_core::DType::Int8 => {
+                type $t = i8;
+                $body
+            }
+            photon_core::DType::Fp8 => {
+                type $t = crate::simd::Fp8;
+                $body
+            }
+            float => crate::elements::with_float!(float, $t => $body),
+        }
+    };
+}
+pub(crate) use with_cached;
 
 /// The layout of a tensor whose rows are known to lie inside its buffer.
 #[derive(Clone, Copy)]
@@ -180,6 +272,41 @@ impl<'a, T: Plain> Rows<'a, T> {
             stride: self.layout.rows * self.layout.cols,
         };
         Rows { layout: flat, ..*self }.row(0)
+    }
+}
+
+/// Read access to a paged cache: see [`photon_core::kv`].
+#[derive(Clone, Copy)]
+pub(crate) struct CacheRows<'a, T> {
+    rows: Rows<'a, T>,
+    /// Elements of the values of all heads; the scales follow.
+    values: usize,
+}
+
+impl<'a, T: Cached> CacheRows<'a, T> {
+    /// # Panics
+    /// If the tensor's elements are not `T` or its rows do not fit in its buffer.
+    #[track_caller]
+    pub(crate) fn new(tensor: &'a Tensor<Cpu>, kv_heads: usize) -> Self {
+        let rows = Rows::<T>::new(tensor);
+        CacheRows { rows, values: rows.cols() - kv_heads * T::SCALE_LEN }
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.rows.rows()
+    }
+
+    /// The columns `cols` of row `row`, unscaled.
+    #[inline(always)]
+    pub(crate) fn part(&self, row: usize, cols: Range<usize>) -> &'a [T] {
+        self.rows.part(row, cols)
+    }
+
+    /// What the elements of a head of row `row` count times.
+    #[inline(always)]
+    pub(crate) fn scale(&self, row: usize, kv_head: usize) -> f32 {
+        let at = self.values + kv_head * T::SCALE_LEN;
+        T::scale(self.rows.part(row, at..at + T::SCALE_LEN))
     }
 }
 

@@ -112,6 +112,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// `LANES` elements can be read at `p`.
     unsafe fn read_bf16(self, p: *const bf16) -> Self::V;
     /// # Safety
+    /// `LANES` elements can be read at `p`.
+    unsafe fn read_int8(self, p: *const i8) -> Self::V;
+    /// As [`photon_core::kv::from_fp8`].
+    ///
+    /// # Safety
+    /// `LANES` elements can be read at `p`.
+    unsafe fn read_fp8(self, p: *const Fp8) -> Self::V;
+    /// # Safety
     /// `LANES` elements can be written at `p`.
     unsafe fn write_f32(self, p: *mut f32, x: Self::V);
     /// # Safety
@@ -122,24 +130,45 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn write_bf16(self, p: *mut bf16, x: Self::V);
 }
 
-/// A float type that vectors are read from and, rounded to nearest even, written to.
-pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
+/// A code of e4m3.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub(crate) struct Fp8(pub(crate) u8);
+
+/// A type that vectors are read from.
+pub(crate) trait Readable: Copy + Default + Send + Sync + 'static {
     /// # Safety
     /// `LANES` elements can be read at `p`.
     unsafe fn read<S: Simd>(s: S, p: *const Self) -> S::V;
+}
+
+macro_rules! readable {
+    ($type:ty, $read:ident) => {
+        impl Readable for $type {
+            #[inline(always)]
+            unsafe fn read<S: Simd>(s: S, p: *const Self) -> S::V {
+                // SAFETY: the same contract.
+                unsafe { s.$read(p) }
+            }
+        }
+    };
+}
+readable!(f32, read_f32);
+readable!(f16, read_f16);
+readable!(bf16, read_bf16);
+readable!(i8, read_int8);
+readable!(Fp8, read_fp8);
+
+/// A float type that vectors are read from and, rounded to nearest even, written to.
+pub(crate) trait Element: Readable {
     /// # Safety
     /// `LANES` elements can be written at `p`.
     unsafe fn write<S: Simd>(s: S, p: *mut Self, x: S::V);
 }
 
 macro_rules! element {
-    ($type:ty, $read:ident, $write:ident) => {
+    ($type:ty, $write:ident) => {
         impl Element for $type {
-            #[inline(always)]
-            unsafe fn read<S: Simd>(s: S, p: *const Self) -> S::V {
-                // SAFETY: the same contract.
-                unsafe { s.$read(p) }
-            }
             #[inline(always)]
             unsafe fn write<S: Simd>(s: S, p: *mut Self, x: S::V) {
                 // SAFETY: the same contract.
@@ -148,13 +177,13 @@ macro_rules! element {
         }
     };
 }
-element!(f32, read_f32, write_f32);
-element!(f16, read_f16, write_f16);
-element!(bf16, read_bf16, write_bf16);
+element!(f32, write_f32);
+element!(f16, write_f16);
+element!(bf16, write_bf16);
 
 /// The first elements of `x`.
 #[inline(always)]
-pub(crate) fn load<S: Simd, T: Element>(s: S, x: &[T]) -> S::V {
+pub(crate) fn load<S: Simd, T: Readable>(s: S, x: &[T]) -> S::V {
     let x = &x[..S::LANES];
     // SAFETY: the slice has `LANES` elements.
     unsafe { T::read(s, x.as_ptr()) }
@@ -174,7 +203,7 @@ pub(crate) struct Convert<'a, T, U> {
     pub(crate) x: &'a [U],
 }
 
-impl<T: Element, U: Element> Op for Convert<'_, T, U> {
+impl<T: Element, U: Readable> Op for Convert<'_, T, U> {
     type Output = ();
 
     #[inline(always)]
@@ -356,6 +385,15 @@ mod tests {
             for (x, y) in brains.iter().zip(&out) {
                 assert_eq!(u32::from(x.to_bits()) << 16, y.to_bits());
             }
+            let codes: Vec<Fp8> = (0..=u8::MAX).map(Fp8).collect();
+            dispatch(isa, Convert { out: &mut out[..256], x: &codes });
+            for (x, y) in codes.iter().zip(&out) {
+                let want = photon_core::kv::from_fp8(x.0);
+                assert_eq!(want.to_bits(), y.to_bits(), "{}: {x:?}", isa.name());
+            }
+            let codes: Vec<i8> = (i8::MIN..=i8::MAX).collect();
+            dispatch(isa, Convert { out: &mut out[..256], x: &codes });
+            assert!(codes.iter().zip(&out).all(|(x, y)| f32::from(*x) == *y), "{}", isa.name());
         }
     }
 

@@ -1,17 +1,22 @@
 //! Keys and values of all layers, in blocks of slots.
-use photon_core::{Copy, Cx, DType, Device, Kernels, Result, Tensor};
+use photon_core::{Copy, Cx, DType, Device, Kernels, Result, Tensor, kv};
 
 use crate::config::TextConfig;
 
 /// One layer's keys and values.
 #[derive(Debug)]
 pub struct LayerKv<D: Device> {
-    /// `[num_slots, kv_heads * head_dim]`.
+    /// `[num_slots, kv::row_len]`, see [`photon_core::kv`].
     pub k: Tensor<D>,
     /// Like `k`.
     pub v: Tensor<D>,
     /// Slots per block.
     pub block_size: usize,
+}
+
+/// Elements of a slot in one layer's keys or values.
+fn row_len(config: &TextConfig, dtype: DType) -> usize {
+    kv::row_len(dtype, config.n_kv_heads, config.head_dim())
 }
 
 /// The paged cache.
@@ -31,7 +36,7 @@ impl<D: Device> KvCache<D> {
         block_size: usize,
         dtype: DType,
     ) -> Result<Self> {
-        let shape = [num_blocks * block_size, config.kv_dim()];
+        let shape = [num_blocks * block_size, row_len(config, dtype)];
         let layer = || {
             let (k, v) =
                 (Tensor::zeros(device, shape, dtype)?, Tensor::zeros(device, shape, dtype)?);
@@ -43,7 +48,7 @@ impl<D: Device> KvCache<D> {
 
     /// What a block takes in all layers.
     pub fn bytes_per_block(config: &TextConfig, block_size: usize, dtype: DType) -> u64 {
-        (2 * config.n_layers * block_size * config.kv_dim() * dtype.size()) as u64
+        (2 * config.n_layers * block_size * row_len(config, dtype) * dtype.size()) as u64
     }
 
     /// Blocks, the null block included.

@@ -21,7 +21,7 @@ pub struct Precision {
     pub weights: DType,
     /// Activations between operations.
     pub activations: DType,
-    /// Keys and values.
+    /// Keys and values: any float, or 8 bits ([`DType::Int8`], [`DType::Fp8`]) with scales.
     pub kv: DType,
 }
 

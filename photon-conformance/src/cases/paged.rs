@@ -4,10 +4,12 @@
 //! and the block that table entries past the context name. One look at any of them shows in the output.
 use std::ops::Range;
 
-use photon_core::{DType, Kernels, PagedAttention};
+use photon_core::{DType, Kernels, PagedAttention, kv};
 
 use crate::{
-    Options, oracle,
+    Options,
+    cache::Cache,
+    oracle,
     rig::{Gaps, Label, Probe, Rig, Want, skip},
     rng::Rng,
 };
@@ -58,6 +60,11 @@ impl Config {
         );
         Label { op: "paged_attention", about, seed: self.seed }
     }
+
+    fn cache(&self, num_blocks: usize) -> Cache {
+        let &Config { kv_heads, head_dim, cache: dtype, .. } = self;
+        Cache { num_slots: num_blocks * self.block_size, kv_heads, head_dim, dtype }
+    }
 }
 
 /// A batch on the device, and the integers that describe it.
@@ -99,16 +106,9 @@ impl<D: Kernels> Batch<D> {
         }
         let tokens = starts[starts.len() - 1] as usize;
         let (q_dim, kv_dim) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let mut cache = |rig: &mut Rig<'_, D>, what| {
-            let mut values = rng.floats(num_blocks * c.block_size * kv_dim, 1.0);
-            for (slot, row) in values.chunks_exact_mut(kv_dim).enumerate() {
-                if !is_reached[slot] {
-                    row.fill(f32::NAN);
-                }
-            }
-            rig.input(what, [num_blocks * c.block_size, kv_dim], c.cache, &values)
-        };
-        let (k, v) = (cache(rig, "k_cache"), cache(rig, "v_cache"));
+        let cache = c.cache(num_blocks);
+        let k = cache.input(rig, "k_cache", rng, &is_reached);
+        let v = cache.input(rig, "v_cache", rng, &is_reached);
         // q as the models have it: the first columns of qkv.
         let gaps = Gaps { before: 0, after: 2 * kv_dim };
         let q = rig.view("q", [tokens, q_dim], c.q, gaps, &rng.floats(tokens * q_dim, c.sharpness));
@@ -198,7 +198,8 @@ impl<D: Kernels> Batch<D> {
         let label = self.c.label(what);
         let out = self.run(rig, 0..self.c.rows.len(), &label);
         let Config { heads, kv_heads, head_dim, sparse, .. } = self.c;
-        let (q, k, v) = (self.q.values(), self.k.values(), self.v.values());
+        let cache = self.c.cache(self.num_blocks);
+        let (q, k, v) = (self.q.values(), cache.values(&self.k), cache.values(&self.v));
         let width = heads * head_dim;
         let mut want = vec![Want::Stays; self.tokens() * width];
         for t in 0..self.tokens() {
@@ -239,7 +240,7 @@ fn each<D: Kernels>(
     mut spoil: impl FnMut(&mut Batch<D>),
 ) {
     let mut seed = first_seed;
-    for (q, cache) in rig.options.pairs() {
+    for (q, cache) in rig.options.cache_pairs() {
         for block_size in [1, 16, 64] {
             for rows in batches {
                 seed += 1;
@@ -352,7 +353,7 @@ pub(crate) fn shared_blocks<D: Kernels>(device: &D, options: &Options) {
 /// Scores far beyond what an exponential can hold.
 pub(crate) fn large_scores<D: Kernels>(device: &D, options: &Options) {
     let rig = &mut Rig::new(device, options);
-    for (i, (q, cache)) in options.pairs().enumerate() {
+    for (i, (q, cache)) in options.cache_pairs().enumerate() {
         for (j, sharpness) in [0.0, 50.0, 300.0].into_iter().enumerate() {
             let c = Config {
                 heads: 4,
@@ -377,7 +378,10 @@ pub(crate) fn real_shapes<D: Kernels>(device: &D, options: &Options) {
     let prefill = (vec![row(730, 730, 730)], 163);
     let mixed = (vec![row(1, 731, 730), row(1, 800, 730), row(12, 742, 730), row(1, 1023, 730)], 1);
     let dtype = options.float(options.floats.len() - 1);
-    for (i, (rows, sparse)) in [prefill, mixed].into_iter().enumerate() {
+    let mixed_in_8_bits = options.caches.iter().filter(|dtype| kv::is_scaled(**dtype));
+    let mixed_in_8_bits = mixed_in_8_bits.map(|&cache| (mixed.clone(), cache));
+    let batches = [(prefill, dtype), (mixed.clone(), dtype)].into_iter().chain(mixed_in_8_bits);
+    for (i, ((rows, sparse), cache)) in batches.enumerate() {
         let c = Config {
             heads: 32,
             kv_heads: 32,
@@ -385,7 +389,7 @@ pub(crate) fn real_shapes<D: Kernels>(device: &D, options: &Options) {
             block_size: 16,
             rows,
             q: dtype,
-            cache: dtype,
+            cache,
             sharpness: 3.0,
             sparse,
             seed: 87_000 + i as u64,
@@ -403,7 +407,7 @@ pub(crate) fn batch_invariance<D: Kernels>(device: &D, options: &Options) {
     let mixed = vec![row(1, 65, 0), row(9, 40, 31), row(1, 1, 0), row(1, 300, 0), row(33, 33, 0)];
     let decode = (0..17).map(|i| row(1, 1 + 37 * i, 0)).collect();
     for (i, rows) in [mixed, decode].into_iter().enumerate() {
-        for (j, (q, cache)) in options.pairs().enumerate() {
+        for (j, (q, cache)) in options.cache_pairs().enumerate() {
             let seed = 88_000 + (10 * i + j) as u64;
             let (heads, kv_heads, head_dim) = HEADS[seed as usize % HEADS.len()];
             let c = Config {
@@ -440,7 +444,7 @@ pub(crate) fn chunk_invariance<D: Kernels>(device: &D, options: &Options) {
     }
     let rig = &mut Rig::new(device, options);
     for (i, (len, prefix)) in [(70, 0), (150, 33), (300, 0)].into_iter().enumerate() {
-        for (j, (q, cache)) in options.pairs().enumerate() {
+        for (j, (q, cache)) in options.cache_pairs().enumerate() {
             let seed = 89_000 + (10 * i + j) as u64;
             let (heads, kv_heads, head_dim) = HEADS[seed as usize % HEADS.len()];
             let c = Config {

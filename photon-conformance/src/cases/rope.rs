@@ -1,8 +1,9 @@
 //! [`RopeStore`]: rotation in place, and the store into the paged cache.
-use photon_core::{DType, Kernels, RopeStore};
+use photon_core::{DType, Kernels, RopeStore, kv};
 
 use crate::{
     Options,
+    cache::Cache,
     cases::poisoned,
     oracle,
     rig::{Gaps, Label, Rig, Value, Want},
@@ -34,7 +35,12 @@ fn check<D: Kernels>(rig: &mut Rig<'_, D>, c: &Config) {
     let rng = &mut Rng::new(c.seed);
     let (q_dim, kv_dim) = (heads * head_dim, kv_heads * head_dim);
     let width = q_dim + 2 * kv_dim;
-    let values = rng.floats(tokens * width, 2.0);
+    let mut values = rng.floats(tokens * width, 2.0);
+    // Values that an 8-bit cache must not make a number of, and a head of zeros.
+    for (t, bad) in [f32::NAN, f32::INFINITY, 0.0].into_iter().enumerate().take(tokens) {
+        let first = t * width + q_dim + kv_dim;
+        values[first..first + if bad == 0.0 { head_dim } else { 1 }].fill(bad);
+    }
     let mut positions: Vec<i32> = (0..tokens).map(|_| rng.below(max_context) as i32).collect();
     let mut slots: Vec<i32> =
         rng.permutation(num_slots)[..tokens].iter().map(|&slot| slot as i32).collect();
@@ -48,8 +54,8 @@ fn check<D: Kernels>(rig: &mut Rig<'_, D>, c: &Config) {
     }
 
     let mut qkv = rig.in_out("qkv", [tokens, width], c.qkv, Gaps::NONE, &values);
-    let mut k_cache = rig.output("k_cache", [num_slots, kv_dim], c.cache, Gaps::NONE);
-    let mut v_cache = rig.output("v_cache", [num_slots, kv_dim], c.cache, Gaps::NONE);
+    let cache = Cache { num_slots, kv_heads, head_dim, dtype: c.cache };
+    let (mut k_cache, mut v_cache) = (cache.output(rig, "k_cache"), cache.output(rig, "v_cache"));
     let position = rig.indices("positions", [tokens], &positions);
     let slot = rig.indices("slots", [tokens], &slots);
     let angles = rng.floats(max_context * rotary_dims / 2, 3.2);
@@ -88,14 +94,25 @@ fn check<D: Kernels>(rig: &mut Rig<'_, D>, c: &Config) {
     });
     let token_of: Vec<Option<usize>> =
         (0..num_slots).map(|s| slots.iter().position(|&slot| slot == s as i32)).collect();
-    rig.check(&label, &k_cache, |slot, j| match token_of[slot].map(|t| &k[t]) {
-        Some(Some(row)) => Want::Near(row[j]),
-        _ => Want::Stays,
-    });
-    rig.check(&label, &v_cache, |slot, j| match token_of[slot] {
-        Some(t) if k[t].is_some() => Want::Exact(before[t * width + q_dim + kv_dim + j] as f32),
-        _ => Want::Stays,
-    });
+    // What a slot shall hold: keys and values of its token, unless that was skipped.
+    let stored = |slot: usize| token_of[slot].and_then(|t| Some((t, k[t].as_ref()?)));
+    let v = |t: usize, j: usize| before[t * width + q_dim + kv_dim + j];
+    if kv::is_scaled(c.cache) {
+        let exact = |value| Value { value, ..Value::default() };
+        cache.check(rig, &label, &k_cache, |slot| stored(slot).map(|(_, k)| k.clone()));
+        cache.check(rig, &label, &v_cache, |slot| {
+            stored(slot).map(|(t, _)| (0..kv_dim).map(|j| exact(v(t, j))).collect())
+        });
+    } else {
+        rig.check(&label, &k_cache, |slot, j| match stored(slot) {
+            Some((_, k)) => Want::Near(k[j]),
+            None => Want::Stays,
+        });
+        rig.check(&label, &v_cache, |slot, j| match stored(slot) {
+            Some((t, _)) => Want::Exact(v(t, j) as f32),
+            None => Want::Stays,
+        });
+    }
     rig.unchanged(&label, &[&position, &slot, &table]);
 }
 
@@ -110,7 +127,7 @@ fn run<D: Kernels>(device: &D, options: &Options, poison: bool) {
         (8, 2, 64, 64),
     ];
     let mut seed = if poison { 75_000 } else { 70_000 };
-    for (qkv, cache) in options.pairs() {
+    for (qkv, cache) in options.cache_pairs() {
         for (heads, kv_heads, head_dim, rotary_dims) in heads {
             for tokens in [1, 7, 33] {
                 seed += 1;

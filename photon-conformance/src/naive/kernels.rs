@@ -1,9 +1,9 @@
 //! Every operation as scalar f32 loops over whole tensors: inputs are decoded first, then results are
 //! rounded into place.
 use photon_core::{
-    Activation, Attention, Copy, Cx, Fourier, Gather, Kernels, LayerNorm, Linear, PagedAttention,
-    Patchify, RopeStore, Sample, SampleParams, Scatter, StitchPool, Tensor, Tile, Weight,
-    WeightFormat, sampler,
+    Activation, Attention, Copy, Cx, DType, Fourier, Gather, Kernels, LayerNorm, Linear,
+    PagedAttention, Patchify, RopeStore, Sample, SampleParams, Scatter, StitchPool, Tensor, Tile,
+    Weight, WeightFormat, kv, sampler,
 };
 
 use super::Naive;
@@ -34,6 +34,45 @@ fn store(t: &Tensor<Naive>, mut value: impl FnMut(usize, usize) -> Option<f32>) 
     for (i, at) in elements(t).enumerate() {
         if let Some(value) = value(i / cols, i % cols) {
             bytes[at..at + size].copy_from_slice(&encode(value, t.dtype())[..size]);
+        }
+    }
+}
+
+/// The numbers in a paged cache, `[num_slots, values]`, where a row has `values` beside the scales.
+fn cached(t: &Tensor<Naive>, values: usize, head_dim: usize) -> Vec<f32> {
+    if !kv::is_scaled(t.dtype()) {
+        return floats(t);
+    }
+    let bytes = t.buffer().lock();
+    let rows = bytes[t.byte_range()].chunks_exact(t.cols());
+    let number = |row: &[u8], j: usize| {
+        let scale = &row[values + j / head_dim * kv::SCALE_BYTES..];
+        let scale = f32::from_le_bytes([scale[0], scale[1], scale[2], scale[3]]);
+        match t.dtype() {
+            DType::Int8 => f32::from(row[j] as i8) * scale,
+            _ => kv::from_fp8(row[j]) * scale,
+        }
+    };
+    rows.flat_map(|row| (0..values).map(move |j| number(row, j))).collect()
+}
+
+/// Writes the heads of one row of a paged cache.
+fn cache(t: &Tensor<Naive>, slot: usize, x: &[f32], head_dim: usize) {
+    let row = t.row_range(slot..slot + 1);
+    if !kv::is_scaled(t.dtype()) {
+        return store(&row, |_, j| Some(x[j]));
+    }
+    let mut bytes = row.buffer().lock();
+    let (values, scales) = bytes[row.byte_range()].split_at_mut(x.len());
+    for (i, head) in x.chunks_exact(head_dim).enumerate() {
+        let largest = if t.dtype() == DType::Int8 { kv::INT8_MAX } else { kv::FP8_MAX };
+        let scale = kv::scale_of(head, largest);
+        scales[i * kv::SCALE_BYTES..][..kv::SCALE_BYTES].copy_from_slice(&scale.to_le_bytes());
+        for (code, x) in values[i * head_dim..].iter_mut().zip(head) {
+            *code = match t.dtype() {
+                DType::Int8 => kv::to_int8(x / scale) as u8,
+                _ => kv::to_fp8(x / scale),
+            };
         }
     }
 }
@@ -201,9 +240,10 @@ impl Kernels for Naive {
                 let q = qkv.row_range(t..t + 1).col_range(0..q_dim);
                 store(&q, |_, j| Some(rotated(t, j, position)));
                 let Some(slot) = row_of(slots[t], k_cache.rows()) else { continue };
-                let (k, v) = (k_cache.row_range(slot..slot + 1), v_cache.row_range(slot..slot + 1));
-                store(&k, |_, j| Some(rotated(t, q_dim + j, position)));
-                store(&v, |_, j| Some(all[t * width + q_dim + kv_dim + j]));
+                let k: Vec<f32> = (0..kv_dim).map(|j| rotated(t, q_dim + j, position)).collect();
+                let v = &all[t * width + q_dim + kv_dim..][..kv_dim];
+                cache(&k_cache, slot, &k, head_dim);
+                cache(&v_cache, slot, v, head_dim);
             }
         });
     }
@@ -216,10 +256,11 @@ impl Kernels for Naive {
         let (block_size, heads, kv_heads, scale) = (op.block_size, op.heads, op.kv_heads, op.scale);
         cx.stream.run(move || {
             let [tables, starts, contexts, prefixes] = [0, 1, 2, 3].map(|i| ints(&integers[i]));
-            let (qs, k, v) = (floats(&q), floats(&k_cache), floats(&v_cache));
             let max_blocks = integers[0].cols();
             let num_blocks = k_cache.rows() / block_size;
             let head_dim = q.cols() / heads;
+            let [k, v] = [&k_cache, &v_cache].map(|c| cached(c, kv_heads * head_dim, head_dim));
+            let qs = floats(&q);
             for r in 0..contexts.len() {
                 let (context, prefix) = (i64::from(contexts[r]), i64::from(prefixes[r]));
                 for t in starts[r]..starts[r + 1] {

@@ -9,7 +9,7 @@ use photon_core::{
     Activation, Arena, Attention, Copy, Cx, DType, Device, Error, Fourier, Gather, Kernels,
     LayerNorm, Linear, MemoryInfo, PagedAttention, PatchEmbed, Patchify, Pending, Result,
     RopeStore, Sample, SampleParams, Scatter, StitchPool, Tensor, Tile, Weight, WeightData,
-    convert, reference,
+    convert, kv, reference,
 };
 
 /// What is wrong.
@@ -31,6 +31,7 @@ pub(crate) enum Bug {
     CaptureRuns,
     ChangesItsInput,
     ClearsFirst,
+    CodesAreOneOff,
     ComputesVarianceInOnePass,
     CorrectsBessel,
     DependsOnTheBatch,
@@ -51,6 +52,7 @@ pub(crate) enum Bug {
     IgnoresPositions,
     IgnoresPrefix,
     IgnoresRowStride,
+    IgnoresScales,
     IgnoresSeed,
     IgnoresStream,
     IgnoresTemperature,
@@ -73,6 +75,8 @@ pub(crate) enum Bug {
     ReportsAllMemoryAsFree,
     RotatesTheRestToo,
     RoundsTwice,
+    ScaleOfTheNextHead,
+    ScalesAreHalved,
     ScalesTheDraw,
     SeesOtherSequences,
     SeesTheFuture,
@@ -90,9 +94,23 @@ pub(crate) enum Bug {
     WritesOneRowTooMany,
     WritesRowsThatSeeNothing,
     ZeroRowsWriteOne,
+    ZeroesWhatIsNotFinite,
 }
 
 use Bug::*;
+
+/// `bug`, if it is about caches of this type.
+fn in_cache(bug: Bug, dtype: DType) -> Bug {
+    let is_about_scales = matches!(
+        bug,
+        CodesAreOneOff
+            | IgnoresScales
+            | ScaleOfTheNextHead
+            | ScalesAreHalved
+            | ZeroesWhatIsNotFinite
+    );
+    if is_about_scales == kv::is_scaled(dtype) { bug } else { Nothing }
+}
 
 /// The device with the bug.
 #[derive(Clone, Copy, Debug)]
@@ -231,6 +249,25 @@ fn edited(t: &Plain, edit: impl Fn(usize, usize, f32) -> f32) -> Plain {
             set(&copy, i, j, edit(i, j, get(t, i, j)));
         }
     }
+    copy
+}
+
+/// Changes row `i` of an 8-bit cache: `edit` gets the codes and the scales.
+fn edit_row(t: &Plain, i: usize, kv_heads: usize, edit: impl FnOnce(&mut [u8], &mut [f32])) {
+    let row = t.row_range(i..i + 1).byte_range();
+    let mut bytes = t.buffer().lock();
+    let (codes, tail) = bytes[row].split_at_mut(t.cols() - kv_heads * kv::SCALE_BYTES);
+    let number = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+    let mut scales: Vec<f32> = tail.chunks_exact(kv::SCALE_BYTES).map(number).collect();
+    edit(codes, &mut scales);
+    tail.copy_from_slice(bytemuck::cast_slice(&scales));
+}
+
+/// A copy of an 8-bit cache with other scales.
+fn rescaled(t: &Plain, kv_heads: usize, edit: impl Fn(&mut [f32])) -> Plain {
+    let copy = Tensor::zeros(&Naive, t.shape(), t.dtype()).expect("memory");
+    copy.buffer().lock().copy_from_slice(&t.buffer().lock()[t.byte_range()]);
+    (0..t.rows()).for_each(|i| edit_row(&copy, i, kv_heads, |_, scales| edit(scales)));
     copy
 }
 
@@ -498,7 +535,7 @@ impl Kernels for Mutant {
     }
 
     fn rope_store(cx: &mut Cx<'_, Self>, op: RopeStore<'_, Self>) {
-        let bug = cx.device.0;
+        let bug = in_cache(cx.device.0, op.k_cache.dtype());
         let (mut qkv, mut k_cache, mut v_cache): (Plain, Plain, Plain) =
             (op.qkv.on(), op.k_cache.on(), op.v_cache.on());
         let (mut positions, mut slots, mut table): (Plain, Plain, Plain) =
@@ -551,13 +588,26 @@ impl Kernels for Mutant {
                     });
                 }
                 WritesOneRowTooMany if t == 0 => set(&k_cache, num_slots, 0, 0.0),
+                CodesAreOneOff if stored(t) => {
+                    let slot = slot[t] as usize;
+                    edit_row(&k_cache, slot, kv_heads, |codes, _| codes[0] ^= 1);
+                }
+                ScalesAreHalved if stored(t) => {
+                    let slot = slot[t] as usize;
+                    edit_row(&v_cache, slot, kv_heads, |_, scales| scales[0] /= 2.0);
+                }
+                ZeroesWhatIsNotFinite if stored(t) => {
+                    edit_row(&v_cache, slot[t] as usize, kv_heads, |_, scales| {
+                        scales.iter_mut().filter(|s| !s.is_finite()).for_each(|s| *s = 0.0);
+                    });
+                }
                 _ => {}
             }
         }
     }
 
     fn paged_attention(cx: &mut Cx<'_, Self>, op: PagedAttention<'_, Self>) {
-        let bug = cx.device.0;
+        let bug = in_cache(cx.device.0, op.k_cache.dtype());
         let mut q: Plain = op.q.on();
         let (mut k_cache, mut v_cache): (Plain, Plain) = (op.k_cache.on(), op.v_cache.on());
         let (mut tables, starts): (Plain, Plain) = (op.block_tables.on(), op.row_starts.on());
@@ -596,6 +646,13 @@ impl Kernels for Mutant {
                 let (k, v) = (k_cache.view(), v_cache.view());
                 k_cache = edited(&k, |i, j, _| other(i, j, &k));
                 v_cache = edited(&v, |i, j, _| other(i, j, &v));
+            }
+            IgnoresScales => {
+                let ones = |scales: &mut [f32]| scales.fill(1.0);
+                k_cache = rescaled(&k_cache, kv_heads, ones);
+            }
+            ScaleOfTheNextHead => {
+                v_cache = rescaled(&v_cache, kv_heads, |scales| scales.rotate_left(1));
             }
             IgnoresRowStride => {
                 q = Tensor::new(q.buffer().clone(), q.offset(), [q.rows(), q.cols()], q.dtype());

@@ -142,6 +142,9 @@ fn rope_store() {
             BadSlotSkipsTheToken,
             BadPositionStillStores,
             WritesOneRowTooMany,
+            CodesAreOneOff,
+            ScalesAreHalved,
+            ZeroesWhatIsNotFinite,
         ],
     );
 }
@@ -169,6 +172,8 @@ fn paged_attention() {
             WritesOneRowTooMany,
             DependsOnTheBatch,
             DependsOnTheChunk,
+            IgnoresScales,
+            ScaleOfTheNextHead,
         ],
     );
 }

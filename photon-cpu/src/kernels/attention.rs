@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     Cpu, Isa,
-    elements::{Float, Rows, RowsMut, with_float},
+    elements::{CacheRows, Cached, Float, Rows, RowsMut, with_cached, with_float},
     simd::{Convert, Op, Simd, dispatch},
 };
 
@@ -90,7 +90,7 @@ struct Streamed<'a, 't, T> {
     lines: &'a mut [f32],
 }
 
-impl<T: Float> Source for Streamed<'_, '_, T> {
+impl<T: Cached> Source for Streamed<'_, '_, T> {
     fn keys(&mut self, panel: usize) -> &[f32] {
         self.head.pack_keys(self.isa, panel, self.keys, self.lines);
         self.keys
@@ -107,7 +107,7 @@ impl<T: Float> Source for Streamed<'_, '_, T> {
     }
 }
 
-impl<T: Float> Head<'_, '_, T> {
+impl<T: Cached> Head<'_, '_, T> {
     fn pack_keys(&self, isa: Isa, panel: usize, out: &mut [f32], lines: &mut [f32]) {
         let (layout, row, len) = (self.layout, self.key, self.len);
         dispatch(isa, PackKeys { layout, row, len, panel, out, lines });
@@ -233,7 +233,7 @@ pub(crate) fn attention(cpu: &Cpu, op: Attention<'_, Cpu>) {
     with_float!(op.out.dtype(), T => dense::<T>(cpu, op));
 }
 
-fn dense<T: Float>(cpu: &Cpu, op: Attention<'_, Cpu>) {
+fn dense<T: Float + Cached>(cpu: &Cpu, op: Attention<'_, Cpu>) {
     let Attention { out, qkv, seq_len, heads, scale } = op;
     let (out, qkv) = (RowsMut::<T>::new(out), Rows::<T>::new(qkv));
     let head_dim = out.cols() / heads;
@@ -261,8 +261,8 @@ fn dense<T: Float>(cpu: &Cpu, op: Attention<'_, Cpu>) {
         let head = Head {
             layout,
             len: seq_len,
-            key: &|u| Some(qkv.part(first + u, columns(1))),
-            value: &|u| Some(qkv.part(first + u, columns(2))),
+            key: &|u| Some((qkv.part(first + u, columns(1)), 1.0)),
+            value: &|u| Some((qkv.part(first + u, columns(2)), 1.0)),
             unseen: &[],
         };
         head.answer(isa, &queries);
@@ -271,7 +271,7 @@ fn dense<T: Float>(cpu: &Cpu, op: Attention<'_, Cpu>) {
 
 pub(crate) fn paged_attention(cpu: &Cpu, op: PagedAttention<'_, Cpu>) {
     let cache = op.k_cache.dtype();
-    with_float!(op.out.dtype(), T => with_float!(cache, U => paged::<T, U>(cpu, op)));
+    with_float!(op.out.dtype(), T => with_cached!(cache, U => paged::<T, U>(cpu, op)));
 }
 
 /// A row of the batch: a sequence's tokens and what they may see.
@@ -334,8 +334,8 @@ struct Paged<'a, T, U> {
     isa: Isa,
     q: Rows<'a, T>,
     out: RowsMut<'a, T>,
-    k_cache: Rows<'a, U>,
-    v_cache: Rows<'a, U>,
+    k_cache: CacheRows<'a, U>,
+    v_cache: CacheRows<'a, U>,
     block_size: usize,
     num_blocks: usize,
     /// Query heads per head of keys.
@@ -344,10 +344,11 @@ struct Paged<'a, T, U> {
     scale: f32,
 }
 
-fn paged<T: Float, U: Float>(cpu: &Cpu, op: PagedAttention<'_, Cpu>) {
+fn paged<T: Float, U: Cached>(cpu: &Cpu, op: PagedAttention<'_, Cpu>) {
     let rows = rows_of(&op);
     let PagedAttention { block_size, heads, kv_heads, scale, .. } = op;
-    let (k_cache, v_cache) = (Rows::<U>::new(op.k_cache), Rows::<U>::new(op.v_cache));
+    let k_cache = CacheRows::<U>::new(op.k_cache, kv_heads);
+    let v_cache = CacheRows::<U>::new(op.v_cache, kv_heads);
     let (out, q) = (RowsMut::<T>::new(op.out), Rows::<T>::new(op.q));
     let op = Paged {
         isa: isa_of(cpu),
@@ -387,7 +388,7 @@ fn paged<T: Float, U: Float>(cpu: &Cpu, op: PagedAttention<'_, Cpu>) {
     });
 }
 
-impl<T: Float, U: Float> Paged<'_, T, U> {
+impl<'a, T: Float, U: Cached> Paged<'a, T, U> {
     /// Several tokens of a row, for the query heads of one head of keys.
     fn prompt(&self, row: &Row<'_>, tokens: Range<usize>, kv_head: usize) {
         let (head_dim, block_size) = (self.head_dim, self.block_size);
@@ -396,11 +397,14 @@ impl<T: Float, U: Float> Paged<'_, T, U> {
             let block = index(row.blocks[u / block_size], self.num_blocks)?;
             Some(block * block_size + u % block_size)
         };
+        let scaled = |cache: &CacheRows<'a, U>, slot| {
+            (cache.part(slot, columns.clone()), cache.scale(slot, kv_head))
+        };
         let head = Head {
             layout: Layout::new(dispatch(self.isa, Lanes), head_dim),
             len: row.visible(tokens.end - 1),
-            key: &|u| Some(self.k_cache.part(slot(u)?, columns.clone())),
-            value: &|u| Some(self.v_cache.part(slot(u)?, columns.clone())),
+            key: &|u| Some(scaled(&self.k_cache, slot(u)?)),
+            value: &|u| Some(scaled(&self.v_cache, slot(u)?)),
             unseen: &row.unseen,
         };
         let queries = Queries {

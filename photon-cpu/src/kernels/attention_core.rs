@@ -10,7 +10,7 @@
 use std::ops::Range;
 
 use crate::{
-    elements::Float,
+    elements::Cached,
     simd::{Convert, MAX_LANES, Op, Simd, load, store},
 };
 
@@ -81,8 +81,9 @@ impl Layout {
     }
 }
 
-/// The row of a cache or of qkv that holds a position; `None` for one that cannot be seen.
-pub(super) type RowAt<'a, 't, T> = &'a dyn Fn(usize) -> Option<&'t [T]>;
+/// The row of a cache or of qkv that holds a position, and its scale; `None` for one that cannot be
+/// seen.
+pub(super) type RowAt<'a, 't, T> = &'a dyn Fn(usize) -> Option<(&'t [T], f32)>;
 
 /// Packs one panel of keys. Positions from `len` on are not needed by anyone.
 pub(super) struct PackKeys<'a, 't, T> {
@@ -94,7 +95,7 @@ pub(super) struct PackKeys<'a, 't, T> {
     pub(super) lines: &'a mut [f32],
 }
 
-impl<T: Float> Op for PackKeys<'_, '_, T> {
+impl<T: Cached> Op for PackKeys<'_, '_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -110,7 +111,7 @@ impl<T: Float> Op for PackKeys<'_, '_, T> {
                 let position = first + lane;
                 prefetch(s, row, position + AHEAD, len);
                 match if position < len { row(position) } else { None } {
-                    Some(key) => widen(s, key, line),
+                    Some((key, scale)) => widen(s, key, scale, line),
                     None => line.fill(0.0),
                 }
             }
@@ -139,7 +140,7 @@ pub(super) struct PackValues<'a, 't, T> {
     pub(super) lines: &'a mut [f32],
 }
 
-impl<T: Float> Op for PackValues<'_, '_, T> {
+impl<T: Cached> Op for PackValues<'_, '_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -149,7 +150,7 @@ impl<T: Float> Op for PackValues<'_, '_, T> {
         for (i, position) in positions.clone().enumerate() {
             prefetch(s, row, position + AHEAD, len);
             match row(position) {
-                Some(value) => widen(s, value, line),
+                Some((value, scale)) => widen(s, value, scale, line),
                 None => line.fill(0.0),
             }
             for vectors in layout.column_panels() {
@@ -168,7 +169,7 @@ impl<T: Float> Op for PackValues<'_, '_, T> {
 #[inline(always)]
 fn prefetch<S: Simd, T>(s: S, row: RowAt<'_, '_, T>, position: usize, len: usize) {
     if position < len
-        && let Some(row) = row(position)
+        && let Some((row, _)) = row(position)
     {
         for line in row.chunks(64 / size_of::<T>()) {
             s.prefetch(line.as_ptr());
@@ -176,16 +177,35 @@ fn prefetch<S: Simd, T>(s: S, row: RowAt<'_, '_, T>, position: usize, len: usize
     }
 }
 
+/// The first elements of `x`, scaled.
+#[inline(always)]
+pub(super) fn load_scaled<S: Simd, T: Cached>(s: S, x: &[T], scale: f32) -> S::V {
+    match T::SCALE_LEN {
+        0 => load(s, x),
+        _ => s.mul(load(s, x), s.splat(scale)),
+    }
+}
+
+/// The elements of `x`, fewer than `LANES`, as a vector with zeros after them.
+#[inline(always)]
+pub(super) fn load_tail<S: Simd, T: Cached>(s: S, x: &[T], scale: f32) -> S::V {
+    let mut wide = [0.0f32; MAX_LANES];
+    Convert { out: &mut wide[..x.len()], x }.call(s);
+    match T::SCALE_LEN {
+        0 => load(s, &wide),
+        _ => s.mul(load(s, &wide), s.splat(scale)),
+    }
+}
+
 /// Converts a row to f32, with zeros up to `out`'s length.
 #[inline(always)]
-fn widen<S: Simd, T: Float>(s: S, x: &[T], out: &mut [f32]) {
+fn widen<S: Simd, T: Cached>(s: S, x: &[T], scale: f32, out: &mut [f32]) {
     let body = x.len() - x.len() % S::LANES;
     for i in (0..body).step_by(S::LANES) {
-        store(s, &mut out[i..], load(s, &x[i..]));
+        store(s, &mut out[i..], load_scaled(s, &x[i..], scale));
     }
     if body < x.len() {
-        Convert { out: &mut out[body..x.len()], x: &x[body..] }.call(s);
-        out[x.len()..].fill(0.0);
+        store(s, &mut out[body..], load_tail(s, &x[body..], scale));
     }
 }
 

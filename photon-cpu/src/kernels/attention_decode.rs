@@ -6,10 +6,10 @@
 //! [`super::attention_core`], so a token decoded alone has the bits it would have in a prompt.
 use std::ops::Range;
 
-use super::attention_core::{Work, grow, multiply, softmax};
+use super::attention_core::{Work, grow, load_scaled, load_tail, multiply, softmax};
 use crate::{
-    elements::{Float, Rows},
-    simd::{Convert, MAX_LANES, Op, Simd, load, store},
+    elements::{CacheRows, Cached},
+    simd::{MAX_LANES, Op, Simd, load, store},
 };
 
 /// Positions whose values are added before the next head's.
@@ -22,8 +22,8 @@ pub(super) const UNSEEN: usize = usize::MAX;
 /// `work.query` holds the queries, `[heads * group, padded dim]`, and then the results;
 /// `work.answered` says where there are any.
 pub(super) struct Decode<'a, T> {
-    pub(super) k: Rows<'a, T>,
-    pub(super) v: Rows<'a, T>,
+    pub(super) k: CacheRows<'a, T>,
+    pub(super) v: CacheRows<'a, T>,
     /// The cache row of each position the token sees, or [`UNSEEN`].
     pub(super) slots: &'a [usize],
     /// Positions that are [`UNSEEN`], in order.
@@ -38,7 +38,7 @@ pub(super) struct Decode<'a, T> {
     pub(super) work: &'a mut Work,
 }
 
-impl<T: Float> Op for Decode<'_, T> {
+impl<T: Cached> Op for Decode<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -72,10 +72,16 @@ impl<T: Float> Op for Decode<'_, T> {
                 for row in &next[..panel_len] {
                     prefetch(s, &row[head * dim..(head + 1) * dim]);
                 }
+                let mut scales = [1.0; 2 * MAX_LANES];
+                if T::SCALE_LEN > 0 {
+                    for (i, scale) in scales[..panel_len].iter_mut().enumerate() {
+                        *scale = k.scale(slot_of(first + i), heads.start + head);
+                    }
+                }
                 for i in head * group..(head + 1) * group {
                     let query = &query[i * padded..(i + 1) * padded];
                     let scores = &mut scores[i * stride + first..][..panel_len];
-                    score_panel(s, query, &rows, head * dim..(head + 1) * dim, scores);
+                    score_panel(s, query, &rows, &scales, head * dim..(head + 1) * dim, scores);
                 }
             }
         }
@@ -100,10 +106,18 @@ impl<T: Float> Op for Decode<'_, T> {
                 for row in next.iter().flatten() {
                     prefetch(s, &row[columns.clone()]);
                 }
+                let mut scales = [1.0; VALUE_BLOCK];
+                if T::SCALE_LEN > 0 {
+                    for (&slot, scale) in slots[first..].iter().zip(&mut scales) {
+                        if slot != UNSEEN {
+                            *scale = v.scale(slot, heads.start + head);
+                        }
+                    }
+                }
                 for i in head * group..(head + 1) * group {
                     let shares = &scores[i * stride..(i + 1) * stride][first..];
                     let out = &mut out[i * padded..(i + 1) * padded];
-                    add_values(s, &rows, columns.clone(), shares, out);
+                    add_values(s, &rows, &scales, columns.clone(), shares, out);
                 }
             }
         }
@@ -123,21 +137,14 @@ fn prefetch<S: Simd, T>(s: S, row: &[T]) {
     }
 }
 
-/// The elements of `row`, fewer than `LANES`, as a vector with zeros after them.
-#[inline(always)]
-fn load_tail<S: Simd, T: Float>(s: S, row: &[T]) -> S::V {
-    let mut wide = [0.0f32; MAX_LANES];
-    Convert { out: &mut wide[..row.len()], x: row }.call(s);
-    load(s, &wide)
-}
-
 /// Scores of two vectors of positions: `scores[u] = sum_d query[d] rows[u][columns.start + d]`, `d`
 /// ascending.
 #[inline(always)]
-fn score_panel<S: Simd, T: Float>(
+fn score_panel<S: Simd, T: Cached>(
     s: S,
     query: &[f32],
     rows: &[&[T]; 2 * MAX_LANES],
+    scales: &[f32; 2 * MAX_LANES],
     columns: Range<usize>,
     scores: &mut [f32],
 ) {
@@ -146,10 +153,11 @@ fn score_panel<S: Simd, T: Float>(
     let body = columns.len() - tail;
     for first in (0..body).step_by(S::LANES) {
         // One tile at a time: two would not fit in sixteen registers.
-        for (acc, rows) in acc.iter_mut().zip(rows.chunks(S::LANES)) {
+        for (half, acc) in acc.iter_mut().enumerate() {
+            let rows = rows[half * S::LANES..].iter().zip(&scales[half * S::LANES..]);
             let mut tile = [s.splat(0.0); MAX_LANES];
-            for (v, row) in tile.iter_mut().zip(rows) {
-                *v = load(s, &row[columns.start + first..]);
+            for (v, (row, scale)) in tile[..S::LANES].iter_mut().zip(rows) {
+                *v = load_scaled(s, &row[columns.start + first..], *scale);
             }
             let tile = s.transpose(tile);
             for (&x, v) in query[first..first + S::LANES].iter().zip(tile) {
@@ -158,10 +166,11 @@ fn score_panel<S: Simd, T: Float>(
         }
     }
     if tail > 0 {
-        for (acc, rows) in acc.iter_mut().zip(rows.chunks(S::LANES)) {
+        for (half, acc) in acc.iter_mut().enumerate() {
+            let rows = rows[half * S::LANES..].iter().zip(&scales[half * S::LANES..]);
             let mut tile = [s.splat(0.0); MAX_LANES];
-            for (v, row) in tile.iter_mut().zip(rows) {
-                *v = load_tail(s, &row[columns.start + body..columns.end]);
+            for (v, (row, scale)) in tile[..S::LANES].iter_mut().zip(rows) {
+                *v = load_tail(s, &row[columns.start + body..columns.end], *scale);
             }
             let tile = s.transpose(tile);
             for (&x, v) in query[body..columns.len()].iter().zip(tile) {
@@ -176,9 +185,10 @@ fn score_panel<S: Simd, T: Float>(
 
 /// `out += sum_u shares[u] rows[u]`, `u` ascending, for those that are there.
 #[inline(always)]
-fn add_values<S: Simd, T: Float>(
+fn add_values<S: Simd, T: Cached>(
     s: S,
     rows: &[Option<&[T]>; VALUE_BLOCK],
+    scales: &[f32; VALUE_BLOCK],
     columns: Range<usize>,
     shares: &[f32],
     out: &mut [f32],
@@ -189,18 +199,19 @@ fn add_values<S: Simd, T: Float>(
         let from = columns.start + at * S::LANES;
         let out = &mut out[at * S::LANES..];
         match vectors - at {
-            8.. => at += add_columns::<S, T, 8>(s, rows, from, shares, out),
-            4.. => at += add_columns::<S, T, 4>(s, rows, from, shares, out),
-            2.. => at += add_columns::<S, T, 2>(s, rows, from, shares, out),
-            _ => at += add_columns::<S, T, 1>(s, rows, from, shares, out),
+            8.. => at += add_columns::<S, T, 8>(s, rows, scales, from, shares, out),
+            4.. => at += add_columns::<S, T, 4>(s, rows, scales, from, shares, out),
+            2.. => at += add_columns::<S, T, 2>(s, rows, scales, from, shares, out),
+            _ => at += add_columns::<S, T, 1>(s, rows, scales, from, shares, out),
         }
     }
     if !columns.len().is_multiple_of(S::LANES) {
         let out = &mut out[vectors * S::LANES..];
         let mut acc = load(s, out);
-        for (row, &share) in rows.iter().zip(shares) {
+        for ((row, &scale), &share) in rows.iter().zip(scales).zip(shares) {
             if let Some(row) = row {
-                let tail = load_tail(s, &row[columns.start + vectors * S::LANES..columns.end]);
+                let row = &row[columns.start + vectors * S::LANES..columns.end];
+                let tail = load_tail(s, row, scale);
                 acc = s.fma(s.splat(share), tail, acc);
             }
         }
@@ -210,9 +221,10 @@ fn add_values<S: Simd, T: Float>(
 
 /// [`add_values`] for `W` vectors of columns; returns `W`.
 #[inline(always)]
-fn add_columns<S: Simd, T: Float, const W: usize>(
+fn add_columns<S: Simd, T: Cached, const W: usize>(
     s: S,
     rows: &[Option<&[T]>; VALUE_BLOCK],
+    scales: &[f32; VALUE_BLOCK],
     from: usize,
     shares: &[f32],
     out: &mut [f32],
@@ -221,12 +233,13 @@ fn add_columns<S: Simd, T: Float, const W: usize>(
     for (j, acc) in acc.iter_mut().enumerate() {
         *acc = load(s, &out[j * S::LANES..]);
     }
-    for (row, &share) in rows.iter().zip(shares) {
+    for ((row, &scale), &share) in rows.iter().zip(scales).zip(shares) {
         let Some(row) = row else { continue };
         let row = &row[from..from + W * S::LANES];
         let share = s.splat(share);
         for (j, acc) in acc.iter_mut().enumerate() {
-            *acc = s.fma(share, load(s, &row[j * S::LANES..]), *acc);
+            let value = load_scaled(s, &row[j * S::LANES..], scale);
+            *acc = s.fma(share, value, *acc);
         }
     }
     for (j, acc) in acc.iter().enumerate() {

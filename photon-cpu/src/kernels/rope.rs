@@ -1,21 +1,20 @@
 //! Rotary positions, and storing keys and values in the paged cache.
-use photon_core::{DType, RopeStore};
+use photon_core::RopeStore;
 
 use super::{for_runs, index};
 use crate::{
     Cpu,
-    elements::{Float, Rows, RowsMut, with_float},
+    elements::{Cached, Float, Rows, RowsMut, with_cached, with_float},
     simd::{Convert, dispatch},
 };
 
 pub(crate) fn rope_store(cpu: &Cpu, op: RopeStore<'_, Cpu>) {
-    assert_eq!(op.k_cache.dtype(), op.v_cache.dtype(), "rope_store: caches of different types");
-    let cache: DType = op.k_cache.dtype();
-    with_float!(op.qkv.dtype(), T => with_float!(cache, U => rope_heads::<T, U>(cpu, op)));
+    let cache = op.k_cache.dtype();
+    with_float!(op.qkv.dtype(), T => with_cached!(cache, U => rope_heads::<T, U>(cpu, op)));
 }
 
 /// Tasks own heads, not tokens, so that slots that repeat (as those of padding may) cannot race.
-fn rope_heads<T: Float, U: Float>(cpu: &Cpu, op: RopeStore<'_, Cpu>) {
+fn rope_heads<T: Float, U: Cached>(cpu: &Cpu, op: RopeStore<'_, Cpu>) {
     let RopeStore { qkv, k_cache, v_cache, positions, slots, table, heads, kv_heads, head_dim } =
         op;
     let positions = Rows::<i32>::new(positions).all();
@@ -25,6 +24,10 @@ fn rope_heads<T: Float, U: Float>(cpu: &Cpu, op: RopeStore<'_, Cpu>) {
     let (k_cache, v_cache) = (RowsMut::<U>::new(k_cache), RowsMut::<U>::new(v_cache));
     let group = heads / kv_heads;
     let columns = |head: usize| head * head_dim..(head + 1) * head_dim;
+    let scale = |kv_head: usize| {
+        let at = kv_heads * head_dim + kv_head * U::SCALE_LEN;
+        at..at + U::SCALE_LEN
+    };
     for_runs(cpu, kv_heads, qkv.rows() * head_dim * (group + 2) * 8, |kv_heads_here| {
         let mut wide = vec![0.0; head_dim];
         for t in 0..qkv.rows() {
@@ -42,16 +45,21 @@ fn rope_heads<T: Float, U: Float>(cpu: &Cpu, op: RopeStore<'_, Cpu>) {
                 let Some(slot) = slot else { continue };
                 // SAFETY: runs of kv heads are disjoint (the partition).
                 let k = unsafe { qkv.part(t, columns(heads + kv_head)) };
-                // SAFETY: as above; caches and qkv are different tensors (`Cx`).
-                let to = unsafe { k_cache.part(slot, columns(kv_head)) };
                 dispatch(cpu.isa(), Convert { out: &mut wide, x: &*k });
                 rotate(&mut wide, turns);
-                dispatch(cpu.isa(), Convert { out: to, x: &wide });
+                // SAFETY: as above; caches and qkv are different tensors (`Cx`).
+                let to = unsafe { k_cache.part(slot, columns(kv_head)) };
+                // SAFETY: as above; a head's scale is apart from all values.
+                let to_scale = unsafe { k_cache.part(slot, scale(kv_head)) };
+                U::store(cpu.isa(), to, to_scale, &wide);
                 // SAFETY: as for k.
                 let v = unsafe { qkv.part(t, columns(heads + kv_heads + kv_head)) };
+                dispatch(cpu.isa(), Convert { out: &mut wide, x: &*v });
                 // SAFETY: as for k.
                 let to = unsafe { v_cache.part(slot, columns(kv_head)) };
-                dispatch(cpu.isa(), Convert { out: to, x: &*v });
+                // SAFETY: as for k.
+                let to_scale = unsafe { v_cache.part(slot, scale(kv_head)) };
+                U::store(cpu.isa(), to, to_scale, &wide);
             }
         }
     });

@@ -2,7 +2,7 @@
 //! offers.
 use half::{bf16, f16};
 
-use super::{MAX_LANES, Op, Simd};
+use super::{Fp8, MAX_LANES, Op, Simd};
 
 /// Needs nothing.
 #[derive(Clone, Copy, Debug)]
@@ -147,6 +147,16 @@ impl Simd for Portable {
             *out = f32::from_bits(u32::from(x.to_bits()) << 16);
         }
         out
+    }
+    #[inline(always)]
+    unsafe fn read_int8(self, p: *const i8) -> V {
+        // SAFETY: the caller vouches for `LANES` elements; bytes are always aligned.
+        unsafe { p.cast::<[i8; 8]>().read_unaligned() }.map(f32::from)
+    }
+    #[inline(always)]
+    unsafe fn read_fp8(self, p: *const Fp8) -> V {
+        // SAFETY: the caller vouches for `LANES` elements; bytes are always aligned.
+        unsafe { p.cast::<[u8; 8]>().read_unaligned() }.map(photon_core::kv::from_fp8)
     }
     #[inline(always)]
     unsafe fn write_f32(self, p: *mut f32, x: V) {

@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{MAX_LANES, Op, Simd};
+use super::{Fp8, MAX_LANES, Op, Simd};
 use crate::isa::Isa;
 
 /// The processor has AVX2, FMA and F16C.
@@ -144,6 +144,22 @@ impl Simd for Avx2 {
         unsafe {
             let x = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x))
+        }
+    }
+    #[inline(always)]
+    unsafe fn read_int8(self, p: *const i8) -> __m256 {
+        // SAFETY: `self` proves the instructions, the caller vouches for eight elements.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn read_fp8(self, p: *const Fp8) -> __m256 {
+        // A code moved to f16's place, sign apart, is short by 2^8, the difference of the biases.
+        // SAFETY: `self` proves the instructions, the caller vouches for eight elements.
+        unsafe {
+            let code = _mm_cvtepu8_epi16(_mm_loadl_epi64(p.cast()));
+            let sign = _mm_slli_epi16::<8>(_mm_and_si128(code, _mm_set1_epi16(0x80)));
+            let size = _mm_slli_epi16::<7>(_mm_and_si128(code, _mm_set1_epi16(0x7f)));
+            _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(sign, size)), _mm256_set1_ps(256.0))
         }
     }
     #[inline(always)]
@@ -338,6 +354,22 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe {
             let x = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x))
+        }
+    }
+    #[inline(always)]
+    unsafe fn read_int8(self, p: *const i8) -> __m512 {
+        // SAFETY: `self` proves the instructions, the caller vouches for sixteen elements.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn read_fp8(self, p: *const Fp8) -> __m512 {
+        // A code moved to f16's place, sign apart, is short by 2^8, the difference of the biases.
+        // SAFETY: `self` proves the instructions, the caller vouches for sixteen elements.
+        unsafe {
+            let code = _mm256_cvtepu8_epi16(_mm_loadu_si128(p.cast()));
+            let sign = _mm256_slli_epi16::<8>(_mm256_and_si256(code, _mm256_set1_epi16(0x80)));
+            let size = _mm256_slli_epi16::<7>(_mm256_and_si256(code, _mm256_set1_epi16(0x7f)));
+            _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(sign, size)), _mm512_set1_ps(256.0))
         }
     }
     #[inline(always)]
