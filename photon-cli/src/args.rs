@@ -1,8 +1,14 @@
 //! Everything a user can type.
+mod bench;
+
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use photon::{CaptionLength, DType, Device, ResizeOrder, Sampling};
+
+pub(crate) use bench::{
+    BenchAnswer, BenchArgs, BenchMode, BenchModelArgs, BenchWhat, BenchWorkloadArgs,
+};
 
 /// Ask pictures: caption, answer, detect, point - on this machine, offline.
 #[derive(Debug, Parser)]
@@ -431,39 +437,6 @@ pub(crate) struct DoctorArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct BenchArgs {
-    #[command(subcommand)]
-    pub(crate) what: BenchWhat,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum BenchWhat {
-    /// The phases of a request, each by itself, on a model of random weights
-    Model(BenchModelArgs),
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct BenchModelArgs {
-    /// Dimensions: `moondream2`, or a folder with a config.json
-    #[arg(long, default_value = "moondream2", value_name = "NAME|DIR")]
-    pub(crate) synthetic: String,
-    /// Seed of the weights
-    #[arg(long, default_value_t = 0)]
-    pub(crate) seed: u64,
-    /// Runs of each phase after a warm-up
-    #[arg(long, default_value_t = 3, value_parser = at_least_one)]
-    pub(crate) repeats: usize,
-    /// Tokens to decode per run
-    #[arg(long, default_value_t = 16, value_parser = at_least_one)]
-    pub(crate) decode_tokens: usize,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) device: DeviceArgs,
 }
 
 #[cfg(test)]

@@ -1,67 +1,26 @@
 //! `bench`: how fast this machine is.
-use std::path::Path;
-
-use photon::{
-    EngineOptions,
-    bench::{BenchModel, BenchOptions, BenchReport},
-};
+//!
+//! `workload` asks an engine many questions about drawn pictures (`pictures` and `workload` make
+//! them, `drive` asks, `rounds` says in which order, `record` keeps the numbers, `table` prints
+//! them); `--compare` sets two such records side by side; `model` times the phases of a request.
+mod compare;
+mod drive;
+mod phases;
+mod record;
+mod rounds;
+mod table;
+mod workload;
 
 use crate::{
     Failure,
-    args::{BenchArgs, BenchModelArgs, BenchWhat},
-    output::{self, line},
+    args::{BenchArgs, BenchWhat},
 };
 
-pub(crate) fn bench(args: BenchArgs) -> Result<(), Failure> {
-    let BenchWhat::Model(args) = args.what;
-    model(&args)
-}
-
-fn model(args: &BenchModelArgs) -> Result<(), Failure> {
-    let model = match args.synthetic.as_str() {
-        "moondream2" => BenchModel::moondream2(),
-        dir if Path::new(dir).is_dir() => BenchModel::from_dir(Path::new(dir))?,
-        other => {
-            return Err(Failure::Usage(format!(
-                "--synthetic {other:?} is neither moondream2 nor a folder with a config.json"
-            )));
-        }
-    };
-    let bench = BenchOptions {
-        model,
-        seed: args.seed,
-        repeats: args.repeats,
-        decode_tokens: args.decode_tokens,
-    };
-    let options = EngineOptions {
-        threads: args.device.threads.map(Into::into),
-        dtype: args.device.dtype.map(Into::into),
-        ..EngineOptions::default()
-    };
-    let progress = &mut |what: &str| output::note(what);
-    let report = photon::bench::run(args.device.device, &bench, &options, progress)?;
-    match args.json {
-        true => line(&serde_json::to_string(&report)?)?,
-        false => table(&report)?,
+pub(crate) fn bench(args: &BenchArgs) -> Result<(), Failure> {
+    match (&args.what, &args.compare[..]) {
+        (Some(BenchWhat::Workload(args)), _) => rounds::workload(args),
+        (Some(BenchWhat::Model(args)), _) => phases::model(args),
+        (None, [a, b]) => compare::compare(a, b),
+        (None, _) => Err(Failure::Usage("say what to measure: see photon bench --help".into())),
     }
-    Ok(())
-}
-
-fn table(report: &BenchReport) -> std::io::Result<()> {
-    line(&format!(
-        "{} parameters, {} weights, {}; weights made in {:.1} s",
-        report.parameters, report.dtype, report.device, report.load_s
-    ))?;
-    line(&format!("{:<40} {:>9} {:>9} {:>9}", "phase", "median s", "min s", "max s"))?;
-    for phase in &report.phases {
-        let speed = phase.tokens_per_s.map_or(String::new(), |s| format!("  {s:.2} tokens/s"));
-        line(&format!(
-            "{:<40} {:>9.3} {:>9.3} {:>9.3}{speed}",
-            phase.name, phase.median_s, phase.min_s, phase.max_s
-        ))?;
-    }
-    if let Some(bytes) = report.peak_memory_bytes {
-        line(&format!("peak memory {}", output::bytes(bytes)))?;
-    }
-    Ok(())
 }

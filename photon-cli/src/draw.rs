@@ -6,12 +6,15 @@
 //! fails: coordinates outside the picture are clamped, marks that are no numbers are left out.
 
 mod brush;
+mod chart;
 mod label;
 
 use std::path::{Path, PathBuf};
 
 use image::codecs::{jpeg::JpegEncoder, png::PngEncoder, webp::WebPEncoder};
 use image::{ExtendedColorType, ImageEncoder};
+
+pub(crate) use chart::chart;
 
 use brush::Brush;
 use label::Labels;

@@ -11,6 +11,7 @@ mod bench;
 mod draw;
 mod models;
 mod output;
+mod rng;
 mod run;
 
 use std::process::ExitCode;
@@ -48,7 +49,7 @@ fn main() -> ExitCode {
         Command::Models(a) => models::list(&a),
         Command::Pull(a) => models::pull(&a),
         Command::Doctor(a) => models::doctor(&a),
-        Command::Bench(a) => bench::bench(a),
+        Command::Bench(a) => bench::bench(&a),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

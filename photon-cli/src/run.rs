@@ -125,15 +125,10 @@ fn spatial_refs(refs: &[Numbers]) -> Result<Vec<SpatialRef>, Failure> {
     refs.map_err(|rejected| Failure::Usage(rejected.to_string()))
 }
 
-/// Loads a model with a bar on the terminal; `more` sets what a command has to say about the engine.
-pub(crate) fn load(
-    args: &ModelArgs,
-    more: impl FnOnce(Builder) -> Builder,
-) -> Result<Photon, Failure> {
-    let mut builder = Photon::builder()
-        .model(Model::named(&args.model)?)
-        .device(args.device.device)
-        .resize(args.preprocess);
+/// An engine of this model, set up as the user said.
+pub(crate) fn builder(args: &ModelArgs, model: Model) -> Builder {
+    let mut builder =
+        Photon::builder().model(model).device(args.device.device).resize(args.preprocess);
     if let Some(threads) = args.device.threads {
         builder = builder.threads(threads.into());
     }
@@ -143,6 +138,15 @@ pub(crate) fn load(
     if let Some(bytes) = args.device.kv_memory {
         builder = builder.kv_memory(bytes);
     }
+    builder
+}
+
+/// Loads a model with a bar on the terminal; `more` sets what a command has to say about the engine.
+pub(crate) fn load(
+    args: &ModelArgs,
+    more: impl FnOnce(Builder) -> Builder,
+) -> Result<Photon, Failure> {
+    let builder = builder(args, Model::named(&args.model)?);
     let bar = progress_bar("loading");
     let photon = more(builder).build_with_progress(&mut |done, total| {
         bar.set_length(total);

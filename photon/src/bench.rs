@@ -2,55 +2,36 @@
 //!
 //! Weights are synthetic (never zeros: some processors multiply those faster), so nothing needs to
 //! be downloaded; pictures are noise. What is measured is what requests run, through the same code.
-use std::{path::Path, time::Instant};
+use std::time::Instant;
 
 use photon_core::{Kernels, SampleParams};
 use photon_models::{
-    LoadError, Moondream, batch::Row, checkpoint::Checkpoint, config::Config, expected_tensors,
-    image::Tiling, prompt::Input,
+    Moondream, batch::Row, checkpoint::Checkpoint, config::Config, expected_tensors, image::Tiling,
+    prompt::Input,
 };
 use serde::Serialize;
 
 use crate::{
-    BuildError, DType, Device,
+    BuildError, DType, Device, Model,
     engine::{
         EngineOptions, Sizes, precision,
         runner::{EncodeJob, Heads, Runner},
     },
 };
 
-/// The dimensions of a model, without its weights.
-#[derive(Clone, Debug)]
-pub struct BenchModel {
-    config: Config,
-}
-
-impl BenchModel {
-    /// Moondream 2.
-    pub fn moondream2() -> Self {
-        BenchModel { config: Config::default() }
-    }
-
-    /// As the folder's `config.json` says.
-    pub fn from_dir(dir: &Path) -> Result<Self, BuildError> {
-        let path = dir.join("config.json");
-        let json = std::fs::read(&path)
-            .map_err(|e| BuildError::NoModel(format!("cannot read {}: {e}", path.display())))?;
-        Ok(BenchModel { config: Config::from_json(&json).map_err(LoadError::from)? })
-    }
-}
-
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct BenchOptions {
-    /// The dimensions.
-    pub model: BenchModel,
+    /// The dimensions; its weights are not read.
+    pub model: Model,
     /// Seed of the weights.
     pub seed: u64,
     /// How often each phase is run after a warm-up; the median is reported.
     pub repeats: usize,
     /// Tokens to decode in a row for the decode speed.
     pub decode_tokens: usize,
+    /// Numbers of sequences to decode together. What there is no memory for is left out.
+    pub batches: Vec<usize>,
 }
 
 /// One phase.
@@ -64,7 +45,13 @@ pub struct Phase {
     pub min_s: f64,
     /// Slowest repeat, in seconds.
     pub max_s: f64,
-    /// Tokens per second, for decode.
+    /// Sequences decoded together, for decode.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch: Option<usize>,
+    /// Tokens decoded in a row, each in a step of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<usize>,
+    /// Tokens per second, for decode, all sequences together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_s: Option<f64>,
 }
@@ -103,71 +90,128 @@ pub(crate) fn measure<D: Kernels>(
     options: &EngineOptions,
     progress: &mut dyn FnMut(&str),
 ) -> Result<BenchReport, BuildError> {
-    let config = &bench.model.config;
+    let config = &bench.model.config().map_err(BuildError::from)?;
     let dtype = options.dtype.unwrap_or(DType::Bf16);
+    let precision = precision(dtype);
     let checkpoint = Checkpoint::synthetic(bench.seed, expected_tensors(config));
     progress("making weights");
     let begun = Instant::now();
-    let model = Moondream::load(&device, &checkpoint, config, precision(dtype), &mut |_, _| {})?;
-    // One row: what is measured is a request by itself.
-    let options = EngineOptions { max_seqs: Some(1), no_capture: true, ..options.clone() };
-    let sizes = Sizes::choose(&device, config, precision(dtype), &options)?;
-    let mut runner = Runner::new(device, model, sizes.runner)?;
+    let model = Moondream::load(&device, &checkpoint, config, precision, &mut |_, _| {})?;
+    let max_seqs = bench.batches.iter().copied().max().unwrap_or(1);
+    let options = EngineOptions { max_seqs: Some(max_seqs), ..options.clone() };
+    let sizes = Sizes::choose(&device, config, precision, &options)?;
+    let runner = Runner::new(device, model, sizes.runner)?;
     let load_s = begun.elapsed().as_secs_f64();
 
-    let device_name = runner.device.name();
-    let mut phases = Vec::new();
-    let bytes = config.vision.crop_size.pow(2) * 3;
-    let tilings = [Tiling { rows: 1, cols: 1 }, Tiling { rows: 2, cols: 4 }];
-    for tiling in tilings.into_iter().filter(|t| t.num_tiles() <= config.vision.max_crops) {
-        let name = format!("vision, crops: {}", tiling.num_crops());
-        let name = name.as_str();
-        progress(name);
-        let crops = noise(bytes * tiling.num_crops());
-        phases.push(phase(name, bench.repeats, || {
-            runner.encode(&[EncodeJob { tiling, crops: &crops, slot: 0 }])
-        })?);
-    }
-
-    let image = 1 + config.vision.patches();
-    let text = |n: usize| (0..n).map(|i| Input::Token((17 + 31 * i) as u32 % 1000));
-    let mut prompt = vec![Input::Token(config.tokenizer.bos_id)];
-    prompt.extend((0..config.vision.patches() as u32).map(Input::Image));
-    prompt.extend(text(20));
-    let block_table: Vec<u32> = (1..sizes.runner.num_blocks as u32).collect();
-    let mut drew = Vec::new();
-    let mut step = |inputs: &[Input], start: usize| {
-        let (block_table, sample) = (&block_table[..], Some(SampleParams::GREEDY));
-        let row = Row { inputs, start, block_table, prefix_len: image, image_offset: 0, sample };
-        let step = runner.step(std::iter::once(row), Heads::default())?;
-        runner.finish(step, &mut drew)
-    };
-    let name = format!("prefill, {} tokens", prompt.len());
-    progress(&name);
-    phases.push(phase(&name, bench.repeats, || step(&prompt, 0))?);
-
-    let first = prompt.len() + 20;
-    progress("decode");
-    let fill: Vec<Input> = text(20).collect();
-    step(&fill, prompt.len()).map_err(run_error)?;
-    let inputs: Vec<Input> = text(bench.decode_tokens).collect();
-    let name = format!("decode, {} tokens from context {first}", inputs.len());
-    let mut decode = phase(&name, bench.repeats, || {
-        (0..inputs.len()).try_for_each(|i| step(&inputs[i..=i], first + i))
-    })?;
-    decode.tokens_per_s = Some(inputs.len() as f64 / decode.median_s);
-    phases.push(decode);
-
+    let mut rig = Rig { runner, config, bench, progress, phases: Vec::new() };
+    rig.vision()?;
+    rig.text(sizes.runner.num_blocks, sizes.runner.block_size)?;
     let parameters =
         expected_tensors(config).iter().map(|(_, s)| s.iter().product::<usize>() as u64).sum();
     Ok(BenchReport {
-        device: device_name,
+        device: rig.runner.device.name(),
         dtype: dtype.to_string(),
         parameters,
         load_s,
-        phases,
+        phases: rig.phases,
         peak_memory_bytes: peak_memory(),
     })
+}
+
+/// A model on a device, and what has been measured of it.
+struct Rig<'a, D: Kernels> {
+    runner: Runner<D>,
+    config: &'a Config,
+    bench: &'a BenchOptions,
+    progress: &'a mut dyn FnMut(&str),
+    phases: Vec<Phase>,
+}
+
+impl<D: Kernels> Rig<'_, D> {
+    fn vision(&mut self) -> Result<(), BuildError> {
+        let vision = &self.config.vision;
+        let bytes = vision.crop_size.pow(2) * 3;
+        let tilings = [Tiling { rows: 1, cols: 1 }, Tiling { rows: 2, cols: 4 }];
+        for tiling in tilings.into_iter().filter(|t| t.num_tiles() <= vision.max_crops) {
+            let name = format!("vision, crops: {}", tiling.num_crops());
+            (self.progress)(&name);
+            let crops = noise(bytes * tiling.num_crops());
+            let jobs = [EncodeJob { tiling, crops: &crops, slot: 0 }];
+            let phase = phase(name, self.bench.repeats, || self.runner.encode(&jobs))?;
+            self.phases.push(phase);
+        }
+        Ok(())
+    }
+
+    /// A prompt, then tokens after it, for one sequence and for several at once.
+    fn text(&mut self, num_blocks: usize, block_size: usize) -> Result<(), BuildError> {
+        let patches = self.config.vision.patches();
+        let mut prompt = vec![Input::Token(self.config.tokenizer.bos_id)];
+        prompt.extend((0..patches as u32).map(Input::Image));
+        prompt.extend(text(20));
+        let first = prompt.len() + 20;
+        let inputs: Vec<Input> = text(self.bench.decode_tokens).collect();
+        let blocks_per_row = (first + inputs.len()).div_ceil(block_size);
+        let table = |row: usize| -> Vec<u32> {
+            let start = 1 + row * blocks_per_row;
+            (start as u32..(start + blocks_per_row) as u32).collect()
+        };
+
+        let repeats = self.bench.repeats;
+        let name = format!("prefill, {} tokens", prompt.len());
+        (self.progress)(&name);
+        let prefill = phase(name, repeats, || self.step(&prompt, 0, &[table(0)]))?;
+        self.phases.push(prefill);
+        (self.progress)("decode");
+        self.step(&text(20).collect::<Vec<_>>(), prompt.len(), &[table(0)]).map_err(run_error)?;
+        for batch in self.bench.batches.clone() {
+            let tables: Vec<Vec<u32>> = (0..batch).map(table).collect();
+            let together =
+                if batch == 1 { String::new() } else { format!(" of {batch} sequences") };
+            let name = format!("decode, {} tokens{together} from context {first}", inputs.len());
+            if 1 + batch * blocks_per_row > num_blocks {
+                (self.progress)(&format!("no room for the keys and values of {batch} sequences"));
+                continue;
+            }
+            (self.progress)(&name);
+            for (&from, &to) in tables[1..].iter().flat_map(|table| tables[0].iter().zip(table)) {
+                self.runner.copy_block(from, to, block_size);
+            }
+            let mut decode = phase(name, repeats, || {
+                (0..inputs.len()).try_for_each(|i| self.step(&inputs[i..=i], first + i, &tables))
+            })?;
+            decode.tokens_per_s = Some((batch * inputs.len()) as f64 / decode.median_s);
+            decode.batch = Some(batch);
+            decode.tokens = Some(inputs.len());
+            self.phases.push(decode);
+        }
+        Ok(())
+    }
+
+    /// Computes `inputs` from position `start`, once per block table.
+    fn step(
+        &mut self,
+        inputs: &[Input],
+        start: usize,
+        tables: &[Vec<u32>],
+    ) -> photon_core::Result<()> {
+        let prefix_len = 1 + self.config.vision.patches();
+        let rows = tables.iter().map(|block_table| Row {
+            inputs,
+            start,
+            block_table,
+            prefix_len,
+            image_offset: 0,
+            sample: Some(SampleParams::GREEDY),
+        });
+        let step = self.runner.step(rows, Heads::default())?;
+        self.runner.finish(step, &mut Vec::new())
+    }
+}
+
+/// Ids that differ.
+fn text(n: usize) -> impl Iterator<Item = Input> {
+    (0..n).map(|i| Input::Token((17 + 31 * i) as u32 % 500))
 }
 
 fn run_error(error: impl Into<crate::RunError>) -> BuildError {
@@ -179,7 +223,7 @@ fn run_error(error: impl Into<crate::RunError>) -> BuildError {
 
 /// Runs once to warm up, then `repeats` times.
 fn phase<E: Into<crate::RunError>>(
-    name: &str,
+    name: String,
     repeats: usize,
     mut run: impl FnMut() -> Result<(), E>,
 ) -> Result<Phase, BuildError> {
@@ -192,10 +236,12 @@ fn phase<E: Into<crate::RunError>>(
     }
     seconds.sort_by(f64::total_cmp);
     Ok(Phase {
-        name: name.into(),
+        name,
         median_s: seconds[seconds.len() / 2],
         min_s: seconds[0],
         max_s: seconds[seconds.len() - 1],
+        batch: None,
+        tokens: None,
         tokens_per_s: None,
     })
 }

@@ -177,9 +177,14 @@ impl Photon {
         self.engine.stop(how);
     }
 
-    /// What is loaded and where, for people.
-    pub fn describe(&self) -> String {
-        self.engine.started().description.clone()
+    /// Where the model runs, for people.
+    pub fn device_name(&self) -> String {
+        self.engine.started().device.clone()
+    }
+
+    /// The type of its weights.
+    pub fn dtype(&self) -> DType {
+        self.engine.started().dtype
     }
 }
 

@@ -1,8 +1,12 @@
 //! Which model to run, and where its files are.
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use photon_models::{
-    LoadError, checkpoint::Checkpoint, config::Config, expected_tensors, tokenizer::Tokenizer,
+    LoadError,
+    checkpoint::{Checkpoint, CheckpointError},
+    config::Config,
+    expected_tensors,
+    tokenizer::Tokenizer,
 };
 
 use crate::BuildError;
@@ -24,10 +28,12 @@ pub enum Model {
         /// `tokenizer.json`.
         tokenizer: PathBuf,
     },
-    /// A folder with `config.json` and `tokenizer.json`, its weights made from a rule: for tests.
+    /// Weights made from a rule, for tests and benchmarks. They are never zeros: some processors
+    /// multiply those faster.
     Synthetic {
-        /// The folder.
-        dir: PathBuf,
+        /// A folder with `config.json` and, unless the demo model's words will do, `tokenizer.json`;
+        /// Moondream 2's dimensions without it.
+        dir: Option<PathBuf>,
         /// Seed of the weights.
         seed: u64,
     },
@@ -86,48 +92,49 @@ impl Model {
         Err(BuildError::NoModel(format!("{name:?} is not a folder")))
     }
 
+    /// The dimensions.
+    pub(crate) fn config(&self) -> Result<Config, LoadError> {
+        Ok(match self {
+            Model::Demo => Config::from_json(DEMO_CONFIG)?,
+            Model::Dir(dir) | Model::Synthetic { dir: Some(dir), .. } => {
+                Config::from_json(&read(&need(dir, "config.json")?)?)?
+            }
+            Model::Files { config: Some(path), .. } => Config::from_json(&read(path)?)?,
+            Model::Files { config: None, .. } | Model::Synthetic { dir: None, .. } => {
+                Config::default()
+            }
+        })
+    }
+
+    fn tokenizer(&self) -> Result<Tokenizer, LoadError> {
+        let file = match self {
+            Model::Demo => None,
+            Model::Dir(dir) => Some(need(dir, "tokenizer.json")?),
+            Model::Files { tokenizer, .. } => Some(tokenizer.clone()),
+            Model::Synthetic { dir, .. } => {
+                dir.as_ref().map(|dir| dir.join("tokenizer.json")).filter(|path| path.is_file())
+            }
+        };
+        Ok(match file {
+            Some(path) => Tokenizer::from_file(&path)?,
+            None => Tokenizer::from_json(DEMO_TOKENIZER)?,
+        })
+    }
+
+    fn checkpoint(&self, config: &Config) -> Result<Checkpoint, LoadError> {
+        Ok(match self {
+            Model::Demo => Checkpoint::embedded("the demo model", DEMO_WEIGHTS)?,
+            Model::Dir(dir) => Checkpoint::open(dir)?,
+            Model::Files { weights, .. } => Checkpoint::open(weights)?,
+            Model::Synthetic { seed, .. } => Checkpoint::synthetic(*seed, expected_tensors(config)),
+        })
+    }
+
     pub(crate) fn open(&self) -> Result<Parts, BuildError> {
-        let read = |path: &PathBuf| {
-            std::fs::read(path).map_err(|source| {
-                LoadError::from(photon_models::checkpoint::CheckpointError::Io {
-                    path: path.clone(),
-                    source,
-                })
-            })
-        };
-        let need = |dir: &PathBuf, name: &str| {
-            let path = dir.join(name);
-            let missing = || format!("{} has no {name}", dir.display());
-            path.is_file().then_some(path).ok_or_else(|| LoadError::NoModel(missing()))
-        };
-        let config =
-            |dir| Config::from_json(&read(&need(dir, "config.json")?)?).map_err(LoadError::from);
         let load = || -> Result<Parts, LoadError> {
-            let (config, checkpoint, tokenizer) = match self {
-                Model::Demo => (
-                    Config::from_json(DEMO_CONFIG)?,
-                    Checkpoint::embedded("the demo model", DEMO_WEIGHTS)?,
-                    Tokenizer::from_json(DEMO_TOKENIZER)?,
-                ),
-                Model::Dir(dir) => (
-                    config(dir)?,
-                    Checkpoint::open(dir)?,
-                    Tokenizer::from_file(&need(dir, "tokenizer.json")?)?,
-                ),
-                Model::Files { weights, config, tokenizer } => (
-                    match config {
-                        Some(path) => Config::from_json(&read(path)?)?,
-                        None => Config::default(),
-                    },
-                    Checkpoint::open(weights)?,
-                    Tokenizer::from_file(tokenizer)?,
-                ),
-                Model::Synthetic { dir, seed } => {
-                    let config = config(dir)?;
-                    let checkpoint = Checkpoint::synthetic(*seed, expected_tensors(&config));
-                    (config, checkpoint, Tokenizer::from_file(&need(dir, "tokenizer.json")?)?)
-                }
-            };
+            let config = self.config()?;
+            let checkpoint = self.checkpoint(&config)?;
+            let tokenizer = self.tokenizer()?;
             checkpoint.check(&expected_tensors(&config))?;
             if tokenizer.vocab_size() > config.text.vocab_size {
                 let (have, room) = (tokenizer.vocab_size(), config.text.vocab_size);
@@ -138,4 +145,16 @@ impl Model {
         };
         Ok(load()?)
     }
+}
+
+fn read(path: &PathBuf) -> Result<Vec<u8>, LoadError> {
+    let error = |source| CheckpointError::Io { path: path.clone(), source };
+    Ok(std::fs::read(path).map_err(error)?)
+}
+
+/// A file that a folder with a model has.
+fn need(dir: &Path, name: &str) -> Result<PathBuf, LoadError> {
+    let path = dir.join(name);
+    let missing = || LoadError::NoModel(format!("{} has no {name}", dir.display()));
+    path.is_file().then_some(path).ok_or_else(missing)
 }

@@ -154,6 +154,29 @@ impl Canvas<'_> {
     }
 }
 
+/// A plain line with flat coverage at its ends.
+pub(super) fn line(
+    canvas: &mut Canvas<'_>,
+    from: (f32, f32),
+    to: (f32, f32),
+    width: f32,
+    color: [u8; 3],
+) {
+    let near = Rect {
+        left: from.0.min(to.0),
+        top: from.1.min(to.1),
+        right: from.0.max(to.0),
+        bottom: from.1.max(to.1),
+    }
+    .grown(width / 2.0 + 1.0);
+    for y in rows(canvas, near.top, near.bottom) {
+        for x in columns(canvas, near.left, near.right) {
+            let distance = to_segment((x as f32 + 0.5, y as f32 + 0.5), from, to);
+            canvas.blend(x, y, color, coverage(distance - width / 2.0));
+        }
+    }
+}
+
 /// Rows of the picture that touch `from..to`.
 fn rows(canvas: &Canvas<'_>, from: f32, to: f32) -> std::ops::Range<usize> {
     span(from, to, canvas.height)

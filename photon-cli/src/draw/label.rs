@@ -26,6 +26,31 @@ const SMALLEST_TEXT: f32 = 7.0;
 /// Longest label drawn; what a model says can be any length.
 const MAX_CHARS: usize = 60;
 
+/// Writes a line of text; what is outside the picture is cut off.
+pub(super) fn text(
+    canvas: &mut Canvas<'_>,
+    text: &str,
+    (mut x, baseline): (f32, f32),
+    size: f32,
+    color: [u8; 3],
+) {
+    let (width, height) = (canvas.width as f32, canvas.height as f32);
+    let scale = PxScale::from(size);
+    let font = FONT.as_scaled(scale);
+    for c in text.chars() {
+        let glyph = font.glyph_id(c).with_scale_and_position(scale, point(x, baseline.round()));
+        x += font.h_advance(glyph.id);
+        let Some(outline) = FONT.outline_glyph(glyph) else { continue };
+        let corner = outline.px_bounds().min;
+        outline.draw(|dx, dy, covered| {
+            let (px, py) = (corner.x + dx as f32, corner.y + dy as f32);
+            if (0.0..width).contains(&px) && (0.0..height).contains(&py) {
+                canvas.blend(px as usize, py as usize, color, covered);
+            }
+        });
+    }
+}
+
 /// The labels of one picture, so that they can keep off each other.
 pub(super) struct Labels {
     /// Height of a line of text in pixels.
@@ -73,19 +98,7 @@ impl Labels {
         let scale = PxScale::from(text_size);
         let font = FONT.as_scaled(scale);
         let baseline = plate.top + (size.1 - font.ascent() + font.descent()) / 2.0 + font.ascent();
-        let mut x = plate.left + padding;
-        for c in text.chars() {
-            let glyph = font.glyph_id(c).with_scale_and_position(scale, point(x, baseline.round()));
-            x += font.h_advance(glyph.id);
-            let Some(outline) = FONT.outline_glyph(glyph) else { continue };
-            let corner = outline.px_bounds().min;
-            outline.draw(|dx, dy, covered| {
-                let (px, py) = (corner.x + dx as f32, corner.y + dy as f32);
-                if (0.0..width).contains(&px) && (0.0..height).contains(&py) {
-                    canvas.blend(px as usize, py as usize, TEXT_COLOR, covered);
-                }
-            });
-        }
+        self::text(canvas, &text, (plate.left + padding, baseline), text_size, TEXT_COLOR);
     }
 
     /// Where a plate of that size goes: the first place near the shape that is inside the picture

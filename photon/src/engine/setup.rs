@@ -65,7 +65,8 @@ pub(crate) struct Started {
     pub(crate) queue: Arc<Queue>,
     pub(crate) stats: Arc<Mutex<EngineStats>>,
     pub(crate) threads: Vec<JoinHandle<()>>,
-    pub(crate) description: String,
+    pub(crate) device: String,
+    pub(crate) dtype: DType,
 }
 
 /// The type most of the checkpoint's bytes are in.
@@ -177,7 +178,7 @@ pub(crate) fn start<D: Kernels>(
     let precision = precision(dtype);
     let model = Moondream::load(&device, &checkpoint, &config, precision, progress)?;
     let sizes = Sizes::choose(&device, &config, precision, options)?;
-    let description = format!("{} weights on {}", dtype, device.name());
+    let device_name = device.name();
     let max_waiting = options.max_waiting.unwrap_or(MAX_WAITING).max(1);
     let (max_prepared, max_known) = (sizes.max_prepared, sizes.max_known);
     let setup = Setup { config, tokenizer, crops, max_waiting, max_prepared, max_known };
@@ -215,5 +216,5 @@ pub(crate) fn start<D: Kernels>(
             }
         }
     }
-    Ok(Started { queue, stats, threads, description })
+    Ok(Started { queue, stats, threads, device: device_name, dtype })
 }

@@ -20,7 +20,7 @@ pub(crate) fn tiny(dtype: DType) -> Photon {
     let config = serde_json::json!({ "config": golden()["config"] });
     std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
     std::fs::copy(format!("{DATA}/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
-    let model = Model::Synthetic { dir: dir.path().into(), seed: 0 };
+    let model = Model::Synthetic { dir: Some(dir.path().into()), seed: 0 };
     Photon::builder().model(model).dtype(dtype).build().unwrap()
 }
 
