@@ -10,6 +10,7 @@
 //! - the budget is exceeded by an atomic part alone, and atomic parts are in one piece;
 //! - no written block is in another sequence's table;
 //! - a picture is not computed while another sequence computes it or has it;
+//! - nobody who waits is passed over more often than the limits say, and every step does something;
 //! - deadlines and cancellations end sequences in the next step, and nothing else does;
 //! - everything that was accepted ends, in a number of steps that is bounded by the work;
 //! - at the end every block is free.

@@ -1,8 +1,8 @@
 //! The engine's part in a simulation: it feeds, executes and asserts.
 
-use std::cell::Cell;
+use std::{cell::Cell, cmp::Reverse};
 
-use photon_kv::BlockId;
+use photon_kv::{BlockId, Namespace};
 
 use super::{
     Report,
@@ -23,9 +23,23 @@ struct Live {
     computed: u32,
     /// It yielded a token since it was last admitted, so its prompt is published.
     decodes: bool,
+    /// How many were admitted out of turn while it waited.
+    passed: u32,
+    was_preempted: bool,
 }
 
 impl Live {
+    /// What it need not compute itself if another does.
+    fn shared_picture(&self) -> Option<Namespace> {
+        let namespace = self.order.namespace;
+        (self.order.cache && namespace.image.is_some()).then_some(namespace)
+    }
+
+    /// Its place in the queue: smaller is sooner.
+    fn turn(&self) -> (Reverse<i8>, Reverse<bool>, SeqId) {
+        (Reverse(self.order.priority), Reverse(self.was_preempted), self.id)
+    }
+
     fn num_new(&self) -> u32 {
         (self.tokens.len() - self.order.prompt.len()) as u32
     }
@@ -85,6 +99,7 @@ impl World {
             self.check_ended(&plan, now);
             self.check_rows(&plan);
             self.check_writes(&plan);
+            self.check_fairness(&plan);
             let hashes = self.execute(&plan, now);
             self.cancel(now, true);
             let outputs = self.outputs(&plan, &hashes);
@@ -102,8 +117,17 @@ impl World {
                 Ok(id) => {
                     assert!(needed < self.limits.num_blocks, "{id} can never fit");
                     let (tokens, alone) = (order.prompt.clone(), Alone::new(&order));
-                    let (cancelled, computed, decodes) = (false, 0, false);
-                    self.live.push(Live { id, order, tokens, alone, cancelled, computed, decodes });
+                    self.live.push(Live {
+                        id,
+                        order,
+                        tokens,
+                        alone,
+                        cancelled: false,
+                        computed: 0,
+                        decodes: false,
+                        passed: 0,
+                        was_preempted: false,
+                    });
                 }
                 Err(AddError::Full { waiting, max }) => {
                     assert!(max <= waiting, "the queue is not full");
@@ -147,8 +171,10 @@ impl World {
         }
         for id in &plan.preempted {
             let live = self.live_mut(*id);
-            (live.computed, live.decodes) = (0, false);
+            (live.computed, live.decodes, live.was_preempted) = (0, false, true);
+            live.passed = 0;
         }
+        assert!(!plan.rows.is_empty() || self.live.is_empty(), "nothing moves");
     }
 
     fn live(&self, id: SeqId) -> &Live {
@@ -192,21 +218,50 @@ impl World {
 
     /// Nobody else computes this picture now, or runs with it in whole blocks of the cache.
     fn check_encoded_once(&self, plan: &StepPlan, row: &PlanRow) {
-        let order = &self.live(row.seq).order;
-        if !order.cache || order.namespace.image.is_none() {
+        let (live, order) = (self.live(row.seq), &self.live(row.seq).order);
+        if live.shared_picture().is_none() {
             return;
         }
-        // A partly filled last block may have been evicted: it is the cache's own copy. The whole
-        // blocks of a prompt are the running sequence's too.
         // Without a free block there may have been none for a copy: a hit locks what it could evict.
         let dry = self.scheduler.cache().num_free() == 0;
         let whole = order.atomic.next_multiple_of(self.limits.block_size) as usize;
         for other in self.live.iter().filter(|other| other.id != row.seq) {
-            let same = other.order.cache && other.order.namespace == order.namespace;
+            let same = other.shared_picture() == live.shared_picture();
             let computes = plan.rows.iter().any(|r| r.seq == other.id && r.start == 0);
             let has = other.decodes && whole <= other.order.prompt.len();
             assert!(!(same && computes), "{} and {} compute a picture", row.seq, other.id);
             assert!(!(same && has) || dry, "{} computes a picture that {} has", row.seq, other.id);
+        }
+    }
+
+    /// Nobody who waits is passed over more often than the limit says: by who is admitted though its
+    /// turn comes later. Two do not count: one that was itself passed over that often goes first, and
+    /// who waits for the picture that another, ahead of it, computes in this step would not go anyway.
+    fn check_fairness(&mut self, plan: &StepPlan) {
+        let max = self.limits.max_passed;
+        let is_overdue = |live: &Live| 0 < live.passed && max <= live.passed;
+        let admitted = plan.rows.iter().map(|row| (self.live(row.seq), row.start));
+        let admitted = admitted.filter(|(live, _)| live.computed == 0);
+        let admitted: Vec<_> = admitted
+            .map(|(live, start)| {
+                let encodes = live.shared_picture().filter(|_| start == 0);
+                ((Reverse(is_overdue(live)), live.turn()), encodes)
+            })
+            .collect();
+        for live in &mut self.live {
+            if !self.scheduler.blocks(live.id).is_empty() {
+                continue;
+            }
+            let turn = (Reverse(is_overdue(live)), live.turn());
+            let own = live.shared_picture();
+            let awaits =
+                |(other, encodes): &(_, _)| own.is_some() && *other < turn && *encodes == own;
+            if admitted.iter().any(awaits) {
+                continue;
+            }
+            live.passed += admitted.iter().filter(|(other, _)| turn < *other).count() as u32;
+            let Live { id, passed, .. } = live;
+            assert!(*passed <= max, "{id} was passed over {passed} times of {max}");
         }
     }
 
