@@ -75,9 +75,12 @@ pub(crate) struct DeviceArgs {
     /// Where to run: `auto` or `cpu`
     #[arg(long, default_value = "auto", env = "PHOTON_DEVICE")]
     pub(crate) device: Device,
-    /// Type of weights, keys and values; the model's own by default
+    /// Type of weights; the model's own by default
     #[arg(long, value_enum)]
     pub(crate) dtype: Option<DTypeArg>,
+    /// Type of keys and values; that of the weights by default. 8 bits take half the memory
+    #[arg(long, value_enum, env = "PHOTON_KV_DTYPE")]
+    pub(crate) kv_dtype: Option<KvDTypeArg>,
     /// Threads of the processor; one per core by default
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
@@ -118,6 +121,27 @@ impl From<DTypeArg> for DType {
             DTypeArg::F32 => DType::F32,
             DTypeArg::F16 => DType::F16,
             DTypeArg::Bf16 => DType::Bf16,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum KvDTypeArg {
+    F32,
+    F16,
+    Bf16,
+    Fp8,
+    Int8,
+}
+
+impl From<KvDTypeArg> for DType {
+    fn from(dtype: KvDTypeArg) -> DType {
+        match dtype {
+            KvDTypeArg::F32 => DType::F32,
+            KvDTypeArg::F16 => DType::F16,
+            KvDTypeArg::Bf16 => DType::Bf16,
+            KvDTypeArg::Fp8 => DType::Fp8,
+            KvDTypeArg::Int8 => DType::Int8,
         }
     }
 }

@@ -92,7 +92,7 @@ pub(crate) fn measure<D: Kernels>(
 ) -> Result<BenchReport, BuildError> {
     let config = &bench.model.config().map_err(BuildError::from)?;
     let dtype = options.dtype.unwrap_or(DType::Bf16);
-    let precision = precision(dtype);
+    let precision = precision(dtype, options);
     let checkpoint = Checkpoint::synthetic(bench.seed, expected_tensors(config));
     progress("making weights");
     let begun = Instant::now();

@@ -177,6 +177,15 @@ impl Photon {
         self.engine.stop(how);
     }
 
+    /// How many tokens the model makes of a text.
+    ///
+    /// # Errors
+    /// If its tokenizer fails.
+    pub fn count_tokens(&self, text: &str) -> Result<usize, RunError> {
+        let ids = self.engine.queue.setup().tokenizer.encode(text).map_err(Rejected::from)?;
+        Ok(ids.len())
+    }
+
     /// Where the model runs, for people.
     pub fn device_name(&self) -> String {
         self.engine.started().device.clone()
@@ -215,9 +224,16 @@ impl Builder {
         self
     }
 
-    /// Type of weights, keys and values; by default the checkpoint's own.
+    /// Type of weights; by default the checkpoint's own.
     pub fn dtype(mut self, dtype: DType) -> Self {
         self.options.dtype = Some(dtype);
+        self
+    }
+
+    /// Type of keys and values; by default that of the weights. [`DType::Int8`] and [`DType::Fp8`] take
+    /// half the memory of 16 bits and change answers a little.
+    pub fn kv_dtype(mut self, dtype: DType) -> Self {
+        self.options.kv_dtype = Some(dtype);
         self
     }
 

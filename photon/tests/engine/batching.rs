@@ -3,8 +3,8 @@
 use std::sync::OnceLock;
 
 use photon::{
-    Budget, CaptionLength, Device, EngineOptions, EngineStats, Image, Photon, Request, Sampling,
-    Shutdown, Skill, SpatialRef,
+    Budget, CaptionLength, DType, Device, EngineOptions, EngineStats, Image, Photon, Request,
+    Sampling, Shutdown, Skill, SpatialRef,
 };
 
 use crate::{Rng, pictures};
@@ -69,25 +69,33 @@ fn requests(seed: u64, count: usize) -> Vec<Request> {
 }
 
 /// Each of the requests by itself, nothing kept from one to the next.
-fn alone() -> &'static [(Request, Outcome)] {
-    static ALONE: OnceLock<Vec<(Request, Outcome)>> = OnceLock::new();
-    ALONE.get_or_init(|| {
-        let photon = Photon::builder().max_seqs(1).build().unwrap();
-        let answer = |request: Request| {
-            let cold = Request { cache: false, ..request.clone() };
-            (request, outcome(photon.run(&cold, &mut |_| {}).unwrap()))
-        };
-        requests(7, 96).into_iter().map(answer).collect()
-    })
+fn alone(kv_dtype: Option<DType>) -> Vec<(Request, Outcome)> {
+    let options = EngineOptions { max_seqs: Some(1), kv_dtype, ..Default::default() };
+    let photon = Photon::builder().options(options).build().unwrap();
+    let answer = |request: Request| {
+        let cold = Request { cache: false, ..request.clone() };
+        (request, outcome(photon.run(&cold, &mut |_| {}).unwrap()))
+    };
+    requests(7, 96).into_iter().map(answer).collect()
 }
 
 /// Runs all at once and compares.
 #[track_caller]
 fn check(device: Device, options: EngineOptions) -> EngineStats {
+    static ALONE: OnceLock<Vec<(Request, Outcome)>> = OnceLock::new();
+    check_against(ALONE.get_or_init(|| alone(None)), device, options)
+}
+
+#[track_caller]
+fn check_against(
+    alone: &[(Request, Outcome)],
+    device: Device,
+    options: EngineOptions,
+) -> EngineStats {
     let photon = Photon::builder().device(device).options(options).build().unwrap();
     let submit = |(request, _): &(Request, Outcome)| photon.submit(request.clone()).unwrap();
-    let tickets: Vec<_> = alone().iter().map(submit).collect();
-    for (i, (ticket, (request, want))) in tickets.into_iter().zip(alone()).enumerate() {
+    let tickets: Vec<_> = alone.iter().map(submit).collect();
+    for (i, (ticket, (request, want))) in tickets.into_iter().zip(alone).enumerate() {
         let got = outcome(ticket.wait().unwrap());
         assert_eq!(got, *want, "request {i}: {:?}", request.skill);
     }
@@ -149,5 +157,16 @@ fn blocks_of_any_size() {
             ..Default::default()
         };
         check(Device::Cpu, options);
+    }
+}
+
+#[test]
+fn with_keys_and_values_in_eight_bits() {
+    for dtype in [DType::Int8, DType::Fp8] {
+        let alone = alone(Some(dtype));
+        let options = EngineOptions { kv_dtype: Some(dtype), ..Default::default() };
+        check_against(&alone, Device::Cpu, options.clone());
+        let options = EngineOptions { max_seqs: Some(7), block_size: Some(3), ..options };
+        check_against(&alone, Device::Tape, options);
     }
 }
