@@ -1,0 +1,103 @@
+//! Paged attention of decoding rows, by type of cache, in bytes of keys and values read.
+//!
+//! `cargo bench -p photon-cpu --bench attention -- [filter]`. 32 heads of 64 as in Moondream 2, each row with 770
+//! positions of its own; enough layers that they come from memory as in a model.
+#![allow(missing_docs, reason = "criterion's macros")]
+
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use photon_core::{Arena, Cx, DType, Device, PagedAttention, Result, RopeStore, Tensor, kv};
+use photon_cpu::{Cpu, CpuOptions};
+
+const HEADS: usize = 32;
+const HEAD_DIM: usize = 64;
+const DIM: usize = HEADS * HEAD_DIM;
+const BLOCK_SIZE: usize = 16;
+const CONTEXT: usize = 770;
+/// More than last-level caches hold.
+const COLD_BYTES: usize = 128 << 20;
+
+fn ints(cpu: &Cpu, values: impl IntoIterator<Item = usize>) -> Result<Tensor<Cpu>> {
+    let bytes: Vec<u8> = values.into_iter().flat_map(|v| (v as i32).to_le_bytes()).collect();
+    let t = Tensor::zeros(cpu, [bytes.len() / 4], DType::I32)?;
+    cpu.upload(&mut cpu.stream()?, t.buffer(), 0, &bytes);
+    Ok(t)
+}
+
+/// Caches of `layers` layers, every slot of which was stored through the operation a model uses.
+fn caches(cpu: &Cpu, layers: usize, slots: usize, dtype: DType) -> Result<Vec<[Tensor<Cpu>; 2]>> {
+    let (mut stream, mut arena) = (cpu.stream()?, Arena::new(cpu, 0)?);
+    let mut qkv = Tensor::zeros(cpu, [slots, 3 * DIM], DType::F32)?;
+    let wave = (0..slots * 3 * DIM).flat_map(|i| ((i % 997) as f32 * 0.37).sin().to_le_bytes());
+    cpu.upload(&mut stream, qkv.buffer(), 0, &wave.collect::<Vec<u8>>());
+    let (positions, all) = (ints(cpu, vec![0; slots])?, ints(cpu, 0..slots)?);
+    let table = Tensor::zeros(cpu, [1, 32], DType::F32)?;
+    let one = || Tensor::zeros(cpu, [slots, kv::row_len(dtype, HEADS, HEAD_DIM)], dtype);
+    let mut layer = || {
+        let (mut k, mut v) = (one()?, one()?);
+        Cx::new(cpu, &mut stream, &mut arena).rope_store(RopeStore {
+            qkv: &mut qkv,
+            k_cache: &mut k,
+            v_cache: &mut v,
+            positions: &positions,
+            slots: &all,
+            table: &table,
+            heads: HEADS,
+            kv_heads: HEADS,
+            head_dim: HEAD_DIM,
+        });
+        Ok([k, v])
+    };
+    (0..layers).map(|_| layer()).collect()
+}
+
+fn decode(c: &mut Criterion) {
+    let cpu = Cpu::open(CpuOptions::default()).expect("a processor");
+    let mut stream = cpu.stream().expect("a stream");
+    let mut arena = Arena::new(&cpu, 0).expect("nothing");
+    let mut group = c.benchmark_group(format!("decode attention, {}", cpu.name()));
+    group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(3));
+    group.sample_size(15);
+    for rows in [1, 16] {
+        for dtype in [DType::F32, DType::Bf16, DType::Fp8, DType::Int8] {
+            let blocks = CONTEXT.div_ceil(BLOCK_SIZE);
+            let slots = rows * blocks * BLOCK_SIZE;
+            let row_bytes = kv::row_len(dtype, HEADS, HEAD_DIM) * dtype.size();
+            let layers = COLD_BYTES.div_ceil(2 * slots * row_bytes);
+            let caches = caches(&cpu, layers, slots, dtype).expect("memory");
+            let tables = ints(&cpu, 0..rows * blocks).expect("memory").reshape([rows, blocks]);
+            let starts = ints(&cpu, 0..=rows).expect("memory");
+            let contexts = ints(&cpu, vec![CONTEXT; rows]).expect("memory");
+            let prefixes = ints(&cpu, vec![730; rows]).expect("memory");
+            let q = Tensor::zeros(&cpu, [rows, DIM], DType::F32).expect("memory");
+            let mut out = Tensor::zeros(&cpu, [rows, DIM], DType::F32).expect("memory");
+            group.throughput(Throughput::Bytes((2 * rows * CONTEXT * row_bytes) as u64));
+            let mut turn = 0;
+            group.bench_function(format!("{rows} rows, {dtype}"), |b| {
+                b.iter(|| {
+                    turn = (turn + 1) % layers;
+                    let [k_cache, v_cache] = &caches[turn];
+                    Cx::new(&cpu, &mut stream, &mut arena).paged_attention(PagedAttention {
+                        out: &mut out,
+                        q: &q,
+                        k_cache,
+                        v_cache,
+                        block_tables: &tables,
+                        row_starts: &starts,
+                        context_lens: &contexts,
+                        prefix_lens: &prefixes,
+                        block_size: BLOCK_SIZE,
+                        heads: HEADS,
+                        kv_heads: HEADS,
+                        scale: 0.125,
+                    });
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, decode);
+criterion_main!(benches);
