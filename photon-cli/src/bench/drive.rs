@@ -12,7 +12,7 @@ use photon::{
     EngineStats, Image, ImageSource, Metrics, Photon, Request, Response, RunError, Skill, Ticket,
 };
 
-use super::workload::Workload;
+use super::workload::{Alphabet, Workload};
 use crate::args::{BenchAnswer, BenchMode};
 
 /// Warm-up rounds before a run.
@@ -73,16 +73,26 @@ pub(super) fn answer_tokens(answer: BenchAnswer) -> usize {
 #[derive(Debug)]
 pub(super) struct Driver<'a> {
     pub(super) workload: &'a Workload,
-    /// Tokens of a prompt around its question.
-    pub(super) template: usize,
+    pub(super) alphabet: &'a Alphabet,
     pub(super) bar: &'a ProgressBar,
 }
 
-/// Tokens of a prompt that are not its question's, and not BOS.
-pub(super) fn template(photon: &Photon) -> Result<usize, RunError> {
+/// What questions can be made of for this model.
+pub(super) fn alphabet(photon: &Photon) -> Result<Alphabet, RunError> {
     let request =
         Request { forced_tokens: Some(1), ..Request::new(query("a".into()), None::<ImageSource>) };
-    Ok(photon.submit(request)?.wait()?.metrics.input_tokens - 2)
+    let first = photon.count_tokens("a")?;
+    let template = photon.submit(request)?.wait()?.metrics.input_tokens - 1 - first;
+    let mut letters = Vec::new();
+    for letter in 'a'..='z' {
+        if photon.count_tokens(&format!("a {letter}"))? == first + 1 {
+            letters.push(letter);
+        }
+    }
+    if letters.is_empty() {
+        letters.extend('a'..='z');
+    }
+    Ok(Alphabet { template, letters })
 }
 
 impl Driver<'_> {
@@ -152,7 +162,7 @@ impl Driver<'_> {
     }
 
     fn request(&self, index: usize, answer: BenchAnswer, image: ImageSource) -> Request {
-        let question = self.workload.question(index, answer, self.template);
+        let question = self.workload.question(index, answer, self.alphabet);
         Request {
             forced_tokens: Some(answer_tokens(answer)),
             ..Request::new(query(question), Some(image))

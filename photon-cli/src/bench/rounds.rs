@@ -15,7 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use photon::{DType, Model, Photon, bench::BenchOptions};
 
 use super::{
-    drive::{Done, Driver, Sample, template},
+    drive::{Done, Driver, Sample, alphabet},
     phases,
     record::{self, Record, Setup, Values},
     table,
@@ -155,12 +155,12 @@ impl Rounds<'_> {
         let probe = self.open(1)?;
         let dtype = probe.dtype();
         let setup = self.setup(probe.device_name(), dtype.to_string());
-        let template = template(&probe)?;
+        let alphabet = alphabet(&probe)?;
         drop(probe);
 
         let cells = Cell::all(self.args, self.concurrency);
         let bar = self.bar(&cells);
-        let driver = Driver { workload: self.workload, template, bar: &bar };
+        let driver = Driver { workload: self.workload, alphabet: &alphabet, bar: &bar };
         let mut samples: Vec<Samples> = cells
             .iter()
             .map(|cell| match cell {

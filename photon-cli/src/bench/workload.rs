@@ -7,7 +7,10 @@
 use std::path::Path;
 
 use anyhow::Context;
-use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
+use image::{
+    ExtendedColorType, ImageEncoder,
+    codecs::png::{CompressionType, FilterType, PngEncoder},
+};
 use serde_json::json;
 
 use crate::{args::BenchAnswer, draw::chart, rng::Rng};
@@ -29,6 +32,15 @@ pub(super) struct Workload {
     pub(super) asks: Vec<usize>,
     /// Pictures of the same kind that no question is about.
     pub(super) warm_up: Vec<Vec<u8>>,
+}
+
+/// What a model's questions are made of.
+#[derive(Debug)]
+pub(super) struct Alphabet {
+    /// Tokens of a prompt around its question.
+    pub(super) template: usize,
+    /// Letters that are one token each, with a space before them.
+    pub(super) letters: Vec<char>,
 }
 
 /// How many questions belong to so many pictures.
@@ -54,14 +66,16 @@ impl Workload {
     }
 
     /// The question with that index: as many letters as make a prompt of the length that answers of
-    /// this kind have, if the template around a question has `template` tokens.
-    pub(super) fn question(&self, index: usize, answer: BenchAnswer, template: usize) -> String {
+    /// this kind have.
+    pub(super) fn question(&self, index: usize, answer: BenchAnswer, of: &Alphabet) -> String {
         let rng = &mut Rng::new(self.seed, WORDS + index as u64);
         let tokens = match answer {
             BenchAnswer::Direct => 39,
             BenchAnswer::Thought => rng.between(15, 21) as usize,
         };
-        letters(rng, tokens.saturating_sub(template).max(1))
+        let count = tokens.saturating_sub(of.template).max(1);
+        let letters: Vec<_> = (0..count).map(|_| rng.pick(&of.letters).to_string()).collect();
+        letters.join(" ")
     }
 
     /// Bytes of a picture, on average.
@@ -79,8 +93,9 @@ impl Workload {
         for (i, picture) in self.pictures.iter().enumerate() {
             write(&format!("{i:03}.png"), picture)?;
         }
+        let alphabet = Alphabet { template: 0, letters: ('a'..='z').collect() };
         let line = |(i, picture): (usize, &usize)| {
-            let question = self.question(i, BenchAnswer::Direct, 0);
+            let question = self.question(i, BenchAnswer::Direct, &alphabet);
             let image = format!("{picture:03}.png");
             json!({"id": i, "skill": "query", "image_path": image, "question": question,
                 "reasoning": false})
@@ -91,18 +106,12 @@ impl Workload {
     }
 }
 
-/// Letters apart from each other: about every tokenizer has an id for each.
-fn letters(rng: &mut Rng, count: usize) -> String {
-    let letters: Vec<String> =
-        (0..count).map(|_| char::from(b'a' + rng.between(0, 26) as u8).to_string()).collect();
-    letters.join(" ")
-}
-
 /// A chart as a PNG file.
 fn file(rng: &mut Rng) -> Vec<u8> {
     let (width, height) = size(rng);
     let mut file = Vec::new();
-    PngEncoder::new(&mut file)
+    // As plotting programs write them.
+    PngEncoder::new_with_quality(&mut file, CompressionType::Level(6), FilterType::Adaptive)
         .write_image(&chart(rng, width, height), width, height, ExtendedColorType::Rgb8)
         .expect("a picture of this size can be written to memory");
     file
@@ -142,12 +151,19 @@ mod tests {
         assert_eq!(a.pictures, b.pictures);
         assert_ne!(a.pictures, c.pictures);
         assert_eq!(a.asks, [0, 0, 1, 1, 2]);
-        let question = |w: &Workload, i| w.question(i, BenchAnswer::Direct, 6);
+        let alphabet = Alphabet { template: 6, letters: vec!['x', 'y', 'z'] };
+        let question = |w: &Workload, i| w.question(i, BenchAnswer::Direct, &alphabet);
         assert_eq!(question(&a, 1), question(&b, 1));
         assert_ne!(question(&a, 1), question(&a, 2));
         assert_eq!(question(&a, 1).split(' ').count(), 33);
-        let thought = a.question(1, BenchAnswer::Thought, 0).split(' ').count();
-        assert!((15..=20).contains(&thought), "{thought}");
+        let thought = a.question(1, BenchAnswer::Thought, &alphabet).split(' ').count();
+        assert!((9..=14).contains(&thought), "{thought}");
+    }
+
+    #[test]
+    fn pictures_are_files_of_a_usual_size() {
+        let bytes = Workload::draw(0, 24, 24).picture_bytes();
+        assert!((30_000..60_000).contains(&bytes), "{bytes}");
     }
 
     #[test]

@@ -39,6 +39,8 @@ struct Chart<'a> {
     /// Height of small text.
     text: f32,
     groups: usize,
+    /// The number at the top of the axis.
+    most: u32,
 }
 
 impl<'a> Chart<'a> {
@@ -51,7 +53,7 @@ impl<'a> Chart<'a> {
             right: width - text * 1.5,
             bottom: height - text * 4.5,
         };
-        Chart { canvas, plot, text, groups: rng.between(5, 13) as usize }
+        Chart { canvas, plot, text, groups: rng.between(5, 13) as usize, most: 0 }
     }
 
     fn write(&mut self, text: &str, left: f32, baseline: f32, size: f32) {
@@ -75,11 +77,15 @@ impl<'a> Chart<'a> {
         self.write(&title, self.plot.left, self.text * 2.2, self.text * 1.4);
         let step = rng.pick(&[5, 10, 20, 25, 50, 100, 250]);
         let ticks = rng.between(4, 9);
+        self.most = ticks * step;
         let plot = self.plot;
         for i in 0..=ticks {
             let y = self.level(i as f32 / ticks as f32).round() + 0.5;
             brush::line(&mut self.canvas, (plot.left, y), (plot.right, y), 1.0, GRID);
-            self.write(&(i * step).to_string(), self.text * 0.6, y + self.text * 0.35, self.text);
+            let number = (i * step).to_string();
+            // The typeface's letters are 0.53 of its size wide.
+            let left = plot.left - self.text * (0.5 + 0.53 * number.len() as f32);
+            self.write(&number, left, y + self.text * 0.35, self.text);
         }
         let corner = (plot.left, plot.bottom);
         brush::line(&mut self.canvas, (plot.left, plot.top), corner, 1.6, INK);
@@ -98,11 +104,12 @@ impl<'a> Chart<'a> {
         for i in 0..self.groups {
             for (j, color) in PALETTE.iter().take(series).enumerate() {
                 let left = self.group(i) + width * (0.2 + j as f32);
-                let top = self.level(0.05 + 0.9 * rng.unit());
+                let value = 0.05 + 0.9 * rng.unit();
+                let top = self.level(value);
                 let bar = Rect { left, top, right: left + width * 0.92, bottom: self.plot.bottom };
                 self.canvas.plate(bar, 1.5, *color, 1.0);
-                let value = rng.between(1, 100).to_string();
                 if width > self.text {
+                    let value = (value * self.most as f32).round().to_string();
                     self.write(&value, left, top - 2.0, self.text * 0.75);
                 }
             }
@@ -129,11 +136,11 @@ impl<'a> Chart<'a> {
 
     fn dots(&mut self, rng: &mut Rng, series: usize) {
         for color in PALETTE.iter().take(series) {
-            let (start, slope) = (rng.unit(), rng.unit() - 0.5);
-            for _ in 0..rng.between(80, 220) {
+            let (start, end) = (0.15 + 0.7 * rng.unit(), 0.15 + 0.7 * rng.unit());
+            for _ in 0..rng.between(80, 200) {
                 let x = rng.unit();
                 let noise = rng.unit() + rng.unit() - 1.0;
-                let value = (start + slope * x + 0.25 * noise).clamp(0.01, 0.99);
+                let value = start + (end - start) * x + 0.14 * noise;
                 let at = self.plot.left + (self.plot.right - self.plot.left) * x;
                 let size = 1.8 + 2.0 * rng.unit();
                 self.dot((at, self.level(value)), size, *color);
@@ -149,12 +156,13 @@ impl<'a> Chart<'a> {
     fn legend(&mut self, rng: &mut Rng, series: usize) {
         let room = (self.plot.right - self.plot.left) / series as f32;
         let y = self.canvas.height as f32 - self.text * 1.1;
+        let first = rng.between(0, 16) as usize;
         for (i, color) in PALETTE.iter().take(series).enumerate() {
             let left = self.plot.left + room * i as f32;
             let size = self.text * 0.8;
             let key = Rect { left, top: y - size, right: left + size, bottom: y };
             self.canvas.plate(key, 2.0, *color, 1.0);
-            self.write(rng.pick(&WORDS), left + self.text * 1.2, y, self.text);
+            self.write(WORDS[(first + 5 * i) % WORDS.len()], left + self.text * 1.2, y, self.text);
         }
     }
 }

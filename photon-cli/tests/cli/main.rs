@@ -1,6 +1,7 @@
 //! The program as a user meets it: what it prints, where, and with which exit code.
 #![allow(clippy::unwrap_used, reason = "a test's helpers")]
 mod batch;
+mod bench;
 
 use std::{
     io::Write,
