@@ -135,6 +135,9 @@ pub(crate) fn builder(args: &ModelArgs, model: Model) -> Builder {
     if let Some(dtype) = args.device.dtype {
         builder = builder.dtype(dtype.into());
     }
+    if let Some(dtype) = args.device.kv_dtype {
+        builder = builder.kv_dtype(dtype.into());
+    }
     if let Some(bytes) = args.device.kv_memory {
         builder = builder.kv_memory(bytes);
     }

@@ -36,7 +36,7 @@ impl Cell {
         let commit = self.commit.as_ref().map_or(String::new(), |commit| format!(" ({commit})"));
         let processor = self.processor.as_ref().map_or(String::new(), |name| format!(", {name}"));
         format!(
-            "photon {}{commit}, {}, {} weights, {}{processor}",
+            "photon {}{commit}, {}, {}, {}{processor}",
             self.version, self.model, self.precision, self.device
         )
     }

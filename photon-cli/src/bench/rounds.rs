@@ -154,7 +154,7 @@ impl Rounds<'_> {
     fn run(&self) -> Result<Vec<Record>, Failure> {
         let probe = self.open(1)?;
         let dtype = probe.dtype();
-        let setup = self.setup(probe.device_name(), dtype.to_string());
+        let setup = self.setup(probe.device_name(), dtype);
         let alphabet = alphabet(&probe)?;
         drop(probe);
 
@@ -231,7 +231,11 @@ impl Rounds<'_> {
         bar
     }
 
-    fn setup(&self, device: String, precision: String) -> Setup {
+    fn setup(&self, device: String, dtype: DType) -> Setup {
+        let precision = match self.args.model.device.kv_dtype.map(DType::from) {
+            Some(kv) if kv != dtype => format!("{dtype} with {kv} keys and values"),
+            _ => dtype.to_string(),
+        };
         let model = match &self.args.synthetic {
             Some(name) => format!("random weights, {name}"),
             None => self.args.model.model.clone(),

@@ -12,7 +12,7 @@ pub(super) fn print(records: &[Record], workload: &Workload) -> io::Result<()> {
     let setup = &first.setup;
     let processor = setup.processor.as_ref().map_or(String::new(), |name| format!(", {name}"));
     let (model, precision, device) = (&setup.model, &setup.precision, &setup.device);
-    line(&format!("{model}, {precision} weights, {device}{processor}"))?;
+    line(&format!("{model}, {precision}, {device}{processor}"))?;
     line(&format!(
         "{} pictures of {} KB on average, {} questions, seed {}; median of {} rounds (least-most)",
         workload.pictures.len(),
