@@ -38,7 +38,7 @@ pub(super) struct Done {
 }
 
 /// What the engine counted during a run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Work {
     pub(super) steps: u64,
     pub(super) scheduler_us: u64,
@@ -137,28 +137,30 @@ impl Driver<'_> {
         Ok(Sample { seconds, requests, work })
     }
 
-    /// Two questions each about new pictures, one at a time: the first answers and the second.
+    /// Two questions in a row about each of some pictures, one at a time.
     pub(super) fn twice(
         &self,
         photon: &Photon,
         pictures: usize,
         decoded: bool,
-    ) -> anyhow::Result<[Vec<Done>; 2]> {
+    ) -> anyhow::Result<Sample> {
         let answer = BenchAnswer::Direct;
         self.warm_up(photon, answer, 1)?;
-        let mut done = [Vec::new(), Vec::new()];
+        let before = photon.stats();
+        let begun = Instant::now();
+        let mut requests = Vec::new();
         for (i, png) in self.workload.pictures.iter().take(pictures).enumerate() {
             let source = match decoded {
                 true => Image::from_bytes(png).context("a drawn picture")?.into(),
                 false => ImageSource::Encoded(png.clone()),
             };
-            for (question, done) in done.iter_mut().enumerate() {
-                let request = self.request(2 * i + question, answer, source.clone());
-                done.push(ask(photon, request, i)?);
+            for index in [2 * i, 2 * i + 1] {
+                requests.push(ask(photon, self.request(index, answer, source.clone()), i)?);
                 self.bar.inc(1);
             }
         }
-        Ok(done)
+        let seconds = begun.elapsed().as_secs_f64();
+        Ok(Sample { seconds, requests, work: Work::between(&before, &photon.stats()) })
     }
 
     fn request(&self, index: usize, answer: BenchAnswer, image: ImageSource) -> Request {

@@ -73,7 +73,7 @@ fn percentile(values: impl Iterator<Item = f64>, p: f64) -> f64 {
 }
 
 /// The numbers of a cell of many requests.
-pub(super) fn of_samples(samples: &[Sample]) -> Values {
+pub(super) fn of_many(samples: &[Sample]) -> Values {
     let mut values = Values::new();
     let mut put = |name: &str, of: &dyn Fn(&Sample) -> f64| {
         values.insert(name.into(), Spread::of(samples.iter().map(of)));
@@ -103,15 +103,19 @@ pub(super) fn of_samples(samples: &[Sample]) -> Values {
     values
 }
 
-/// The numbers of asking twice: first and second answers of each round.
-pub(super) fn of_twice(rounds: &[[Vec<Done>; 2]]) -> Values {
+/// The numbers of asking twice: requests are first and second questions in turn.
+pub(super) fn of_twice(samples: &[Sample]) -> Values {
     let mut values = Values::new();
     for name in ["", "ttft_"] {
-        let time =
-            |done: &Done| if name.is_empty() { done.latency_ms } else { done.metrics.ttft_ms };
-        let median = |done: &Vec<Done>| percentile(done.iter().map(time), 0.5);
+        let time = |done: &Done| match name {
+            "" => done.latency_ms,
+            _ => done.metrics.ttft_ms,
+        };
+        let median = |sample: &Sample, first| {
+            percentile(sample.requests.iter().skip(first).step_by(2).map(time), 0.5)
+        };
         let mut put = |what: String, of: &dyn Fn(f64, f64) -> f64| {
-            let over = rounds.iter().map(|[miss, hit]| of(median(miss), median(hit)));
+            let over = samples.iter().map(|s| of(median(s, 0), median(s, 1)));
             values.insert(what, Spread::of(over));
         };
         put(format!("miss_{name}ms"), &|miss, _| miss);
@@ -173,9 +177,15 @@ mod tests {
             latency_ms,
             metrics: photon::Metrics { ttft_ms: latency_ms / 2.0, ..Default::default() },
         };
-        let round = |miss: [f64; 3], hit: [f64; 3]| [miss.map(done).into(), hit.map(done).into()];
-        let values =
-            of_twice(&[round([8.0, 12.0, 10.0], [5.0; 3]), round([30.0; 3], [10.0, 9.0, 11.0])]);
+        let round = |times: [f64; 6]| Sample {
+            seconds: 1.0,
+            requests: times.map(done).into(),
+            work: Default::default(),
+        };
+        let values = of_twice(&[
+            round([8.0, 5.0, 12.0, 5.0, 10.0, 5.0]),
+            round([30.0, 10.0, 30.0, 9.0, 30.0, 11.0]),
+        ]);
         assert_eq!(values["miss_ms"], Spread { median: 20.0, min: 10.0, max: 30.0 });
         assert_eq!(values["miss_over_hit_ratio"], Spread { median: 2.5, min: 2.0, max: 3.0 });
         assert_eq!(values["hit_ttft_ms"].max, 5.0);

@@ -15,9 +15,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use photon::{DType, Model, Photon, bench::BenchOptions};
 
 use super::{
-    drive::{Done, Driver, Sample, alphabet},
+    drive::{Driver, Sample, alphabet},
     phases,
-    record::{self, Record, Setup, Values},
+    record::{self, Record, Setup},
     table,
     workload::{Workload, usual_questions},
 };
@@ -97,13 +97,6 @@ fn mode_name(mode: BenchMode) -> &'static str {
     }
 }
 
-/// What the rounds of a cell gave.
-#[derive(Debug)]
-enum Samples {
-    Many(Vec<Sample>),
-    Twice(Vec<[Vec<Done>; 2]>),
-}
-
 pub(super) fn workload(args: &BenchWorkloadArgs) -> Result<(), Failure> {
     let concurrency = if args.quick { &[1, 16][..] } else { &args.concurrency };
     let images = if args.quick { 24 } else { args.images };
@@ -161,26 +154,17 @@ impl Rounds<'_> {
         let cells = Cell::all(self.args, self.concurrency);
         let bar = self.bar(&cells);
         let driver = Driver { workload: self.workload, alphabet: &alphabet, bar: &bar };
-        let mut samples: Vec<Samples> = cells
-            .iter()
-            .map(|cell| match cell {
-                Cell::Many { .. } => Samples::Many(Vec::new()),
-                Cell::Twice { .. } => Samples::Twice(Vec::new()),
-            })
-            .collect();
+        let mut samples: Vec<Vec<Sample>> = cells.iter().map(|_| Vec::new()).collect();
         for round in 1..=self.args.repeats {
             for (cell, samples) in cells.iter().zip(&mut samples) {
                 bar.set_message(format!("round {round}, {}", cell.name()));
                 let photon = self.open(cell.concurrency())?;
-                match (*cell, samples) {
-                    (Cell::Many { mode, answer, concurrency }, Samples::Many(samples)) => {
-                        samples.push(driver.run(&photon, mode, answer, concurrency)?);
+                samples.push(match *cell {
+                    Cell::Many { mode, answer, concurrency } => {
+                        driver.run(&photon, mode, answer, concurrency)?
                     }
-                    (Cell::Twice { decoded }, Samples::Twice(samples)) => {
-                        samples.push(driver.twice(&photon, self.twice(), decoded)?);
-                    }
-                    _ => unreachable!("made alike above"),
-                }
+                    Cell::Twice { decoded } => driver.twice(&photon, self.twice(), decoded)?,
+                });
             }
             if !std::io::stderr().is_terminal() {
                 output::note(&format!("round {round} of {} is done", self.args.repeats));
@@ -251,15 +235,12 @@ impl Rounds<'_> {
         }
     }
 
-    fn record(&self, cell: Cell, samples: &Samples, setup: &Setup) -> Record {
-        let (values, first): (Values, Vec<&Done>) = match samples {
-            Samples::Many(samples) => {
-                (record::of_samples(samples), samples[0].requests.iter().collect())
-            }
-            Samples::Twice(rounds) => {
-                (record::of_twice(rounds), rounds[0].iter().flatten().collect())
-            }
+    fn record(&self, cell: Cell, samples: &[Sample], setup: &Setup) -> Record {
+        let values = match cell {
+            Cell::Many { .. } => record::of_many(samples),
+            Cell::Twice { .. } => record::of_twice(samples),
         };
+        let first = &samples[0].requests;
         let mut prompts: Vec<usize> = first.iter().map(|done| done.metrics.input_tokens).collect();
         prompts.sort_unstable();
         Record {
@@ -286,7 +267,7 @@ impl Rounds<'_> {
             batches: self.concurrency.to_vec(),
         };
         let device = &self.args.model.device;
-        let report = phases::measure(&bench, device, Some(dtype), &mut |_| {})?;
+        let report = phases::measure(&bench, device, Some(dtype), &mut |what| output::note(what))?;
         Ok(Record {
             cell: "phases".into(),
             mode: mode_name(BenchMode::Phases).into(),

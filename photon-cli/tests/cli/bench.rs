@@ -149,6 +149,22 @@ fn what_cannot_be_measured_is_said_before_the_work() {
 }
 
 #[test]
+fn random_weights_need_only_dimensions() {
+    let folder = Folder::new();
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/../photon/demo/config.json");
+    folder.file("config.json", &std::fs::read(config).unwrap());
+    let dir = folder.path("");
+    let more = ["--modes", "engine,phases", "--json", "--synthetic", dir.to_str().unwrap()];
+    let cells = cells(&succeeds(&[&TINY[..], &more].concat()));
+    assert_eq!(cells.len(), 3);
+    for cell in &cells {
+        assert!(cell["model"].as_str().unwrap().starts_with("random weights, "), "{cell}");
+        assert_eq!(cell["precision"], "bf16");
+    }
+    assert_eq!((&cells[0]["input_tokens"], &cells[0]["tokens_out"]), (&104.into(), &15.into()));
+}
+
+#[test]
 fn the_workload_can_be_saved_for_others_to_run() {
     let folder = Folder::new();
     let dir = folder.path("workload");
