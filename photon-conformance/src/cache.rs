@@ -67,9 +67,7 @@ impl Cache {
         }
         let rows = probe.bytes();
         let row_len = self.shape()[1];
-        rows.chunks_exact(row_len)
-            .flat_map(|row| self.heads(row).flat_map(|h| h.values()))
-            .collect()
+        rows.chunks_exact(row_len).flat_map(|row| self.heads(row).flat_map(Head::values)).collect()
     }
 
     /// The heads of a row of an 8-bit cache.
@@ -146,14 +144,19 @@ impl Head<'_> {
                 continue;
             }
             let half = scale * oracle::half_step(v.value.abs() / scale, dtype) * (1.0 + 1e-5);
-            // NaN is wrong too.
-            if !((got - v.value).abs() <= half + noise(v)) {
+            if !is_within(got, v.value, half + noise(v)) {
                 return Err(format!("element {j} is {got}, want {} within {half}", v.value));
             }
         }
-        if is_finite && !((scale - scale_wanted).abs() <= scale_wanted * 1e-6 + slack / largest) {
+        let tolerance = scale_wanted * 1e-6 + slack / largest;
+        if is_finite && !is_within(scale, scale_wanted, tolerance) {
             return Err(format!("the scale is {scale}, want {scale_wanted}"));
         }
         Ok(())
     }
+}
+
+/// False for NaN.
+fn is_within(got: f64, want: f64, tolerance: f64) -> bool {
+    (got - want).abs() <= tolerance
 }
