@@ -1,5 +1,7 @@
 //! The cases, one module for each family of operations.
 pub(crate) mod device;
+pub(crate) mod experts;
+pub(crate) mod gate;
 pub(crate) mod linear;
 pub(crate) mod norm;
 pub(crate) mod paged;

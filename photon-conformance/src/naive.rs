@@ -110,13 +110,13 @@ impl Device for Naive {
     }
 
     fn weight(&self, data: WeightData<'_>) -> Result<Weight<Self>> {
-        let WeightData { n, k, format, bytes, .. } = data;
+        let WeightData { format, bytes, .. } = data;
         let is_float = matches!(format, WeightFormat::Float(DType::F32 | DType::F16 | DType::Bf16));
         if !is_float {
             let (device, format) = (self.name(), format.to_string());
             return Err(Error::UnsupportedFormat { device, format });
         }
-        Ok(Weight::new(n, k, format, Buffer(Arc::new(Mutex::new(bytes.to_vec()))), None))
+        Ok(Weight::new(&data, Buffer(Arc::new(Mutex::new(bytes.to_vec()))), None))
     }
 
     fn stream(&self) -> Result<Stream> {

@@ -25,12 +25,67 @@ pub(crate) fn linear(
     }
     let old = old.unwrap_or(0.0);
     // GELU's slope is below 1.13 everywhere.
-    let (value, magnitude) = match activation {
-        Activation::None => (sum, magnitude),
-        Activation::GeluTanh => (gelu_tanh(sum), 1.13 * magnitude),
-    };
+    let slope = if activation == Activation::None { 1.0 } else { 1.13 };
+    let (value, magnitude) = (apply(activation, sum), slope * magnitude);
     let magnitude = magnitude + old.abs();
     Value { value: value + old, magnitude, terms: x.len(), extra: 0.0 }
+}
+
+fn apply(activation: Activation, x: f64) -> f64 {
+    match activation {
+        Activation::None => x,
+        Activation::GeluTanh => gelu_tanh(x),
+        Activation::GeluErf => 0.5 * x * (1.0 + erf(x / 2f64.sqrt())),
+    }
+}
+
+/// By its series `2 / sqrt(pi) e^(-x^2) sum_n 2^n x^(2n+1) / (2n+1)!!`, whose terms all have one sign.
+fn erf(x: f64) -> f64 {
+    if x.abs() > 6.0 {
+        return x.signum();
+    }
+    let (mut term, mut sum) = (x, 0.0);
+    for n in 0..200 {
+        sum += term;
+        term *= 2.0 * x * x / f64::from(2 * n + 3);
+    }
+    2.0 / std::f64::consts::PI.sqrt() * (-x * x).exp() * sum
+}
+
+/// One element of an activation.
+pub(crate) fn activate(activation: Activation, x: f64) -> Value {
+    Value { value: apply(activation, x), magnitude: 1.13 * x.abs(), terms: 1, extra: 0.0 }
+}
+
+/// One element of a gate.
+pub(crate) fn gated_gelu(h: f64, g: f64) -> Value {
+    let value = apply(Activation::GeluErf, h) * (g + 1.0);
+    Value { value, magnitude: 1.13 * h.abs() * (g.abs() + 1.0), terms: 1, extra: 0.0 }
+}
+
+/// The experts of a row and what each counts.
+pub(crate) fn route(logits: &[f64], top: usize) -> Vec<(usize, Value)> {
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    // Stable, so that of equals, as zeros of either sign are, the first stays first; NaN comes last.
+    let key =
+        |place: usize| if logits[place].is_nan() { f64::NEG_INFINITY } else { logits[place] + 0.0 };
+    order.sort_by(|&a, &b| key(b).total_cmp(&key(a)));
+    order.truncate(top);
+    let depth = |place: usize| logits[place] - logits[order[0]];
+    let total: f64 = order.iter().map(|&place| depth(place).exp()).sum();
+    let weight = |place: usize| {
+        let value = depth(place).exp() / total;
+        Value { value, magnitude: value * (1.0 + depth(place).abs()), terms: top, extra: 0.0 }
+    };
+    order.iter().map(|&place| (place, weight(place))).collect()
+}
+
+/// One element of a head that tau scales.
+pub(crate) fn tau(x: f64, score: f64, alpha: f64, position: i32) -> Value {
+    let a = alpha * (f64::from(position) + 1.0).ln();
+    let value = x * (score.tanh() + 1.0 / (1.0 + (-a).exp()) + 0.5);
+    // The sigmoid's slope is at most a quarter.
+    Value { value, magnitude: x.abs() * (2.5 + a.abs() / 4.0), terms: 1, extra: 0.0 }
 }
 
 fn gelu_tanh(x: f64) -> f64 {

@@ -318,12 +318,24 @@ impl<'d, D: Kernels> Rig<'d, D> {
         dtype: DType,
         rng: &mut Rng,
     ) -> (Weight<D>, Vec<f64>) {
-        let values = rng.floats(n * k, 1.0);
+        self.weights(1, n, k, dtype, rng)
+    }
+
+    /// Equal weight matrices, and their elements as the device sees them.
+    pub(crate) fn weights(
+        &mut self,
+        count: usize,
+        n: usize,
+        k: usize,
+        dtype: DType,
+        rng: &mut Rng,
+    ) -> (Weight<D>, Vec<f64>) {
+        let values = rng.floats(count * n * k, 1.0);
         let size = dtype.size();
         let bytes: Vec<u8> =
             values.iter().flat_map(|v| encode(*v, dtype).into_iter().take(size)).collect();
         let format = WeightFormat::Float(dtype);
-        let data = WeightData { n, k, format, bytes: &bytes, scales: &[] };
+        let data = WeightData { count, n, k, format, bytes: &bytes, scales: &[] };
         let weight = self.device.weight(data).expect("a weight in a format the options list");
         let rounded = bytes.chunks_exact(dtype.size()).map(|b| f64::from(decode(b, dtype)));
         (weight, rounded.collect())

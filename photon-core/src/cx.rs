@@ -3,9 +3,9 @@
 //! Every operation is checked here once, with the caller's line in the message; backends rely on it
 //! and do not check again. A violation is a bug in the model, so it panics.
 use crate::{
-    Arena, Attention, Copy, DType, Fourier, Gather, Kernels, LayerNorm, Linear, PagedAttention,
-    PatchEmbed, Patchify, RopeStore, Sample, SampleParams, Scatter, Shape, StitchPool, Tensor,
-    Tile, kv,
+    Activate, Arena, Attention, Copy, DType, Fourier, GatedGelu, Gather, GroupedLinear, Kernels,
+    LayerNorm, Linear, PagedAttention, PatchEmbed, Patchify, RopeStore, Route, Sample,
+    SampleParams, Scatter, Shape, StitchPool, Tau, Tensor, Tile, WeightedSum, kv,
 };
 
 /// A device, a stream to record on and an arena for activations.
@@ -114,7 +114,7 @@ impl<'a, D: Kernels> Cx<'a, D> {
     #[track_caller]
     pub fn linear(&mut self, op: Linear<'_, D>) {
         dims!("linear", "x columns": op.x.cols() => op.w.k(), "out columns": op.out.cols() => op.w.n(),
-            "rows": op.out.rows() => op.x.rows());
+            "rows": op.out.rows() => op.x.rows(), "matrices": op.w.count() => 1);
         self.check("linear", &[op.out, op.x], &[]);
         if let Some(bias) = op.bias {
             dims!("linear", "bias": bias.shape().elements() => op.w.n());
@@ -122,6 +122,82 @@ impl<'a, D: Kernels> Cx<'a, D> {
         }
         if !self.arena.is_measuring() {
             D::linear(self, op);
+        }
+    }
+
+    /// Checks and records an [`Activate`].
+    #[track_caller]
+    pub fn activate(&mut self, op: Activate<'_, D>) {
+        dims!("activate", "rows": op.out.rows() => op.x.rows(), "columns": op.out.cols() => op.x.cols());
+        self.check("activate", &[op.out, op.x], &[]);
+        if !self.arena.is_measuring() {
+            D::activate(self, op);
+        }
+    }
+
+    /// Checks and records a [`GroupedLinear`].
+    #[track_caller]
+    pub fn grouped_linear(&mut self, op: GroupedLinear<'_, D>) {
+        dims!("grouped_linear", "x columns": op.x.cols() => op.w.k(),
+            "out columns": op.out.cols() => op.w.n(),
+            "groups": op.groups.shape().elements() => op.out.rows());
+        let is_whole = op.out.rows().checked_rem(op.x.rows()).unwrap_or(op.out.rows()) == 0;
+        assert!(is_whole, "grouped_linear: {} rows of {}", op.out.rows(), op.x.rows());
+        self.check("grouped_linear", &[op.out, op.x], &[(op.groups, DType::I32)]);
+        if !self.arena.is_measuring() {
+            D::grouped_linear(self, op);
+        }
+    }
+
+    /// Checks and records a [`Route`].
+    #[track_caller]
+    pub fn route(&mut self, op: Route<'_, D>) {
+        let (rows, top) = (op.logits.rows(), op.experts.cols());
+        assert!(top <= op.logits.cols(), "route: {top} of {} experts", op.logits.cols());
+        dims!("route", "rows of experts": op.experts.rows() => rows, "rows of weights": op.weights.rows() => rows,
+            "columns of weights": op.weights.cols() => top);
+        self.check("route", &[op.logits], &[(op.experts, DType::I32), (op.weights, DType::F32)]);
+        if !self.arena.is_measuring() {
+            D::route(self, op);
+        }
+    }
+
+    /// Checks and records a [`GatedGelu`].
+    #[track_caller]
+    pub fn gated_gelu(&mut self, op: GatedGelu<'_, D>) {
+        dims!("gated_gelu", "rows": op.out.rows() => op.x.rows(), "columns": op.x.cols() => 2 * op.out.cols());
+        self.check("gated_gelu", &[op.out, op.x], &[]);
+        if !self.arena.is_measuring() {
+            D::gated_gelu(self, op);
+        }
+    }
+
+    /// Checks and records a [`WeightedSum`].
+    #[track_caller]
+    pub fn weighted_sum(&mut self, op: WeightedSum<'_, D>) {
+        dims!("weighted_sum", "rows of weights": op.weights.rows() => op.out.rows(),
+            "rows of x": op.x.rows() => op.weights.shape().elements(), "columns": op.x.cols() => op.out.cols());
+        self.check("weighted_sum", &[op.out, op.x], &[(op.weights, DType::F32)]);
+        if !self.arena.is_measuring() {
+            D::weighted_sum(self, op);
+        }
+    }
+
+    /// Checks and records a [`Tau`].
+    #[track_caller]
+    pub fn tau(&mut self, op: Tau<'_, D>) {
+        let tokens = op.qkv.rows();
+        assert!(op.heads > 0, "tau: no heads");
+        dims!("tau", "qkv columns": op.qkv.cols() % (3 * op.heads) => 0, "rows of scores": op.scores.rows() => tokens,
+            "scores": op.scores.cols() => 2 * op.heads, "alpha": op.alpha.shape().elements() => op.heads,
+            "positions": op.positions.shape().elements() => tokens);
+        self.check(
+            "tau",
+            &[op.qkv, op.scores],
+            &[(op.alpha, DType::F32), (op.positions, DType::I32)],
+        );
+        if !self.arena.is_measuring() {
+            D::tau(self, op);
         }
     }
 

@@ -6,13 +6,15 @@
 //! row, whatever an index tensor holds.
 use crate::{Cx, Device, Tensor, Weight, reference};
 
-/// What a [`Linear`] does to each element before the residual.
+/// A function of one element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// Nothing.
     None,
     /// GELU, tanh form: `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.
     GeluTanh,
+    /// GELU, exact: `0.5 x (1 + erf(x / sqrt(2)))`.
+    GeluErf,
 }
 
 /// `out[i, j] = activation(sum_k x[i, k] w[j, k] + bias[j])`, plus the old `out[i, j]` if
@@ -31,6 +33,90 @@ pub struct Linear<'a, D: Device> {
     pub activation: Activation,
     /// Whether to add to what `out` holds: the residual connection.
     pub accumulate: bool,
+}
+
+/// `out = activation(x)`, element by element.
+#[derive(Debug)]
+pub struct Activate<'a, D: Device> {
+    /// `[rows, dim]`, any float.
+    pub out: &'a mut Tensor<D>,
+    /// `[rows, dim]`, any float. May be a column view.
+    pub x: &'a Tensor<D>,
+    /// The function.
+    pub activation: Activation,
+}
+
+/// A linear layer whose rows differ in their matrix: with `r = rows(out) / rows(x)`,
+/// `out[i, j] = sum_k x[i / r, k] w[groups[i], j, k]`, plus the old `out[i, j]` if `accumulate`.
+///
+/// Experts are one use: a token's row goes through the matrices it was routed to. Adapters are
+/// another: each row adds the product with its own adapter's matrix, or, its group being -1, nothing.
+#[derive(Debug)]
+pub struct GroupedLinear<'a, D: Device> {
+    /// `[rows * r, n]`, any float; read and written if `accumulate`. Rows with a bad group stay.
+    pub out: &'a mut Tensor<D>,
+    /// `[rows, k]`, any float. May be a column view.
+    pub x: &'a Tensor<D>,
+    /// `[groups, n, k]`.
+    pub w: &'a Weight<D>,
+    /// `[rows * r]`, i32: the matrix of each row of `out`.
+    pub groups: &'a Tensor<D>,
+    /// Whether to add to what `out` holds.
+    pub accumulate: bool,
+}
+
+/// Chooses experts: `experts[i]` are the places of the `top` largest of `logits[i]`, largest first, of
+/// equals the lower place first (a NaN counts as less than any number);
+/// `weights[i] = softmax(logits[i, experts[i]])`.
+#[derive(Debug)]
+pub struct Route<'a, D: Device> {
+    /// `[rows, top]`, i32; `top` is at most the number of experts.
+    pub experts: &'a mut Tensor<D>,
+    /// `[rows, top]`, f32.
+    pub weights: &'a mut Tensor<D>,
+    /// `[rows, num_experts]`, any float.
+    pub logits: &'a Tensor<D>,
+}
+
+/// The gate of an expert: `out = gelu(h) (g + 1)`, where `h` and `g` are the halves of a row of `x` and
+/// gelu is [`Activation::GeluErf`].
+#[derive(Debug)]
+pub struct GatedGelu<'a, D: Device> {
+    /// `[rows, n]`, any float.
+    pub out: &'a mut Tensor<D>,
+    /// `[rows, 2 * n]`, any float.
+    pub x: &'a Tensor<D>,
+}
+
+/// Joins what a token's experts gave: `out[i] += sum_j weights[i, j] x[i top + j]`, summed before it is
+/// added.
+#[derive(Debug)]
+pub struct WeightedSum<'a, D: Device> {
+    /// `[rows, dim]`, any float; read and written.
+    pub out: &'a mut Tensor<D>,
+    /// `[rows * top, dim]`, any float.
+    pub x: &'a Tensor<D>,
+    /// `[rows, top]`, f32.
+    pub weights: &'a Tensor<D>,
+}
+
+/// Scales q and v of every head by content and position: at position `p`, with
+/// `f(s) = tanh(s) + 1 / (1 + e^(-a)) + 0.5` and `a = alpha[h] ln(p + 1)`,
+/// `q[h] *= f(scores[t, h])`, `v[h] *= f(scores[t, heads + h])`; k stays.
+///
+/// Source: Moondream 3, `text.py`, "tau" attention.
+#[derive(Debug)]
+pub struct Tau<'a, D: Device> {
+    /// `[tokens, 3 * heads * head_dim]`: q, k, v; read and written.
+    pub qkv: &'a mut Tensor<D>,
+    /// `[tokens, 2 * heads]`, any float: for q, then for v.
+    pub scores: &'a Tensor<D>,
+    /// `[heads]`, f32.
+    pub alpha: &'a Tensor<D>,
+    /// `[tokens]`, i32. A negative position skips the token.
+    pub positions: &'a Tensor<D>,
+    /// Heads, of keys as of queries.
+    pub heads: usize,
 }
 
 /// `out = (x - mean(x)) / sqrt(var(x) + eps) * w + b`, row by row, variance without Bessel's
@@ -258,6 +344,18 @@ pub struct Copy<'a, D: Device> {
 pub trait Kernels: Device {
     /// See [`Linear`].
     fn linear(cx: &mut Cx<'_, Self>, op: Linear<'_, Self>);
+    /// See [`Activate`].
+    fn activate(cx: &mut Cx<'_, Self>, op: Activate<'_, Self>);
+    /// See [`GroupedLinear`].
+    fn grouped_linear(cx: &mut Cx<'_, Self>, op: GroupedLinear<'_, Self>);
+    /// See [`Route`].
+    fn route(cx: &mut Cx<'_, Self>, op: Route<'_, Self>);
+    /// See [`GatedGelu`].
+    fn gated_gelu(cx: &mut Cx<'_, Self>, op: GatedGelu<'_, Self>);
+    /// See [`WeightedSum`].
+    fn weighted_sum(cx: &mut Cx<'_, Self>, op: WeightedSum<'_, Self>);
+    /// See [`Tau`].
+    fn tau(cx: &mut Cx<'_, Self>, op: Tau<'_, Self>);
     /// See [`LayerNorm`].
     fn layer_norm(cx: &mut Cx<'_, Self>, op: LayerNorm<'_, Self>);
     /// See [`Patchify`].

@@ -26,8 +26,9 @@ pub use device::{Device, MemoryInfo};
 pub use dtype::{DType, convert};
 pub use error::{Error, Result};
 pub use kernels::{
-    Activation, Attention, Copy, Fourier, Gather, Kernels, LayerNorm, Linear, PagedAttention,
-    PatchEmbed, Patchify, RopeStore, Sample, Scatter, StitchPool, Tile,
+    Activate, Activation, Attention, Copy, Fourier, GatedGelu, Gather, GroupedLinear, Kernels,
+    LayerNorm, Linear, PagedAttention, PatchEmbed, Patchify, RopeStore, Route, Sample, Scatter,
+    StitchPool, Tau, Tile, WeightedSum,
 };
 pub use sampler::SampleParams;
 pub use staging::Pending;

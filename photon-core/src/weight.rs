@@ -29,24 +29,27 @@ impl std::fmt::Display for WeightFormat {
     }
 }
 
-/// A weight matrix on the host, row-major, before a backend packs it.
+/// Equal weight matrices on the host, row-major, before a backend packs them.
 #[derive(Clone, Copy, Debug)]
 pub struct WeightData<'a> {
+    /// How many matrices: 1, or one per expert or adapter for [`GroupedLinear`](crate::GroupedLinear).
+    pub count: usize,
     /// Output features: rows.
     pub n: usize,
     /// Input features: columns.
     pub k: usize,
     /// How `bytes` is to be read, and how the device shall hold it.
     pub format: WeightFormat,
-    /// `[n, k]` elements, little-endian.
+    /// `[count, n, k]` elements, little-endian.
     pub bytes: &'a [u8],
     /// Scales of a quantized format; empty for floats.
     pub scales: &'a [f32],
 }
 
-/// A `[n, k]` weight matrix on a device. Only the backend that packed it knows the layout.
+/// `count` weight matrices `[n, k]` on a device. Only the backend that packed them knows the layout.
 #[derive(Debug)]
 pub struct Weight<D: Device> {
+    count: usize,
     n: usize,
     k: usize,
     format: WeightFormat,
@@ -56,14 +59,14 @@ pub struct Weight<D: Device> {
 
 impl<D: Device> Weight<D> {
     /// For backends: wraps what they packed.
-    pub fn new(
-        n: usize,
-        k: usize,
-        format: WeightFormat,
-        buffer: D::Buffer,
-        scales: Option<D::Buffer>,
-    ) -> Self {
-        Weight { n, k, format, buffer, scales }
+    pub fn new(data: &WeightData<'_>, buffer: D::Buffer, scales: Option<D::Buffer>) -> Self {
+        let WeightData { count, n, k, format, .. } = *data;
+        Weight { count, n, k, format, buffer, scales }
+    }
+
+    /// Matrices.
+    pub fn count(&self) -> usize {
+        self.count
     }
 
     /// Output features.
@@ -94,6 +97,7 @@ impl<D: Device> Weight<D> {
     /// The same memory seen by another device that shares this one's buffers and layouts.
     pub fn on<E: Device<Buffer = D::Buffer>>(&self) -> Weight<E> {
         Weight {
+            count: self.count,
             n: self.n,
             k: self.k,
             format: self.format,

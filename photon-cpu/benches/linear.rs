@@ -25,7 +25,7 @@ fn weights(cpu: &Cpu, n: usize, k: usize, dtype: DType, copies: usize) -> Vec<We
     // 0.0115 as bf16 and as f32, 1.06 as f16: not subnormal in any.
     let bytes = vec![0x3c; n * k * dtype.size()];
     let format = WeightFormat::Float(dtype);
-    let data = WeightData { n, k, format, bytes: &bytes, scales: &[] };
+    let data = WeightData { count: 1, n, k, format, bytes: &bytes, scales: &[] };
     (0..copies).map(|_| cpu.weight(data).expect("memory for weights")).collect()
 }
 

@@ -6,15 +6,21 @@
 #![allow(unsafe_code, reason = "tasks write their own parts of shared tensors")]
 
 use photon_core::{
-    Attention, Copy, Cx, Fourier, Gather, Kernels, LayerNorm, Linear, PagedAttention, Patchify,
-    RopeStore, Sample, Scatter, StitchPool, Tile,
+    Activate, Attention, Copy, Cx, Fourier, GatedGelu, Gather, GroupedLinear, Kernels, LayerNorm,
+    Linear, PagedAttention, Patchify, RopeStore, Route, Sample, Scatter, StitchPool, Tau, Tile,
+    WeightedSum,
 };
 
-use crate::{Cpu, linear::linear};
+use crate::{
+    Cpu,
+    linear::{grouped_linear, linear},
+};
 
 mod attention;
 mod attention_core;
 mod attention_decode;
+mod experts;
+mod gate;
 mod image;
 mod norm;
 mod rope;
@@ -24,6 +30,8 @@ mod sample;
 mod tests;
 
 pub(crate) use attention::{attention, paged_attention};
+pub(crate) use experts::{route, weighted_sum};
+pub(crate) use gate::{activate, gated_gelu, tau};
 pub(crate) use image::{patchify, stitch_pool};
 pub(crate) use norm::layer_norm;
 pub(crate) use rope::rope_store;
@@ -45,13 +53,31 @@ fn for_runs(cpu: &Cpu, items: usize, cost: usize, body: impl Fn(std::ops::Range<
 }
 
 /// An index tensor's entry as an index below `limit`.
-fn index(entry: i32, limit: usize) -> Option<usize> {
+pub(crate) fn index(entry: i32, limit: usize) -> Option<usize> {
     usize::try_from(entry).ok().filter(|&i| i < limit)
 }
 
 impl Kernels for Cpu {
     fn linear(cx: &mut Cx<'_, Self>, op: Linear<'_, Self>) {
         linear(cx.device, op);
+    }
+    fn activate(cx: &mut Cx<'_, Self>, op: Activate<'_, Self>) {
+        activate(cx.device, op);
+    }
+    fn grouped_linear(cx: &mut Cx<'_, Self>, op: GroupedLinear<'_, Self>) {
+        grouped_linear(cx.device, op);
+    }
+    fn route(cx: &mut Cx<'_, Self>, op: Route<'_, Self>) {
+        route(cx.device, op);
+    }
+    fn gated_gelu(cx: &mut Cx<'_, Self>, op: GatedGelu<'_, Self>) {
+        gated_gelu(cx.device, op);
+    }
+    fn weighted_sum(cx: &mut Cx<'_, Self>, op: WeightedSum<'_, Self>) {
+        weighted_sum(cx.device, op);
+    }
+    fn tau(cx: &mut Cx<'_, Self>, op: Tau<'_, Self>) {
+        tau(cx.device, op);
     }
     fn layer_norm(cx: &mut Cx<'_, Self>, op: LayerNorm<'_, Self>) {
         layer_norm(cx.device, op);

@@ -10,12 +10,13 @@
 
 use std::{marker::PhantomData, ops::Range};
 
-use photon_core::{Error, Linear, Result, Weight, WeightData};
+use photon_core::{Activation, Error, GroupedLinear, Linear, Result, Tensor, Weight, WeightData};
 
 use crate::{
     Cpu,
     elements::{Rows, RowsMut, with_float},
     isa::Isa,
+    kernels::index,
     memory::Buffer,
     pool::Pool,
     simd::{self, Op, Simd, store},
@@ -45,30 +46,93 @@ const MAX_TASK: (usize, usize) = (4, 128);
 /// Copies a weight matrix to a buffer, in the layout the kernels of `isa` read.
 ///
 /// # Panics
-/// If `data.bytes` is not `[n, k]` elements.
+/// If `data.bytes` is not `[count, n, k]` elements.
 pub(crate) fn pack(isa: Isa, data: WeightData<'_>, pool: &Pool) -> Result<Weight<Cpu>> {
-    let WeightData { n, k, format, bytes, .. } = data;
+    let WeightData { count, n, k, format, bytes, .. } = data;
     let layout = Layout::of(isa, format).ok_or_else(|| Error::UnsupportedFormat {
         device: "cpu".into(),
         format: format.to_string(),
     })?;
-    let packed_bytes = layout.bytes(n, k).unwrap_or(usize::MAX);
-    let buffer = Buffer::new(packed_bytes)?;
+    let packed_bytes = layout.bytes(n, k).and_then(|bytes| bytes.checked_mul(count));
+    let buffer = Buffer::new(packed_bytes.unwrap_or(usize::MAX))?;
     // SAFETY: `as_ptr` is valid for `len` bytes while `buffer` lives, they are zeroed, and nobody else
     // has a clone yet.
     let out = unsafe { std::slice::from_raw_parts_mut(buffer.as_ptr(), buffer.len()) };
-    layout.with(PackWeights { pool, dims: (n, k), bytes, out });
-    Ok(Weight::new(n, k, format, buffer, None))
+    layout.with(PackWeights { pool, count, dims: (n, k), bytes, out });
+    Ok(Weight::new(&data, buffer, None))
 }
 
 /// See [`Linear`].
 pub(crate) fn linear(cpu: &Cpu, op: Linear<'_, Cpu>) {
-    let layout = Layout::of(cpu.isa(), op.w.format()).expect("packed by `pack`");
-    layout.with(Run { cpu, op });
+    let Linear { out, x, w, bias, activation, accumulate } = op;
+    layout_of(cpu, w).with(Run {
+        cpu,
+        w,
+        x,
+        out,
+        then: Then { bias: bias.map(|bias| Rows::new(bias).all()), activation, accumulate },
+        rows: Members::All,
+    });
+}
+
+/// See [`GroupedLinear`].
+pub(crate) fn grouped_linear(cpu: &Cpu, op: GroupedLinear<'_, Cpu>) {
+    let GroupedLinear { out, x, w, groups, accumulate } = op;
+    let groups = Rows::<i32>::new(groups).all();
+    // Rows by group, those without one left out: a counting sort, which keeps their order.
+    let group = |row: usize| index(groups[row], w.count());
+    let mut ends = vec![0; w.count()];
+    (0..groups.len()).filter_map(group).for_each(|group| ends[group] += 1);
+    let mut members = vec![0; ends.iter().sum()];
+    let mut start = 0;
+    for end in &mut ends {
+        start += std::mem::replace(end, start);
+    }
+    for row in 0..groups.len() {
+        if let Some(group) = group(row) {
+            members[ends[group]] = row;
+            ends[group] += 1;
+        }
+    }
+    if members.is_empty() {
+        return;
+    }
+    let per_row = groups.len() / x.rows();
+    layout_of(cpu, w).with(Run {
+        cpu,
+        w,
+        x,
+        out,
+        then: Then { bias: None, activation: Activation::None, accumulate },
+        rows: Members::Groups { members: &members, ends: &ends, per_row },
+    });
+}
+
+fn layout_of(cpu: &Cpu, w: &Weight<Cpu>) -> Layout {
+    Layout::of(cpu.isa(), w.format()).expect("packed by `pack`")
+}
+
+/// Which rows of the output go through which matrix.
+#[derive(Clone, Copy)]
+enum Members<'a> {
+    /// All through the only one.
+    All,
+    /// Through matrix `g` those in `members[ends[g - 1] .. ends[g]]`; row `i` of the output reads row
+    /// `i / per_row` of the input.
+    Groups { members: &'a [usize], ends: &'a [usize], per_row: usize },
+}
+
+/// What is done to a sum.
+#[derive(Clone, Copy)]
+struct Then<'a> {
+    bias: Option<&'a [f32]>,
+    activation: Activation,
+    accumulate: bool,
 }
 
 struct PackWeights<'a> {
     pool: &'a Pool,
+    count: usize,
     dims: (usize, usize),
     bytes: &'a [u8],
     out: &'a mut [u8],
@@ -78,28 +142,37 @@ impl WithFormat for PackWeights<'_> {
     type Output = ();
 
     fn call<F: Format>(self) {
-        let out = bytemuck::cast_slice_mut(self.out);
-        layout::pack_weights::<F>(self.pool, self.dims, self.bytes, out);
+        let PackWeights { pool, count, dims, bytes, out } = self;
+        assert_eq!(bytes.len(), count * dims.0 * dims.1 * size_of::<F::Weight>());
+        if bytes.is_empty() {
+            return;
+        }
+        let (read, write) = (bytes.len() / count, out.len() / count);
+        for (bytes, out) in bytes.chunks_exact(read).zip(out.chunks_exact_mut(write)) {
+            layout::pack_weights::<F>(pool, dims, bytes, bytemuck::cast_slice_mut(out));
+        }
     }
 }
 
 struct Run<'a> {
     cpu: &'a Cpu,
-    op: Linear<'a, Cpu>,
+    w: &'a Weight<Cpu>,
+    x: &'a Tensor<Cpu>,
+    out: &'a mut Tensor<Cpu>,
+    then: Then<'a>,
+    rows: Members<'a>,
 }
 
 impl WithFormat for Run<'_> {
     type Output = ();
 
     fn call<F: Format>(self) {
-        let Run { cpu, op } = self;
-        simd::dispatch(cpu.isa(), RunFormat::<F> { cpu, op, format: PhantomData });
+        simd::dispatch(self.cpu.isa(), RunFormat::<F> { run: self, format: PhantomData });
     }
 }
 
 struct RunFormat<'a, F> {
-    cpu: &'a Cpu,
-    op: Linear<'a, Cpu>,
+    run: Run<'a>,
     format: PhantomData<F>,
 }
 
@@ -108,27 +181,47 @@ impl<F: Format> Op for RunFormat<'_, F> {
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        record::<S, F>(s, self.cpu.pool(), self.op);
+        record::<S, F>(s, self.run);
     }
 }
 
-fn record<S: Simd, F: Format>(s: S, pool: &Pool, op: Linear<'_, Cpu>) {
-    let Linear { out, x, w, bias, activation, accumulate } = op;
-    let (rows, n, k) = (x.rows(), w.n(), w.k());
+fn record<S: Simd, F: Format>(s: S, run: Run<'_>) {
+    let Run { cpu, w, x, out, then, rows } = run;
+    let Then { bias, activation, accumulate } = then;
     // SAFETY: `pack` filled the whole buffer, which `w` keeps alive, with elements of this format, and
     // nothing writes to packed weights afterwards.
     let bytes = unsafe { std::slice::from_raw_parts(w.buffer().as_ptr(), w.buffer().len()) };
-    let product = Product::<S, F> { s, pool, n, k, weights: bytemuck::cast_slice(bytes) };
-    let bias = bias.map(|bias| Rows::<f32>::new(bias).all());
-    let pack = |rows: (usize, usize), packed: &mut [F::Activation]| {
-        with_float!(x.dtype(), X => {
-            layout::pack_activations::<S, F, X>(s, pool, Rows::new(x), rows, packed);
-        });
-    };
+    let weights: &[F::Weight] = bytemuck::cast_slice(bytes);
+    let (pool, n, k) = (cpu.pool(), w.n(), w.k());
     with_float!(out.dtype(), O => {
-        let epilogue = Epilogue::<O> { out: RowsMut::new(out), bias, activation, accumulate };
-        // SAFETY: `Product` stores each element once.
-        product.compute(rows, &pack, &|piece| unsafe { finish::store_piece(s, &epilogue, piece) });
+        let out = RowsMut::<O>::new(out);
+        let through = |matrix: usize, number: usize, members: Option<&[usize]>, per_row: usize| {
+            let source = |row: usize| members.map_or(row, |members| members[row] / per_row);
+            let pack = |rows: (usize, usize), packed: &mut [F::Activation]| {
+                with_float!(x.dtype(), X => {
+                    let x = Rows::new(x);
+                    layout::pack_activations::<S, F, X>(s, pool, x, &source, rows, packed);
+                });
+            };
+            let epilogue = Epilogue::<O> { out, members, bias, activation, accumulate };
+            let len = weights.len() / w.count();
+            let weights = &weights[matrix * len..(matrix + 1) * len];
+            // SAFETY: `Product` stores each element once, and no row has two matrices.
+            let store = |piece: Piece<'_>| unsafe { finish::store_piece(s, &epilogue, piece) };
+            Product::<S, F> { s, pool, n, k, weights }.compute(number, &pack, &store);
+        };
+        match rows {
+            Members::All => through(0, x.rows(), None, 1),
+            Members::Groups { members, ends, per_row } => {
+                let mut start = 0;
+                for (matrix, &end) in ends.iter().enumerate().filter(|&(_, &end)| end > 0) {
+                    if start < end {
+                        through(matrix, end - start, Some(&members[start..end]), per_row);
+                    }
+                    start = end;
+                }
+            }
+        }
     });
 }
 

@@ -18,12 +18,15 @@ use std::{
 };
 
 use photon_core::{
-    Attention, Copy, Cx, Device, Error, Fourier, Gather, Kernels, LayerNorm, Linear, MemoryInfo,
-    PagedAttention, Patchify, Pending, Result, RopeStore, Sample, Scatter, StitchPool, Tile,
-    Weight, WeightData,
+    Activate, Attention, Copy, Cx, Device, Error, Fourier, GatedGelu, Gather, GroupedLinear,
+    Kernels, LayerNorm, Linear, MemoryInfo, PagedAttention, Patchify, Pending, Result, RopeStore,
+    Route, Sample, Scatter, StitchPool, Tau, Tile, Weight, WeightData, WeightedSum,
 };
 
-use crate::{Buffer, Cpu, kernels, linear::linear};
+use crate::{
+    Buffer, Cpu, kernels,
+    linear::{grouped_linear, linear},
+};
 
 /// A device that records what a [`Cpu`] is to do. Cloning shares it.
 #[derive(Clone, Debug)]
@@ -250,6 +253,11 @@ macro_rules! record {
 
 impl Kernels for Tape {
     record! {
+        activate, Activate { out; x; activation }
+        route, Route { experts, weights; logits; }
+        gated_gelu, GatedGelu { out; x; }
+        weighted_sum, WeightedSum { out; x, weights; }
+        tau, Tau { qkv; scores, alpha, positions; heads }
         layer_norm, LayerNorm { out; x, w, b; eps }
         patchify, Patchify { out; crops; patch }
         tile, Tile { out; x; }
@@ -268,6 +276,17 @@ impl Kernels for Tape {
         fourier, Fourier { out; values, w; }
         sample, Sample { ids, logprobs; logits, params; }
         copy, Copy { out; x; }
+    }
+
+    // Not in the table for its weight.
+    fn grouped_linear(cx: &mut Cx<'_, Self>, op: GroupedLinear<'_, Self>) {
+        let GroupedLinear { out, x, w, groups, accumulate } = op;
+        let (out, x, w) = (out.on::<Cpu>(), x.on::<Cpu>(), w.on::<Cpu>());
+        let groups = groups.on::<Cpu>();
+        cx.stream.push("grouped_linear", move |cpu| {
+            let out = &mut out.view();
+            grouped_linear(cpu, GroupedLinear { out, x: &x, w: &w, groups: &groups, accumulate });
+        });
     }
 
     // Not in the table for its weight and its optional bias.

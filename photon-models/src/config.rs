@@ -1,6 +1,6 @@
 //! The numbers of a model, as `config.json` gives them.
 //!
-//! Every field is optional and defaults to Moondream 2's. [`Config::from_json`] checks what the code
+//! Every field is optional and defaults to those of the model's [`Family`]. [`Config::from_json`] checks what the code
 //! relies on (divisibility, limits), so nothing downstream can divide by zero or allocate without
 //! bound because of a file.
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,34 @@ pub enum ConfigError {
     /// A number that makes no sense.
     #[error("config.json: {0}")]
     Value(String),
+}
+
+/// The generations of Moondream, which differ in the text model, the region heads and the prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Moondream 2: every block is dense.
+    Moondream2,
+    /// Moondream 3: tau attention, and experts in all but the first blocks.
+    Moondream3,
+}
+
+impl std::fmt::Display for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Family::Moondream2 => "Moondream 2",
+            Family::Moondream3 => "Moondream 3",
+        })
+    }
+}
+
+impl Family {
+    /// The family of a checkpoint with these tensors, by its Hugging Face names.
+    pub fn of<'a>(mut tensors: impl Iterator<Item = &'a str>) -> Family {
+        match tensors.any(|name| name.contains(".attn.tau.") || name.contains(".mlp.router.")) {
+            true => Family::Moondream3,
+            false => Family::Moondream2,
+        }
+    }
 }
 
 /// A model's numbers.
@@ -55,6 +83,43 @@ pub struct TextConfig {
     pub rope_theta: f32,
     /// First dimensions of a head that are rotated.
     pub rotary_dims: usize,
+    /// Experts in place of the MLP of most blocks.
+    pub moe: Option<MoeConfig>,
+    /// Whether queries and values are scaled by content and position: see [`photon_core::Tau`].
+    pub tau_attn: bool,
+    /// The GELU in front of tau's matrix.
+    pub tau_gelu: TauGelu,
+}
+
+/// The experts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MoeConfig {
+    /// Experts of a block.
+    pub num_experts: usize,
+    /// The first block that has them.
+    pub start_layer: usize,
+    /// How many of them a token goes to.
+    pub experts_per_token: usize,
+    /// Width inside an expert.
+    pub expert_inner_dim: usize,
+}
+
+impl Default for MoeConfig {
+    fn default() -> Self {
+        MoeConfig { num_experts: 64, start_layer: 4, experts_per_token: 8, expert_inner_dim: 1024 }
+    }
+}
+
+/// Either form of GELU: public implementations of Moondream 3 differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TauGelu {
+    /// The newer, and the faster.
+    #[default]
+    Tanh,
+    /// The exact one.
+    Erf,
 }
 
 impl Default for TextConfig {
@@ -70,6 +135,9 @@ impl Default for TextConfig {
             prefix_attn: 730,
             rope_theta: 1e4,
             rotary_dims: 32,
+            moe: None,
+            tau_attn: false,
+            tau_gelu: TauGelu::Tanh,
         }
     }
 }
@@ -88,6 +156,11 @@ impl TextConfig {
     /// Columns of q, k and v side by side.
     pub fn qkv_dim(&self) -> usize {
         self.dim + 2 * self.kv_dim()
+    }
+
+    /// The experts of block `layer`, if it has any.
+    pub fn experts(&self, layer: usize) -> Option<&MoeConfig> {
+        self.moe.as_ref().filter(|moe| moe.start_layer <= layer)
     }
 }
 
@@ -286,17 +359,48 @@ pub struct Affixes {
 const MAX_DIM: usize = 1 << 20;
 
 impl Config {
-    /// Parses and checks `config.json`: `{"config": {"text": ..., ...}}`, or the inner object itself.
-    pub fn from_json(json: &[u8]) -> Result<Self, ConfigError> {
-        #[derive(Deserialize)]
-        struct Outer {
-            config: Option<Config>,
+    /// The published model of a family.
+    pub fn of(family: Family) -> Self {
+        let mut config = Config::default();
+        if family == Family::Moondream3 {
+            config.text = TextConfig {
+                max_context: 32_768,
+                rope_theta: 1.5e6,
+                moe: Some(MoeConfig::default()),
+                tau_attn: true,
+                ..config.text
+            };
         }
-        let outer: Outer = serde_json::from_slice(json)?;
-        let config = match outer.config {
-            Some(config) => config,
-            None => serde_json::from_slice(json)?,
-        };
+        config
+    }
+
+    /// The family, by the text model.
+    pub fn family(&self) -> Family {
+        match self.text.tau_attn || self.text.moe.is_some() {
+            true => Family::Moondream3,
+            false => Family::Moondream2,
+        }
+    }
+
+    /// Parses and checks `config.json`: `{"config": {"text": ..., ...}}`, or the inner object itself.
+    /// What it leaves out is as in the published model of `family`.
+    pub fn from_json(json: &[u8], family: Family) -> Result<Self, ConfigError> {
+        let mut given: serde_json::Value = serde_json::from_slice(json)?;
+        if let Some(inner) = given.get_mut("config").filter(|inner| !inner.is_null()) {
+            given = inner.take();
+        }
+        let mut whole = serde_json::to_value(Config::of(family))?;
+        for part in ["text", "vision", "region", "tokenizer"] {
+            let Some(given) = given.get_mut(part).map(serde_json::Value::take) else { continue };
+            match (given, &mut whole[part]) {
+                (serde_json::Value::Object(given), serde_json::Value::Object(whole)) => {
+                    whole.extend(given);
+                }
+                // Not an object: the error is found below, and says what it is.
+                (given, whole) => *whole = given,
+            }
+        }
+        let config: Config = serde_json::from_value(whole)?;
         config.check()?;
         Ok(config)
     }
@@ -327,7 +431,14 @@ impl Config {
             ("region.size_out_dim", r.size_out_dim),
             ("region.inner_dim", r.inner_dim),
         ];
-        for (name, value) in sizes {
+        let moe = t.moe.as_ref().map(|m| {
+            [
+                ("text.moe.num_experts", m.num_experts),
+                ("text.moe.experts_per_token", m.experts_per_token),
+                ("text.moe.expert_inner_dim", m.expert_inner_dim),
+            ]
+        });
+        for (name, value) in sizes.into_iter().chain(moe.into_iter().flatten()) {
             need(
                 (1..=MAX_DIM).contains(&value),
                 format!("{name} is {value}, not in 1..={MAX_DIM}"),
@@ -359,6 +470,17 @@ impl Config {
             t.rotary_dims <= t.head_dim(),
             format!("text.rotary_dims is {}, a head has {}", t.rotary_dims, t.head_dim()),
         )?;
+        if let Some(m) = &t.moe {
+            let (top, all) = (m.experts_per_token, m.num_experts);
+            need(top <= all, format!("text.moe.experts_per_token is {top} of {all} experts"))?;
+        }
+        need(
+            !t.tau_attn || t.n_kv_heads == t.n_heads,
+            format!(
+                "text.tau_attn needs as many key heads as heads, not {} of {}",
+                t.n_kv_heads, t.n_heads
+            ),
+        )?;
         need(
             2 * v.overlap_margin < v.grid(),
             format!("vision.overlap_margin {} leaves no window of {}", v.overlap_margin, v.grid()),
@@ -388,14 +510,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_config_is_moondream_2() {
-        assert_eq!(Config::from_json(b"{\"config\": {}}").unwrap(), Config::default());
-        assert_eq!(Config::from_json(b"{}").unwrap(), Config::default());
+    fn an_empty_config_is_the_published_model() {
+        for family in [Family::Moondream2, Family::Moondream3] {
+            let want = Config::of(family);
+            assert_eq!(Config::from_json(b"{\"config\": {}}", family).unwrap(), want);
+            assert_eq!(Config::from_json(b"{}", family).unwrap(), want);
+            assert_eq!(want.family(), family);
+        }
+    }
+
+    #[test]
+    fn what_is_given_stands_beside_the_defaults() {
+        let json = br#"{"text": {"rope_theta": 2.0, "moe": {"num_experts": 16}}}"#;
+        let text = Config::from_json(json, Family::Moondream3).unwrap().text;
+        assert_eq!((text.rope_theta, text.max_context), (2.0, 32_768));
+        assert_eq!(text.moe, Some(MoeConfig { num_experts: 16, ..MoeConfig::default() }));
+        let dense = br#"{"text": {"moe": null, "tau_attn": false}}"#;
+        let config = Config::from_json(dense, Family::Moondream3).unwrap();
+        assert_eq!(config.family(), Family::Moondream2);
     }
 
     #[track_caller]
     fn refuses(json: &str, message: &str) {
-        let error = Config::from_json(json.as_bytes()).unwrap_err().to_string();
+        let error = Config::from_json(json.as_bytes(), Family::Moondream2).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
 
@@ -405,9 +542,12 @@ mod tests {
         refuses("{\"text\": {\"n_heads\": 3}}", "text.n_heads (3) does not divide text.dim (2048)");
         refuses("{\"text\": {\"dim\": 4096}}", "vision.proj_out_dim is 2048, but text.dim is 4096");
         refuses("{\"text\": {\"vocab_size\": 999999999}}", "not in 1..=");
+        refuses("{\"text\": {\"moe\": {\"num_experts\": 4}}}", "experts_per_token is 8 of 4");
+        refuses("{\"text\": {\"tau_attn\": true, \"n_kv_heads\": 8}}", "not 8 of 32");
         refuses("{\"vision\": {\"overlap_margin\": 14}}", "leaves no window");
         refuses("{\"tokenizer\": {\"coord_id\": 60000}}", "id 60000 is not in the vocabulary");
         refuses("{\"text\": 5}", "not valid");
+        refuses("[1]", "not valid");
         refuses("not json", "not valid");
     }
 }

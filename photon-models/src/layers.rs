@@ -60,20 +60,31 @@ impl<D: Device> Loader<'_, D> {
         Ok(tensor)
     }
 
-    fn vector(&mut self, name: &str, len: usize) -> Result<Tensor<D>, LoadError> {
+    pub(crate) fn vector(&mut self, name: &str, len: usize) -> Result<Tensor<D>, LoadError> {
         Ok(self.tensor(name, [1, len], DType::F32)?.reshape([len]))
     }
 
     /// `NAME.weight` as `[n, k]` and `NAME.bias`.
     pub(crate) fn dense(&mut self, name: &str, n: usize, k: usize) -> Result<Dense<D>, LoadError> {
-        let weight = format!("{name}.weight");
-        let found = self.checkpoint.bytes(&weight);
-        let (info, bytes) = found.expect("Checkpoint::check found every tensor of the model");
-        (self.progress)(bytes.len() as u64);
-        let bytes = convert(&bytes, info.dtype, self.weights);
-        let format = WeightFormat::Float(self.weights);
-        let w = self.device.weight(WeightData { n, k, format, bytes: &bytes, scales: &[] })?;
+        let w = self.weight(&[&format!("{name}.weight")], [1, n, k])?;
         Ok(Dense { w, bias: self.vector(&format!("{name}.bias"), n)? })
+    }
+
+    /// Weight matrices `[count, n, k]` from tensors that together are that, one after the other.
+    pub(crate) fn weight(
+        &mut self,
+        names: &[&str],
+        [count, n, k]: [usize; 3],
+    ) -> Result<Weight<D>, LoadError> {
+        let mut all = Vec::new();
+        for name in names {
+            let part = self.floats(name, self.weights)?;
+            // One part, and that is the usual case, is not copied.
+            if all.is_empty() { all = part } else { all.extend(part) }
+        }
+        let format = WeightFormat::Float(self.weights);
+        let data = WeightData { count, n, k, format, bytes: &all, scales: &[] };
+        Ok(self.device.weight(data)?)
     }
 
     /// `NAME.weight` and `NAME.bias` of a layer norm.

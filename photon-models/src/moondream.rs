@@ -52,7 +52,7 @@ pub fn expected_tensors(config: &Config) -> Vec<(String, Vec<usize>)> {
     let mut tensors = Vec::new();
     vision::tensors(&config.vision, &mut tensors);
     text::tensors(&config.text, &mut tensors);
-    region::tensors(&config.region, &mut tensors);
+    region::tensors(config, &mut tensors);
     tensors
 }
 
@@ -85,7 +85,7 @@ impl<D: Kernels> Moondream<D> {
         let dtype = precision.activations;
         let vision = Vision::load(&mut loader, &config.vision, dtype)?;
         let text = Text::load(&mut loader, &config.text, dtype)?;
-        let region = Region::load(&mut loader, &config.region, dtype)?;
+        let region = Region::load(&mut loader, config, dtype)?;
         let mut stream = loader.stream;
         device.wait(&device.submit(&mut stream)?)?;
         Ok(Moondream { config: config.clone(), precision, vision, text, region })

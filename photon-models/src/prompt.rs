@@ -3,7 +3,7 @@
 //! A sequence is BOS, the image's positions if there is an image, then the inputs made here. Sources:
 //! Moondream 2's `moondream.py` for the order of marks, `config.json` for their ids.
 use crate::{
-    config::Config,
+    config::{Config, Family},
     tokenizer::{Tokenizer, TokenizerError},
 };
 
@@ -178,8 +178,12 @@ impl Skill {
                 prompt.ids(&templates.query.prefix);
                 prompt.spatial_refs(spatial_refs);
                 prompt.ids(&tokenizer.encode(question)?);
-                // Moondream 2 closes the question and opens the answer with the same marks.
-                prompt.ids(&templates.query.suffix);
+                // Moondream 2 closes the question and opens the answer with the same marks; Moondream
+                // 3 only opens.
+                let closes = config.family() == Family::Moondream2;
+                if closes {
+                    prompt.ids(&templates.query.suffix);
+                }
                 match reasoning {
                     true => prompt.ids(&[ids.thinking_id]),
                     false => prompt.ids(&templates.query.suffix),

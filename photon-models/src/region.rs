@@ -2,8 +2,9 @@
 use photon_core::{Cx, DType, Device, Fourier, Kernels, Tensor};
 
 use crate::{
-    config::RegionConfig,
-    layers::{Dense, LoadError, Loader, dense_tensors},
+    config::{Config, Family, RegionConfig},
+    layers::{Dense, LoadError, Loader, Norm, dense_tensors, norm_tensors},
+    skill::RegionHead,
 };
 
 /// The region model.
@@ -14,29 +15,67 @@ pub(crate) struct Region<D: Device> {
     size_features: Tensor<D>,
     coord_encoder: Dense<D>,
     size_encoder: Dense<D>,
-    coord_decoder: [Dense<D>; 2],
-    size_decoder: [Dense<D>; 2],
+    decoders: Decoders<D>,
     dtype: DType,
 }
 
+/// Hidden states to bins.
+#[derive(Debug)]
+enum Decoders<D: Device> {
+    /// Moondream 2: two layers.
+    Mlp { coord: [Dense<D>; 2], size: [Dense<D>; 2] },
+    /// Moondream 3: a norm, and one layer.
+    Linear { ln: Norm<D>, coord: Dense<D>, size: Dense<D> },
+}
+
 /// Names and shapes of all tensors.
-pub(crate) fn tensors(c: &RegionConfig, out: &mut Vec<(String, Vec<usize>)>) {
+pub(crate) fn tensors(config: &Config, out: &mut Vec<(String, Vec<usize>)>) {
+    let c = &config.region;
     out.push(("model.region.coord_features".into(), vec![1, c.coord_feat_dim / 2]));
     out.push(("model.region.size_features".into(), vec![2, c.size_feat_dim / 2]));
     dense_tensors(out, "model.region.coord_encoder", c.dim, c.coord_feat_dim);
     dense_tensors(out, "model.region.size_encoder", c.dim, c.size_feat_dim);
-    dense_tensors(out, "model.region.coord_decoder.fc1", c.inner_dim, c.dim);
-    dense_tensors(out, "model.region.coord_decoder.fc2", c.coord_out_dim, c.inner_dim);
-    dense_tensors(out, "model.region.size_decoder.fc1", c.inner_dim, c.dim);
-    dense_tensors(out, "model.region.size_decoder.fc2", c.size_out_dim, c.inner_dim);
+    if config.family() == Family::Moondream3 {
+        norm_tensors(out, "model.region.ln", c.dim);
+    }
+    for (head, bins) in [("coord_decoder", c.coord_out_dim), ("size_decoder", c.size_out_dim)] {
+        let name = format!("model.region.{head}");
+        match config.family() {
+            Family::Moondream2 => {
+                dense_tensors(out, &format!("{name}.fc1"), c.inner_dim, c.dim);
+                dense_tensors(out, &format!("{name}.fc2"), bins, c.inner_dim);
+            }
+            Family::Moondream3 => dense_tensors(out, &name, bins, c.dim),
+        }
+    }
+}
+
+impl<D: Kernels> Decoders<D> {
+    fn load(l: &mut Loader<'_, D>, config: &Config) -> Result<Self, LoadError> {
+        let c = &config.region;
+        let (coord, size) = ("model.region.coord_decoder", "model.region.size_decoder");
+        if config.family() == Family::Moondream3 {
+            return Ok(Decoders::Linear {
+                ln: l.norm("model.region.ln", c.dim)?,
+                coord: l.dense(coord, c.coord_out_dim, c.dim)?,
+                size: l.dense(size, c.size_out_dim, c.dim)?,
+            });
+        }
+        let mut mlp = |name: &str, bins: usize| -> Result<_, LoadError> {
+            let fc1 = l.dense(&format!("{name}.fc1"), c.inner_dim, c.dim)?;
+            Ok([fc1, l.dense(&format!("{name}.fc2"), bins, c.inner_dim)?])
+        };
+        Ok(Decoders::Mlp { coord: mlp(coord, c.coord_out_dim)?, size: mlp(size, c.size_out_dim)? })
+    }
 }
 
 impl<D: Kernels> Region<D> {
     pub(crate) fn load(
         l: &mut Loader<'_, D>,
-        c: &RegionConfig,
+        config: &Config,
         dtype: DType,
     ) -> Result<Self, LoadError> {
+        let c = &config.region;
         let f32s = DType::F32;
         Ok(Region {
             coord_features: l.tensor(
@@ -51,14 +90,7 @@ impl<D: Kernels> Region<D> {
             )?,
             coord_encoder: l.dense("model.region.coord_encoder", c.dim, c.coord_feat_dim)?,
             size_encoder: l.dense("model.region.size_encoder", c.dim, c.size_feat_dim)?,
-            coord_decoder: [
-                l.dense("model.region.coord_decoder.fc1", c.inner_dim, c.dim)?,
-                l.dense("model.region.coord_decoder.fc2", c.coord_out_dim, c.inner_dim)?,
-            ],
-            size_decoder: [
-                l.dense("model.region.size_decoder.fc1", c.inner_dim, c.dim)?,
-                l.dense("model.region.size_decoder.fc2", c.size_out_dim, c.inner_dim)?,
-            ],
+            decoders: Decoders::load(l, config)?,
             config: c.clone(),
             dtype,
         })
@@ -90,14 +122,14 @@ impl<D: Kernels> Region<D> {
 
     /// Hidden states `[rows, dim]` to logits of coordinate bins, `[rows, coord_out_dim]`.
     pub(crate) fn decode_coord(&self, cx: &mut Cx<'_, D>, hidden: &Tensor<D>) -> Tensor<D> {
-        self.decode(cx, hidden, &self.coord_decoder, self.config.coord_out_dim)
+        self.decode(cx, hidden, RegionHead::Coord, self.config.coord_out_dim)
     }
 
     /// Hidden states `[rows, dim]` to logits of size bins, `[2 * rows, size_out_dim / 2]`: widths
     /// and heights in turn.
     pub(crate) fn decode_size(&self, cx: &mut Cx<'_, D>, hidden: &Tensor<D>) -> Tensor<D> {
         let bins = self.config.size_out_dim / 2;
-        let logits = self.decode(cx, hidden, &self.size_decoder, 2 * bins);
+        let logits = self.decode(cx, hidden, RegionHead::Size, 2 * bins);
         logits.reshape([2 * hidden.rows(), bins])
     }
 
@@ -105,13 +137,27 @@ impl<D: Kernels> Region<D> {
         &self,
         cx: &mut Cx<'_, D>,
         hidden: &Tensor<D>,
-        [fc1, fc2]: &[Dense<D>; 2],
+        head: RegionHead,
         bins: usize,
     ) -> Tensor<D> {
-        let mut up = cx.tensor([hidden.rows(), self.config.inner_dim], self.dtype);
+        let inner = match self.decoders {
+            Decoders::Mlp { .. } => self.config.inner_dim,
+            Decoders::Linear { .. } => self.config.dim,
+        };
+        let mut h = cx.tensor([hidden.rows(), inner], self.dtype);
         let mut logits = cx.tensor([hidden.rows(), bins], DType::F32);
-        fc1.gelu(cx, &mut up, hidden);
-        fc2.record(cx, &mut logits, &up);
+        match &self.decoders {
+            Decoders::Mlp { coord, size } => {
+                let [fc1, fc2] = if head == RegionHead::Coord { coord } else { size };
+                fc1.gelu(cx, &mut h, hidden);
+                fc2.record(cx, &mut logits, &h);
+            }
+            Decoders::Linear { ln, coord, size } => {
+                ln.record(cx, &mut h, hidden);
+                let layer = if head == RegionHead::Coord { coord } else { size };
+                layer.record(cx, &mut logits, &h);
+            }
+        }
         logits
     }
 }

@@ -8,7 +8,7 @@
 use serde::Serialize;
 
 use crate::{
-    config::TokenConfig,
+    config::{Config, Family, TokenConfig},
     prompt::{Input, Skill},
     stop::StopFilter,
     tokenizer::{TextStream, Tokenizer},
@@ -180,6 +180,8 @@ enum Phase {
 #[derive(Debug)]
 pub struct SkillState {
     ids: TokenConfig,
+    /// Whether an answer may hold the id that opens answers: in Moondream 2 it may not.
+    bans_answer_id: bool,
     budget: Budget,
     phase: Phase,
     with_size: bool,
@@ -204,7 +206,7 @@ struct Chunk {
 
 impl SkillState {
     /// At the start of an answer.
-    pub fn new(skill: &Skill, ids: &TokenConfig, budget: Budget) -> Self {
+    pub fn new(skill: &Skill, config: &Config, budget: Budget) -> Self {
         let (phase, with_size, answer) = match skill {
             Skill::Query { reasoning: true, .. } => (
                 Phase::Reasoning,
@@ -222,7 +224,8 @@ impl SkillState {
             Skill::Gaze { .. } => (Phase::X, false, Answer::Gaze { gaze: None }),
         };
         SkillState {
-            ids: ids.clone(),
+            ids: config.tokenizer.clone(),
+            bans_answer_id: config.family() == Family::Moondream2,
             budget,
             phase,
             with_size,
@@ -262,7 +265,8 @@ impl SkillState {
             }
             Phase::Reasoning => (list(&[]), list(&[ids.eos_id, ids.size_id])),
             Phase::Text if self.ignore_eos => (list(&[]), list(&[ids.answer_id, ids.eos_id])),
-            Phase::Text => (list(&[]), list(&[ids.answer_id])),
+            Phase::Text if self.bans_answer_id => (list(&[]), list(&[ids.answer_id])),
+            Phase::Text => (list(&[]), list(&[])),
             Phase::X => (list(&[ids.coord_id, ids.eos_id]), list(&[])),
             Phase::Y { .. } => (list(&[ids.coord_id]), list(&[])),
             Phase::Size { .. } => (list(&[ids.size_id]), list(&[])),
@@ -495,7 +499,7 @@ mod tests {
     fn run(skill: &Skill, budget: Budget, drawn: &[Drawn]) -> (Answer, Vec<SkillEvent>, Next) {
         let json = include_bytes!("../tests/data/tokenizer.json");
         let tokenizer = Tokenizer::from_json(json).unwrap();
-        let mut state = SkillState::new(skill, &TokenConfig::default(), budget);
+        let mut state = SkillState::new(skill, &Config::default(), budget);
         let mut events = Vec::new();
         let mut next = Next::Feed(Input::Token(0));
         for &d in drawn {
@@ -531,7 +535,7 @@ mod tests {
         let allowed = |drawn: &[Drawn]| {
             let json = include_bytes!("../tests/data/tokenizer.json");
             let tokenizer = Tokenizer::from_json(json).unwrap();
-            let mut state = SkillState::new(&detect(), &TokenConfig::default(), Budget::default());
+            let mut state = SkillState::new(&detect(), &Config::default(), Budget::default());
             for &d in drawn {
                 state.advance(d, &tokenizer, &mut Vec::new());
             }
@@ -578,7 +582,7 @@ mod tests {
         let budget = Budget { max_tokens: 1, ..Budget::default() };
         let json = include_bytes!("../tests/data/tokenizer.json");
         let tokenizer = Tokenizer::from_json(json).unwrap();
-        let mut state = SkillState::new(&reasoning(), &TokenConfig::default(), budget);
+        let mut state = SkillState::new(&reasoning(), &Config::default(), budget);
         let id = tokenizer.encode("a").unwrap()[0];
         assert_eq!(state.constraint().banned, [0, 6, -1, -1]);
         state.advance(Drawn::Token(id), &tokenizer, &mut Vec::new());
@@ -591,7 +595,7 @@ mod tests {
     #[test]
     fn a_control_id_in_an_answer_is_a_plain_token() {
         let skill = Skill::Caption { length: Default::default() };
-        let state = SkillState::new(&skill, &TokenConfig::default(), Budget::default());
+        let state = SkillState::new(&skill, &Config::default(), Budget::default());
         assert_eq!(state.head(5), None);
         let (answer, _, next) = run(&skill, Budget::default(), &[Drawn::Token(5)]);
         assert_eq!(answer, Answer::Caption { caption: String::new() });

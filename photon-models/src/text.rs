@@ -1,9 +1,12 @@
 //! The language model: embeddings to hidden states and logits, keys and values in the paged cache.
-use photon_core::{Cx, DType, Device, Gather, Kernels, PagedAttention, RopeStore, Tensor};
+use photon_core::{
+    Activate, Activation, Cx, DType, Device, GatedGelu, Gather, GroupedLinear, Kernels, Linear,
+    PagedAttention, RopeStore, Route, Tau, Tensor, Weight, WeightedSum,
+};
 
 use crate::{
     batch::Batch,
-    config::TextConfig,
+    config::{MoeConfig, TauGelu, TextConfig},
     kv::{KvCache, LayerKv},
     layers::{Dense, LoadError, Loader, Norm, dense_tensors, norm_tensors},
 };
@@ -12,9 +15,36 @@ use crate::{
 struct Block<D: Device> {
     ln: Norm<D>,
     qkv: Dense<D>,
+    tau: Option<Scaling<D>>,
     proj: Dense<D>,
-    fc1: Dense<D>,
-    fc2: Dense<D>,
+    mlp: Mlp<D>,
+}
+
+/// Tau: what scales queries and values.
+#[derive(Debug)]
+struct Scaling<D: Device> {
+    /// `[2 * heads, qkv_dim]`: for queries, then for values.
+    w: Weight<D>,
+    /// `[heads]`.
+    alpha: Tensor<D>,
+}
+
+/// The part of a block that sees one token at a time.
+#[derive(Debug)]
+enum Mlp<D: Device> {
+    Dense { fc1: Dense<D>, fc2: Dense<D> },
+    Experts(Experts<D>),
+}
+
+#[derive(Debug)]
+struct Experts<D: Device> {
+    /// How many a token goes to.
+    top: usize,
+    router: Dense<D>,
+    /// `[num_experts, 2 * inner, dim]`: what is gated, then the gate.
+    up: Weight<D>,
+    /// `[num_experts, dim, inner]`.
+    down: Weight<D>,
 }
 
 /// The language model.
@@ -39,11 +69,166 @@ pub(crate) fn tensors(c: &TextConfig, out: &mut Vec<(String, Vec<usize>)>) {
         norm_tensors(out, &name("ln"), c.dim);
         dense_tensors(out, &name("attn.qkv"), c.qkv_dim(), c.dim);
         dense_tensors(out, &name("attn.proj"), c.dim, c.dim);
-        dense_tensors(out, &name("mlp.fc1"), c.ff_dim, c.dim);
-        dense_tensors(out, &name("mlp.fc2"), c.dim, c.ff_dim);
+        if c.tau_attn {
+            out.push((name("attn.tau.alpha"), vec![c.n_heads]));
+            out.push((name("attn.tau.wq"), vec![c.n_heads, c.qkv_dim()]));
+            out.push((name("attn.tau.wv"), vec![c.n_heads, c.qkv_dim()]));
+        }
+        match c.experts(i) {
+            None => {
+                dense_tensors(out, &name("mlp.fc1"), c.ff_dim, c.dim);
+                dense_tensors(out, &name("mlp.fc2"), c.dim, c.ff_dim);
+            }
+            Some(&MoeConfig { num_experts, expert_inner_dim: inner, .. }) => {
+                dense_tensors(out, &name("mlp.router"), num_experts, c.dim);
+                out.push((name("mlp.fc1.weight"), vec![num_experts, 2 * inner, c.dim]));
+                out.push((name("mlp.fc2.weight"), vec![num_experts, c.dim, inner]));
+            }
+        }
     }
     norm_tensors(out, "model.text.post_ln", c.dim);
     dense_tensors(out, "model.text.lm_head", c.vocab_size, c.dim);
+}
+
+impl<D: Kernels> Scaling<D> {
+    fn load(l: &mut Loader<'_, D>, c: &TextConfig, name: &str) -> Result<Self, LoadError> {
+        let names = [format!("{name}.wq"), format!("{name}.wv")];
+        let w = l.weight(&[&names[0], &names[1]], [1, 2 * c.n_heads, c.qkv_dim()])?;
+        Ok(Scaling { w, alpha: l.vector(&format!("{name}.alpha"), c.n_heads)? })
+    }
+}
+
+impl<D: Kernels> Mlp<D> {
+    fn load(
+        l: &mut Loader<'_, D>,
+        c: &TextConfig,
+        layer: usize,
+        name: &str,
+    ) -> Result<Self, LoadError> {
+        let (fc1, fc2) = (format!("{name}.fc1"), format!("{name}.fc2"));
+        let Some(moe) = c.experts(layer) else {
+            let (fc1, fc2) = (l.dense(&fc1, c.ff_dim, c.dim)?, l.dense(&fc2, c.dim, c.ff_dim)?);
+            return Ok(Mlp::Dense { fc1, fc2 });
+        };
+        let &MoeConfig { num_experts, experts_per_token, expert_inner_dim: inner, .. } = moe;
+        Ok(Mlp::Experts(Experts {
+            top: experts_per_token,
+            router: l.dense(&format!("{name}.router"), num_experts, c.dim)?,
+            up: l.weight(&[&format!("{fc1}.weight")], [num_experts, 2 * inner, c.dim])?,
+            down: l.weight(&[&format!("{fc2}.weight")], [num_experts, c.dim, inner])?,
+        }))
+    }
+
+    /// `out += mlp(h)`, for any number of rows up to those of `scratch`.
+    fn add_to(
+        &self,
+        cx: &mut Cx<'_, D>,
+        out: &mut Tensor<D>,
+        h: &Tensor<D>,
+        scratch: &mut Scratch<D>,
+    ) {
+        let rows = out.rows();
+        match self {
+            Mlp::Dense { fc1, fc2 } => {
+                let up = scratch.up.as_ref().expect("a model with a dense block has room for it");
+                let mut up = up.row_range(0..rows);
+                fc1.gelu(cx, &mut up, h);
+                fc2.add_to(cx, out, &up);
+            }
+            Mlp::Experts(block) => {
+                let room = scratch.experts.as_ref();
+                let room = room.expect("a model with experts has room for them").first(rows);
+                block.add_to(cx, out, h, room);
+            }
+        }
+    }
+}
+
+impl<D: Kernels> Experts<D> {
+    fn add_to(
+        &self,
+        cx: &mut Cx<'_, D>,
+        out: &mut Tensor<D>,
+        h: &Tensor<D>,
+        room: ExpertScratch<D>,
+    ) {
+        let ExpertScratch { mut logits, mut experts, mut weights, mut up, mut gated, mut down } =
+            room;
+        self.router.record(cx, &mut logits, h);
+        cx.route(Route { experts: &mut experts, weights: &mut weights, logits: &logits });
+        let groups = &experts.reshape([out.rows() * self.top]);
+        let accumulate = false;
+        cx.grouped_linear(GroupedLinear { out: &mut up, x: h, w: &self.up, groups, accumulate });
+        cx.gated_gelu(GatedGelu { out: &mut gated, x: &up });
+        let (x, w) = (&gated, &self.down);
+        cx.grouped_linear(GroupedLinear { out: &mut down, x, w, groups, accumulate });
+        cx.weighted_sum(WeightedSum { out, x: &down, weights: &weights });
+    }
+}
+
+/// Activations that one block uses after the other.
+struct Scratch<D: Device> {
+    /// `[tokens, qkv_dim]` and `[tokens, 2 * heads]`: the GELU of qkv, and what tau makes of it.
+    tau: Option<(Tensor<D>, Tensor<D>)>,
+    /// `[tokens, ff_dim]`.
+    up: Option<Tensor<D>>,
+    experts: Option<ExpertScratch<D>>,
+}
+
+/// With `top` experts to a token.
+struct ExpertScratch<D: Device> {
+    /// `[tokens, num_experts]`, f32: routing is a choice, so what it is made by is not rounded.
+    logits: Tensor<D>,
+    /// `[tokens, top]`, i32.
+    experts: Tensor<D>,
+    /// `[tokens, top]`, f32.
+    weights: Tensor<D>,
+    /// `[tokens * top, 2 * inner]`.
+    up: Tensor<D>,
+    /// `[tokens * top, inner]`.
+    gated: Tensor<D>,
+    /// `[tokens * top, dim]`.
+    down: Tensor<D>,
+}
+
+impl<D: Kernels> Scratch<D> {
+    fn new(cx: &mut Cx<'_, D>, c: &TextConfig, tokens: usize, dtype: DType) -> Self {
+        let has_dense = (0..c.n_layers).any(|layer| c.experts(layer).is_none());
+        let experts = c.moe.as_ref().map(|moe| {
+            let (top, inner) = (moe.experts_per_token, moe.expert_inner_dim);
+            ExpertScratch {
+                logits: cx.tensor([tokens, moe.num_experts], DType::F32),
+                experts: cx.tensor([tokens, top], DType::I32),
+                weights: cx.tensor([tokens, top], DType::F32),
+                up: cx.tensor([tokens * top, 2 * inner], dtype),
+                gated: cx.tensor([tokens * top, inner], dtype),
+                down: cx.tensor([tokens * top, c.dim], dtype),
+            }
+        });
+        Scratch {
+            tau: c.tau_attn.then(|| {
+                let t = cx.tensor([tokens, c.qkv_dim()], dtype);
+                (t, cx.tensor([tokens, 2 * c.n_heads], dtype))
+            }),
+            up: has_dense.then(|| cx.tensor([tokens, c.ff_dim], dtype)),
+            experts,
+        }
+    }
+}
+
+impl<D: Device> ExpertScratch<D> {
+    /// The room of the first tokens.
+    fn first(&self, tokens: usize) -> Self {
+        let top = self.experts.cols();
+        ExpertScratch {
+            logits: self.logits.row_range(0..tokens),
+            experts: self.experts.row_range(0..tokens),
+            weights: self.weights.row_range(0..tokens),
+            up: self.up.row_range(0..tokens * top),
+            gated: self.gated.row_range(0..tokens * top),
+            down: self.down.row_range(0..tokens * top),
+        }
+    }
 }
 
 /// Cosines and sines of `pos theta^(-2 j / rotary_dims)`, in f32 as the reference computes them.
@@ -73,9 +258,9 @@ impl<D: Kernels> Text<D> {
             blocks.push(Block {
                 ln: l.norm(&name("ln"), c.dim)?,
                 qkv: l.dense(&name("attn.qkv"), c.qkv_dim(), c.dim)?,
+                tau: c.tau_attn.then(|| Scaling::load(l, c, &name("attn.tau"))).transpose()?,
                 proj: l.dense(&name("attn.proj"), c.dim, c.dim)?,
-                fc1: l.dense(&name("mlp.fc1"), c.ff_dim, c.dim)?,
-                fc2: l.dense(&name("mlp.fc2"), c.dim, c.ff_dim)?,
+                mlp: Mlp::load(l, c, i, &name("mlp"))?,
             });
         }
         let rope = Tensor::zeros(l.device, [c.max_context, c.rotary_dims], DType::F32)?;
@@ -105,30 +290,27 @@ impl<D: Kernels> Text<D> {
         let mut h = cx.tensor([tokens, c.dim], self.dtype);
         let mut qkv = cx.tensor([tokens, c.qkv_dim()], self.dtype);
         let mut attn = cx.tensor([tokens, c.dim], self.dtype);
-        let mut up = cx.tensor([tokens, c.ff_dim], self.dtype);
+        let mut scratch = Scratch::new(cx, c, tokens, self.dtype);
         let mut last = [(); 3].map(|()| cx.tensor([rows, c.dim], self.dtype));
         let Some((final_block, blocks)) = self.blocks.split_last() else {
             panic!("a model has at least one block");
         };
         for (block, kv) in blocks.iter().zip(kv.layers_mut()) {
-            self.attend(cx, block, x, &mut h, &mut qkv, &mut attn, batch, kv);
+            self.attend(cx, block, x, &mut h, &mut qkv, &mut attn, &mut scratch, batch, kv);
             // Attention and MLP are parallel in Moondream: both read the same norm.
             block.proj.add_to(cx, x, &attn);
-            block.fc1.gelu(cx, &mut up, &h);
-            block.fc2.add_to(cx, x, &up);
+            block.mlp.add_to(cx, x, &h, &mut scratch);
         }
         // Of the last block every token's key and value are needed, but only some tokens' output:
         // the rest of the block runs on those rows alone. Exact, and 3 % of a long prefill.
         let kv = kv.layers_mut().last_mut().expect("as many layers as blocks");
-        self.attend(cx, final_block, x, &mut h, &mut qkv, &mut attn, batch, kv);
+        self.attend(cx, final_block, x, &mut h, &mut qkv, &mut attn, &mut scratch, batch, kv);
         for (out, x) in last.iter_mut().zip([&*x, &h, &attn]) {
             cx.gather(Gather { out, x, indices: &batch.last });
         }
         let [mut x, h, attn] = last;
-        let mut up = up.row_range(0..rows);
         final_block.proj.add_to(cx, &mut x, &attn);
-        final_block.fc1.gelu(cx, &mut up, &h);
-        final_block.fc2.add_to(cx, &mut x, &up);
+        final_block.mlp.add_to(cx, &mut x, &h, &mut scratch);
         x
     }
 
@@ -142,12 +324,30 @@ impl<D: Kernels> Text<D> {
         h: &mut Tensor<D>,
         qkv: &mut Tensor<D>,
         attn: &mut Tensor<D>,
+        scratch: &mut Scratch<D>,
         batch: &Batch<D>,
         kv: &mut LayerKv<D>,
     ) {
         let c = &self.config;
         block.ln.record(cx, h, x);
         block.qkv.record(cx, qkv, h);
+        if let (Some(tau), Some((t, scores))) = (&block.tau, &mut scratch.tau) {
+            let activation = match c.tau_gelu {
+                TauGelu::Tanh => Activation::GeluTanh,
+                TauGelu::Erf => Activation::GeluErf,
+            };
+            cx.activate(Activate { out: t, x: qkv, activation });
+            cx.linear(Linear {
+                out: scores,
+                x: t,
+                w: &tau.w,
+                bias: None,
+                activation: Activation::None,
+                accumulate: false,
+            });
+            let (alpha, positions) = (&tau.alpha, &batch.positions);
+            cx.tau(Tau { qkv, scores, alpha, positions, heads: c.n_heads });
+        }
         cx.rope_store(RopeStore {
             qkv,
             k_cache: &mut kv.k,

@@ -90,7 +90,7 @@ pub(crate) fn measure<D: Kernels>(
     options: &EngineOptions,
     progress: &mut dyn FnMut(&str),
 ) -> Result<BenchReport, BuildError> {
-    let config = &bench.model.config().map_err(BuildError::from)?;
+    let config = &bench.model.dimensions().map_err(BuildError::from)?;
     let dtype = options.dtype.unwrap_or(DType::Bf16);
     let precision = precision(dtype, options);
     let checkpoint = Checkpoint::synthetic(bench.seed, expected_tensors(config));

@@ -73,6 +73,7 @@ pub use image::Image;
 pub use model::Model;
 pub use photon_core::DType;
 pub use photon_models::{
+    config::Family,
     image::{ImageError, Limits, ResizeOrder, Tiling},
     prompt::{CaptionLength, Rejected, Sampling, Skill, SpatialRef},
     skill::{Answer, BoundingBox, Budget, FinishReason, Grounding, Point, Reasoning, SkillEvent},

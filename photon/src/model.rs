@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use photon_models::{
     LoadError,
     checkpoint::{Checkpoint, CheckpointError},
-    config::Config,
+    config::{Config, Family},
     expected_tensors,
     tokenizer::Tokenizer,
 };
@@ -23,7 +23,7 @@ pub enum Model {
     Files {
         /// The folder of the weights.
         weights: PathBuf,
-        /// `config.json`; Moondream 2's numbers without it.
+        /// `config.json`; the numbers of the published model without it.
         config: Option<PathBuf>,
         /// `tokenizer.json`.
         tokenizer: PathBuf,
@@ -31,8 +31,10 @@ pub enum Model {
     /// Weights made from a rule, for tests and benchmarks. They are never zeros: some processors
     /// multiply those faster.
     Synthetic {
+        /// The family, where there is no folder, and for what `config.json` leaves out.
+        family: Family,
         /// A folder with `config.json` and, unless the demo model's words will do, `tokenizer.json`;
-        /// Moondream 2's dimensions without it.
+        /// the dimensions of the published model without it.
         dir: Option<PathBuf>,
         /// Seed of the weights.
         seed: u64,
@@ -92,18 +94,22 @@ impl Model {
         Err(BuildError::NoModel(format!("{name:?} is not a folder")))
     }
 
-    /// The dimensions.
-    pub(crate) fn config(&self) -> Result<Config, LoadError> {
-        Ok(match self {
-            Model::Demo => Config::from_json(DEMO_CONFIG)?,
-            Model::Dir(dir) | Model::Synthetic { dir: Some(dir), .. } => {
-                Config::from_json(&read(&need(dir, "config.json")?)?)?
-            }
-            Model::Files { config: Some(path), .. } => Config::from_json(&read(path)?)?,
+    /// The dimensions, of a model with weights of `family`.
+    fn config(&self, family: Family) -> Result<Config, LoadError> {
+        let json = match self {
+            Model::Demo => return Ok(Config::from_json(DEMO_CONFIG, family)?),
+            Model::Dir(dir) | Model::Synthetic { dir: Some(dir), .. } => need(dir, "config.json")?,
+            Model::Files { config: Some(path), .. } => path.clone(),
             Model::Files { config: None, .. } | Model::Synthetic { dir: None, .. } => {
-                Config::default()
+                return Ok(Config::of(family));
             }
-        })
+        };
+        Ok(Config::from_json(&read(&json)?, family)?)
+    }
+
+    /// The dimensions.
+    pub(crate) fn dimensions(&self) -> Result<Config, LoadError> {
+        Ok(self.checkpoint()?.0)
     }
 
     fn tokenizer(&self) -> Result<Tokenizer, LoadError> {
@@ -121,19 +127,24 @@ impl Model {
         })
     }
 
-    fn checkpoint(&self, config: &Config) -> Result<Checkpoint, LoadError> {
-        Ok(match self {
+    fn checkpoint(&self) -> Result<(Config, Checkpoint), LoadError> {
+        let checkpoint = match self {
             Model::Demo => Checkpoint::embedded("the demo model", DEMO_WEIGHTS)?,
             Model::Dir(dir) => Checkpoint::open(dir)?,
             Model::Files { weights, .. } => Checkpoint::open(weights)?,
-            Model::Synthetic { seed, .. } => Checkpoint::synthetic(*seed, expected_tensors(config)),
-        })
+            Model::Synthetic { family, seed, .. } => {
+                let config = self.config(*family)?;
+                let checkpoint = Checkpoint::synthetic(*seed, expected_tensors(&config));
+                return Ok((config, checkpoint));
+            }
+        };
+        let family = Family::of(checkpoint.tensors().into_keys());
+        Ok((self.config(family)?, checkpoint))
     }
 
     pub(crate) fn open(&self) -> Result<Parts, BuildError> {
         let load = || -> Result<Parts, LoadError> {
-            let config = self.config()?;
-            let checkpoint = self.checkpoint(&config)?;
+            let (config, checkpoint) = self.checkpoint()?;
             let tokenizer = self.tokenizer()?;
             checkpoint.check(&expected_tensors(&config))?;
             if tokenizer.vocab_size() > config.text.vocab_size {

@@ -34,6 +34,9 @@ enum Task {
     GoldenCheckpoint {
         /// Folder to write to
         out: PathBuf,
+        /// moondream2 or moondream3
+        #[arg(long, default_value = "moondream2")]
+        family: String,
     },
 }
 
@@ -42,7 +45,7 @@ fn main() -> ExitCode {
         Task::Ci => ci::run(),
         Task::Tidy => tidy::run(root()),
         Task::DemoEval(args) => demo_eval::run(&args),
-        Task::GoldenCheckpoint { out } => golden_checkpoint(&out),
+        Task::GoldenCheckpoint { out, family } => golden_checkpoint(&out, &family),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -67,10 +70,11 @@ fn cargo(args: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn golden_checkpoint(out: &Path) -> Result<()> {
+fn golden_checkpoint(out: &Path, family: &str) -> Result<()> {
     let out = std::path::absolute(out)?;
     let out = out.to_str().context("the folder's name is not UTF-8")?;
-    cargo(&["run", "--quiet", "-p", "photon-models", "--example", "golden_checkpoint", "--", out])?;
+    let example = ["run", "--quiet", "-p", "photon-models", "--example", "golden_checkpoint", "--"];
+    cargo(&[&example[..], &[out, family]].concat())?;
     println!("wrote {out}");
     Ok(())
 }

@@ -96,7 +96,7 @@ pub(crate) struct BenchWorkloadArgs {
     /// Write the pictures and a requests.jsonl for `photon batch` to a folder, measure nothing
     #[arg(long, value_name = "DIR")]
     pub(crate) save: Option<PathBuf>,
-    /// Random weights instead of a model: `moondream2`, or a folder with a config.json
+    /// Random weights instead of a model: `moondream2`, `moondream3`, or a folder with a config.json
     #[arg(long, value_name = "NAME|DIR", conflicts_with = "model")]
     pub(crate) synthetic: Option<String>,
     #[command(flatten)]
@@ -105,7 +105,7 @@ pub(crate) struct BenchWorkloadArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct BenchModelArgs {
-    /// Dimensions: `moondream2`, or a folder with a config.json
+    /// Dimensions: `moondream2`, `moondream3`, or a folder with a config.json
     #[arg(long, default_value = "moondream2", value_name = "NAME|DIR")]
     pub(crate) synthetic: String,
     /// Seed of the weights

@@ -2,7 +2,7 @@
 use std::path::Path;
 
 use photon::{
-    DType, EngineOptions, Model,
+    DType, EngineOptions, Family, Model,
     bench::{BenchOptions, BenchReport},
 };
 
@@ -15,10 +15,15 @@ use crate::{
 /// Random weights of the dimensions a user names.
 pub(super) fn synthetic(name: &str, seed: u64) -> Result<Model, Failure> {
     match name {
-        "moondream2" => Ok(Model::Synthetic { dir: None, seed }),
-        dir if Path::new(dir).is_dir() => Ok(Model::Synthetic { dir: Some(dir.into()), seed }),
+        "moondream2" => Ok(Model::Synthetic { family: Family::Moondream2, dir: None, seed }),
+        "moondream3" => Ok(Model::Synthetic { family: Family::Moondream3, dir: None, seed }),
+        dir if Path::new(dir).is_dir() => {
+            // A folder's config.json says by its fields which family it is of.
+            Ok(Model::Synthetic { family: Family::Moondream2, dir: Some(dir.into()), seed })
+        }
         other => Err(Failure::Usage(format!(
-            "--synthetic {other:?} is neither moondream2 nor a folder with a config.json"
+            "--synthetic {other:?} is neither moondream2 nor moondream3 nor a folder with a \
+             config.json"
         ))),
     }
 }

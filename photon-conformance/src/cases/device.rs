@@ -133,7 +133,7 @@ impl<D: Kernels> Job<D> {
             .flat_map(|v| encode(*v, dtype).into_iter().take(dtype.size()))
             .collect();
         let format = WeightFormat::Float(dtype);
-        let data = WeightData { n: N, k: K, format, bytes: &bytes, scales: &[] };
+        let data = WeightData { count: 1, n: N, k: K, format, bytes: &bytes, scales: &[] };
         Job {
             x: Tensor::zeros(device, [ROWS, K], options.float(0)).expect("memory"),
             w: device.weight(data).expect("a weight in a format the options list"),
@@ -511,7 +511,7 @@ pub(crate) fn mismatches_are_refused<D: Kernels>(device: &D, options: &Options) 
     let dtype = options.weight(0);
     let bytes = vec![0; 8 * 12 * dtype.size()];
     let format = WeightFormat::Float(dtype);
-    let data = WeightData { n: 8, k: 12, format, bytes: &bytes, scales: &[] };
+    let data = WeightData { count: 1, n: 8, k: 12, format, bytes: &bytes, scales: &[] };
     let w = device.weight(data).expect("a weight in a format the options list");
     let params = t([2, size_of::<SampleParams>()], DType::U8);
 
@@ -667,7 +667,7 @@ pub(crate) fn weight_formats<D: Kernels>(device: &D, options: &Options) {
     for &dtype in options.weights {
         let format = WeightFormat::Float(dtype);
         let bytes = vec![0; n * k * dtype.size()];
-        let w = device.weight(WeightData { n, k, format, bytes: &bytes, scales: &[] });
+        let w = device.weight(WeightData { count: 1, n, k, format, bytes: &bytes, scales: &[] });
         let w = w.unwrap_or_else(|e| panic!("{format} is listed: {e}"));
         assert_eq!((w.n(), w.k(), w.format()), (n, k, format));
     }
@@ -678,7 +678,7 @@ pub(crate) fn weight_formats<D: Kernels>(device: &D, options: &Options) {
         (WeightFormat::Int4 { group: 32 }, n * k / 2),
     ];
     for (format, bytes) in quantized {
-        let data = WeightData { n, k, format, bytes: &vec![0; bytes], scales: &scales };
+        let data = WeightData { count: 1, n, k, format, bytes: &vec![0; bytes], scales: &scales };
         match device.weight(data) {
             Ok(w) => assert_eq!((w.n(), w.k(), w.format()), (n, k, format)),
             Err(Error::UnsupportedFormat { .. }) => {}
@@ -687,7 +687,14 @@ pub(crate) fn weight_formats<D: Kernels>(device: &D, options: &Options) {
     }
     for dtype in [DType::I32, DType::U8] {
         let format = WeightFormat::Float(dtype);
-        let data = WeightData { n, k, format, bytes: &vec![0; n * k * dtype.size()], scales: &[] };
+        let data = WeightData {
+            count: 1,
+            n,
+            k,
+            format,
+            bytes: &vec![0; n * k * dtype.size()],
+            scales: &[],
+        };
         match device.weight(data) {
             Err(e @ Error::UnsupportedFormat { .. }) => {
                 assert!(e.to_string().contains(dtype.name()), "{e} does not name {dtype}");

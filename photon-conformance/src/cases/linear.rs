@@ -27,12 +27,24 @@ impl Config {
         self.flags >> bit & 1 == 1
     }
 
+    /// Either GELU by turns.
+    fn activation(&self) -> Activation {
+        match (self.has(1), self.seed / 2 % 3) {
+            (false, _) => Activation::None,
+            (true, 0) => Activation::GeluErf,
+            (true, _) => Activation::GeluTanh,
+        }
+    }
+
     fn label(&self) -> Label {
         let names = ["bias", "gelu", "accumulate", "x in columns", "out in columns"];
         let flags: Vec<&str> = (0..5).filter(|&bit| self.has(bit)).map(|bit| names[bit]).collect();
         let Config { rows, n, k, x, w, out, .. } = self;
-        let about =
-            format!("rows {rows}, n {n}, k {k}; x {x}, w {w}, out {out}; {}", flags.join(", "));
+        let about = format!(
+            "rows {rows}, n {n}, k {k}; x {x}, w {w}, out {out}; {}; {:?}",
+            flags.join(", "),
+            self.activation()
+        );
         Label { op: "linear", about, seed: self.seed }
     }
 }
@@ -51,7 +63,7 @@ fn check<D: Kernels>(rig: &mut Rig<'_, D>, c: Config) {
     } else {
         rig.output("out", [c.rows, c.n], c.out, out_gaps)
     };
-    let activation = if c.has(1) { Activation::GeluTanh } else { Activation::None };
+    let activation = c.activation();
     rig.record(|cx| {
         cx.linear(Linear {
             out: &mut out.t,

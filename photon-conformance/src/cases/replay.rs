@@ -1,9 +1,9 @@
 //! A pass of every operation, captured once and replayed with other inputs, indices included: a kernel
 //! may keep nothing it saw while it was recorded.
 use photon_core::{
-    Activation, Arena, Attention, Copy, Cx, DType, Fourier, Gather, Kernels, LayerNorm, Linear,
-    PagedAttention, PatchEmbed, Patchify, RopeStore, Sample, SampleParams, Scatter, StitchPool,
-    Tensor, Tile, Weight,
+    Activate, Activation, Arena, Attention, Copy, Cx, DType, Fourier, GatedGelu, Gather,
+    GroupedLinear, Kernels, LayerNorm, Linear, PagedAttention, PatchEmbed, Patchify, RopeStore,
+    Route, Sample, SampleParams, Scatter, StitchPool, Tau, Tensor, Tile, Weight, WeightedSum,
 };
 
 use crate::{
@@ -30,8 +30,8 @@ enum Fill {
 
 struct Pass<D: Kernels> {
     tensors: Vec<(&'static str, Fill, Tensor<D>)>,
-    /// `[16, 8]` and `[8, 12]`.
-    weights: [Weight<D>; 2],
+    /// `[16, 8]`, `[8, 12]`, and three of `[8, 8]`.
+    weights: [Weight<D>; 3],
 }
 
 impl<D: Kernels> Pass<D> {
@@ -40,13 +40,25 @@ impl<D: Kernels> Pass<D> {
         let rig = &mut Rig::new(device, options);
         let rng = &mut Rng::new(1);
         let weight_type = options.weight(0);
-        let weights = [(16, 8), (8, 12)].map(|(n, k)| rig.weight(n, k, weight_type, rng).0);
+        let weights = [(1, 16, 8), (1, 8, 12), (3, 8, 8)]
+            .map(|(count, n, k)| rig.weights(count, n, k, weight_type, rng).0);
         let (f, other, vector) = (options.float(0), options.float(1), DType::F32);
-        let list: [(&'static str, Fill, [usize; 2], DType); 37] = [
+        let list: [(&'static str, Fill, [usize; 2], DType); 48] = [
             ("x", Floats, [6, 8], f),
             ("vector8", Floats, [1, 8], vector),
             ("vector16", Floats, [1, 16], vector),
             ("linear", Floats, [6, 16], f),
+            ("activate", Floats, [6, 8], f),
+            ("groups", Ints(0, 5), [1, 12], DType::I32),
+            ("grouped_linear", Floats, [12, 8], f),
+            ("router", Floats, [6, 5], f),
+            ("experts", Ints(0, 1), [6, 2], DType::I32),
+            ("expert_weights", Floats, [6, 2], vector),
+            ("gated_gelu", Floats, [12, 4], f),
+            ("weighted_sum", Floats, [6, 8], f),
+            ("tau", Floats, [6, 24], f),
+            ("scores", Floats, [6, 8], f),
+            ("alpha", Floats, [1, 4], vector),
             ("layer_norm", Floats, [6, 8], f),
             ("crops", Bytes, [1, 48], DType::U8),
             ("patchify", Floats, [4, 12], f),
@@ -141,6 +153,24 @@ impl<D: Kernels> Pass<D> {
             activation: Activation::GeluTanh,
             accumulate: true,
         });
+        let (out, x, activation) = (&mut t("activate"), &t("x"), Activation::GeluErf);
+        cx.activate(Activate { out, x, activation });
+        cx.grouped_linear(GroupedLinear {
+            out: &mut t("grouped_linear"),
+            x,
+            w: &self.weights[2],
+            groups: &t("groups"),
+            accumulate: true,
+        });
+        let (mut experts, mut weights) = (t("experts"), t("expert_weights"));
+        let logits = &t("router");
+        cx.route(Route { experts: &mut experts, weights: &mut weights, logits });
+        cx.gated_gelu(GatedGelu { out: &mut t("gated_gelu"), x: &t("grouped_linear") });
+        let (out, x) = (&mut t("weighted_sum"), &t("grouped_linear"));
+        cx.weighted_sum(WeightedSum { out, x, weights: &weights });
+        let (qkv, scores) = (&mut t("tau"), &t("scores"));
+        let (alpha, positions) = (&t("alpha"), &t("token_positions"));
+        cx.tau(Tau { qkv, scores, alpha, positions, heads: 4 });
         let vector = &t("vector8");
         cx.layer_norm(LayerNorm {
             out: &mut t("layer_norm"),

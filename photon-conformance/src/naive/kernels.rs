@@ -1,9 +1,9 @@
 //! Every operation as scalar f32 loops over whole tensors: inputs are decoded first, then results are
 //! rounded into place.
 use photon_core::{
-    Activation, Attention, Copy, Cx, DType, Fourier, Gather, Kernels, LayerNorm, Linear,
-    PagedAttention, Patchify, RopeStore, Sample, SampleParams, Scatter, StitchPool, Tensor, Tile,
-    Weight, WeightFormat, kv, sampler,
+    Activate, Activation, Attention, Copy, Cx, DType, Fourier, GatedGelu, Gather, GroupedLinear,
+    Kernels, LayerNorm, Linear, PagedAttention, Patchify, RopeStore, Route, Sample, SampleParams,
+    Scatter, StitchPool, Tau, Tensor, Tile, Weight, WeightFormat, WeightedSum, kv, sampler,
 };
 
 use super::Naive;
@@ -108,6 +108,24 @@ fn gelu_tanh(x: f32) -> f32 {
     0.5 * x * (1.0 + inner.tanh())
 }
 
+/// GELU, exact form; `erf` by Abramowitz and Stegun 7.1.26, to 1.5e-7.
+fn gelu_erf(x: f32) -> f32 {
+    let z = f64::from(x) / 2f64.sqrt();
+    let t = 1.0 / (1.0 + 0.3275911 * z.abs());
+    let p = [1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592];
+    let erfc = p.into_iter().fold(0.0, |sum, c| (sum + c) * t) * (-z * z).exp();
+    let half = 0.5 * if z < 0.0 { erfc } else { 2.0 - erfc };
+    (f64::from(x) * half) as f32
+}
+
+fn apply(activation: Activation, x: f32) -> f32 {
+    match activation {
+        Activation::None => x,
+        Activation::GeluTanh => gelu_tanh(x),
+        Activation::GeluErf => gelu_erf(x),
+    }
+}
+
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
@@ -139,11 +157,97 @@ impl Kernels for Naive {
             store(&out, |i, j| {
                 let sum = dot(&xs[i * k..(i + 1) * k], &ws[j * k..(j + 1) * k]);
                 let sum = sum + bias.as_ref().map_or(0.0, |b| b[j]);
-                let value = match activation {
-                    Activation::None => sum,
-                    Activation::GeluTanh => gelu_tanh(sum),
-                };
-                Some(value + old.as_ref().map_or(0.0, |old| old[i * w.n() + j]))
+                Some(apply(activation, sum) + old.as_ref().map_or(0.0, |old| old[i * w.n() + j]))
+            });
+        });
+    }
+
+    fn activate(cx: &mut Cx<'_, Self>, op: Activate<'_, Self>) {
+        let (out, x, activation) = (op.out.view(), op.x.view(), op.activation);
+        cx.stream.run(move || {
+            let xs = floats(&x);
+            store(&out, |i, j| Some(apply(activation, xs[i * x.cols() + j])));
+        });
+    }
+
+    fn grouped_linear(cx: &mut Cx<'_, Self>, op: GroupedLinear<'_, Self>) {
+        let (out, x, w) = (op.out.view(), op.x.view(), op.w.on::<Naive>());
+        let (groups, accumulate) = (op.groups.view(), op.accumulate);
+        cx.stream.run(move || {
+            let (xs, ws, groups) = (floats(&x), weights(&w), ints(&groups));
+            let (n, k) = (w.n(), w.k());
+            let per_row = groups.len() / x.rows().max(1);
+            let old = floats(&out);
+            store(&out, |i, j| {
+                let matrix = row_of(groups[i], w.count())?;
+                let row = i / per_row;
+                let sum = dot(&xs[row * k..(row + 1) * k], &ws[(matrix * n + j) * k..][..k]);
+                Some(if accumulate { sum + old[i * n + j] } else { sum })
+            });
+        });
+    }
+
+    fn route(cx: &mut Cx<'_, Self>, op: Route<'_, Self>) {
+        let (experts, weights) = (op.experts.view(), op.weights.view());
+        let logits = op.logits.view();
+        cx.stream.run(move || {
+            let (values, top) = (floats(&logits), experts.cols());
+            let mut chosen = Vec::new();
+            for row in values.chunks_exact(logits.cols()) {
+                let mut order: Vec<usize> = (0..row.len()).collect();
+                let key = |i: usize| if row[i].is_nan() { f32::NEG_INFINITY } else { row[i] + 0.0 };
+                order.sort_by(|&a, &b| key(b).total_cmp(&key(a)));
+                order.truncate(top);
+                let parts = order.iter().map(|&i| (row[i] - row[order[0]]).exp());
+                let total: f32 = parts.clone().sum();
+                chosen.extend(order.iter().zip(parts).map(|(&i, part)| (i as i32, part / total)));
+            }
+            store(&weights, |i, j| Some(chosen[i * top + j].1));
+            let mut bytes = experts.buffer().lock();
+            for (at, (place, _)) in elements(&experts).zip(chosen) {
+                bytes[at..at + 4].copy_from_slice(&place.to_le_bytes());
+            }
+        });
+    }
+
+    fn gated_gelu(cx: &mut Cx<'_, Self>, op: GatedGelu<'_, Self>) {
+        let (out, x) = (op.out.view(), op.x.view());
+        cx.stream.run(move || {
+            let (xs, n) = (floats(&x), out.cols());
+            store(&out, |i, j| {
+                let row = &xs[2 * n * i..2 * n * (i + 1)];
+                Some(gelu_erf(row[j]) * (row[n + j] + 1.0))
+            });
+        });
+    }
+
+    fn weighted_sum(cx: &mut Cx<'_, Self>, op: WeightedSum<'_, Self>) {
+        let (out, x, weights) = (op.out.view(), op.x.view(), op.weights.view());
+        cx.stream.run(move || {
+            let (xs, parts, top) = (floats(&x), floats(&weights), weights.cols());
+            let (old, dim) = (floats(&out), out.cols());
+            store(&out, |i, j| {
+                let part = |e: usize| parts[i * top + e] * xs[(i * top + e) * dim + j];
+                Some((0..top).map(part).sum::<f32>() + old[i * dim + j])
+            });
+        });
+    }
+
+    fn tau(cx: &mut Cx<'_, Self>, op: Tau<'_, Self>) {
+        let (qkv, scores) = (op.qkv.view(), op.scores.view());
+        let (alpha, positions, heads) = (op.alpha.view(), op.positions.view(), op.heads);
+        cx.stream.run(move || {
+            let (all, scores, alpha) = (floats(&qkv), floats(&scores), floats(&alpha));
+            let (positions, cols) = (ints(&positions), qkv.cols());
+            let (width, head_dim) = (cols / 3, cols / 3 / heads);
+            store(&qkv, |t, j| {
+                let (part, head) = (j / width, j % width / head_dim);
+                if positions[t] < 0 || part == 1 {
+                    return None;
+                }
+                let a = alpha[head] * (positions[t] as f32 + 1.0).ln();
+                let score = scores[t * 2 * heads + part / 2 * heads + head];
+                Some(all[t * cols + j] * (score.tanh() + 1.0 / (1.0 + (-a).exp()) + 0.5))
             });
         });
     }

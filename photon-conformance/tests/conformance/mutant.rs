@@ -6,10 +6,10 @@ use std::ops::Range;
 
 use photon_conformance::{Naive, naive};
 use photon_core::{
-    Activation, Arena, Attention, Copy, Cx, DType, Device, Error, Fourier, Gather, Kernels,
-    LayerNorm, Linear, MemoryInfo, PagedAttention, PatchEmbed, Patchify, Pending, Result,
-    RopeStore, Sample, SampleParams, Scatter, StitchPool, Tensor, Tile, Weight, WeightData,
-    convert, kv, reference,
+    Activate, Activation, Arena, Attention, Copy, Cx, DType, Device, Error, Fourier, GatedGelu,
+    Gather, GroupedLinear, Kernels, LayerNorm, Linear, MemoryInfo, PagedAttention, PatchEmbed,
+    Patchify, Pending, Result, RopeStore, Route, Sample, SampleParams, Scatter, StitchPool, Tau,
+    Tensor, Tile, Weight, WeightData, WeightedSum, convert, kv, reference,
 };
 
 /// What is wrong.
@@ -38,8 +38,10 @@ pub(crate) enum Bug {
     DependsOnTheChunk,
     DropsTailColumns,
     DropsTailOfSum,
+    ForgetsAlpha,
     ForgetsEpsilon,
     ForgetsScale,
+    ForgetsTheOne,
     ForgetsTheMaximum,
     ForgetsToAccumulate,
     ForgetsToRotateK,
@@ -58,17 +60,21 @@ pub(crate) enum Bug {
     IgnoresTemperature,
     IgnoresTopK,
     IgnoresTopP,
+    IgnoresWeights,
     LogprobAfterTruncation,
     LosesTheSignOfZero,
     MemoryIsDirty,
     MissesLastPosition,
+    NanIsLarge,
     NanIsSmall,
     OffByOnePixelValue,
+    OtherGelu,
     PoolsTheGlobalCrop,
     PositionsOfFirstCropOnly,
     PrefixOneTooLong,
     PrefixOneTooShort,
     ReadBackIgnoresRange,
+    ReadsTheNextRow,
     ReadsStaleSlots,
     RepeatsTheLastRow,
     ReplayDoesNothing,
@@ -77,11 +83,13 @@ pub(crate) enum Bug {
     RoundsTwice,
     ScaleOfTheNextHead,
     ScalesAreHalved,
+    ScalesKToo,
     ScalesTheDraw,
     SeesOtherSequences,
     SeesTheFuture,
     SkipsGelu,
     SkipsLastIndex,
+    SoftmaxOverAll,
     SpillsIntoTheGap,
     SwapsAxes,
     SwapsHalves,
@@ -148,7 +156,7 @@ impl Device for Mutant {
     fn weight(&self, data: WeightData<'_>) -> Result<Weight<Self>> {
         match Naive.weight(data) {
             Err(Error::UnsupportedFormat { .. }) if self.0 == AcceptsAnyWeight => {
-                Ok(Weight::new(data.n, data.k, data.format, Naive.alloc(1)?, None))
+                Ok(Weight::new(&data, Naive.alloc(1)?, None))
             }
             weight => Ok(weight?.on()),
         }
@@ -409,6 +417,155 @@ impl Kernels for Mutant {
         if bug == ChangesItsInput && op.x.rows() > 0 {
             let x: Plain = op.x.on();
             set(&x, 0, 0, get(&x, 0, 0) + 1.0);
+        }
+    }
+
+    fn activate(cx: &mut Cx<'_, Self>, op: Activate<'_, Self>) {
+        let bug = cx.device.0;
+        let mut x: Plain = op.x.on();
+        let activation = match (bug, op.activation) {
+            (OtherGelu, Activation::GeluErf) => Activation::GeluTanh,
+            (OtherGelu, Activation::GeluTanh) => Activation::GeluErf,
+            (_, activation) => activation,
+        };
+        if bug == IgnoresRowStride {
+            x = Tensor::new(x.buffer().clone(), x.offset(), [x.rows(), x.cols()], x.dtype());
+        }
+        with_output(bug, &op.out.on(), |out| {
+            plain(cx, |cx| cx.activate(Activate { out, x: &x, activation }));
+        });
+    }
+
+    fn grouped_linear(cx: &mut Cx<'_, Self>, op: GroupedLinear<'_, Self>) {
+        let bug = cx.device.0;
+        let (mut x, w): (Plain, Weight<Naive>) = (op.x.on(), op.w.on());
+        let mut groups: Plain = op.groups.on();
+        let count = ints(&groups).len();
+        groups = edited_ints(&groups, |i, group| match bug {
+            SkipsLastIndex if i + 1 == count => -1,
+            _ => bent(bug, group, w.count()),
+        });
+        if bug == ReadsTheNextRow {
+            let all = x.view();
+            x = edited(&all, |i, j, _| get(&all, (i + 1) % all.rows(), j));
+        }
+        let accumulate = match bug {
+            ForgetsToAccumulate => false,
+            AlwaysAccumulates => true,
+            _ => op.accumulate,
+        };
+        with_output(bug, &op.out.on(), |out| {
+            let (x, w, groups) = (&x, &w, &groups);
+            plain(cx, |cx| cx.grouped_linear(GroupedLinear { out, x, w, groups, accumulate }));
+        });
+    }
+
+    fn route(cx: &mut Cx<'_, Self>, op: Route<'_, Self>) {
+        let bug = cx.device.0;
+        let (mut experts, mut weights): (Plain, Plain) = (op.experts.on(), op.weights.on());
+        let mut logits: Plain = op.logits.on();
+        let (rows, num_experts, top) = (logits.rows(), logits.cols(), experts.cols());
+        match bug {
+            NanIsLarge => logits = edited(&logits, |_, _, v| if v.is_nan() { 1e4 } else { v }),
+            // Of equals the last: the places in reverse, and turned back below.
+            TakesTheLastOfEquals => {
+                let all = logits.view();
+                logits = edited(&all, |i, j, _| get(&all, i, num_experts - 1 - j));
+            }
+            _ => {}
+        }
+        plain(cx, |cx| {
+            let (experts, weights) = (&mut experts, &mut weights);
+            cx.route(Route { experts, weights, logits: &logits });
+        });
+        for i in 0..rows {
+            let all: f32 = (0..num_experts).map(|j| get(&logits, i, j).exp()).sum();
+            let mut chosen: Vec<i32> = ints(&experts.row_range(i..i + 1));
+            match bug {
+                TakesTheLastOfEquals => {
+                    chosen.iter_mut().for_each(|e| *e = num_experts as i32 - 1 - *e);
+                }
+                BadIndexWraps => chosen.sort_unstable(),
+                SoftmaxOverAll => (0..top).for_each(|j| {
+                    set(&weights, i, j, get(&logits, i, chosen[j] as usize).exp() / all);
+                }),
+                IgnoresWeights => (0..top).for_each(|j| set(&weights, i, j, 1.0)),
+                _ => {}
+            }
+            let at = place(&experts, i, 0);
+            let bytes = bytemuck::cast_slice(&chosen);
+            experts.buffer().lock()[at..at + bytes.len()].copy_from_slice(bytes);
+        }
+    }
+
+    fn gated_gelu(cx: &mut Cx<'_, Self>, op: GatedGelu<'_, Self>) {
+        let bug = cx.device.0;
+        let mut x: Plain = op.x.on();
+        let n = x.cols() / 2;
+        let all = x.view();
+        match bug {
+            ForgetsTheOne => x = edited(&all, |_, j, v| if j < n { v } else { v - 1.0 }),
+            SwapsAxes => x = edited(&all, |i, j, _| get(&all, i, (j + n) % (2 * n))),
+            _ => {}
+        }
+        with_output(bug, &op.out.on(), |out| {
+            plain(cx, |cx| cx.gated_gelu(GatedGelu { out, x: &x }));
+            if bug == OtherGelu {
+                for (i, j) in (0..out.rows()).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                    let (h, g) = (get(&x, i, j), get(&x, i, n + j));
+                    let u = (2.0 / std::f32::consts::PI).sqrt() * (h + 0.044715 * h * h * h);
+                    set(out, i, j, 0.5 * h * (1.0 + u.tanh()) * (g + 1.0));
+                }
+            }
+        });
+    }
+
+    fn weighted_sum(cx: &mut Cx<'_, Self>, op: WeightedSum<'_, Self>) {
+        let bug = cx.device.0;
+        let (x, mut weights): (Plain, Plain) = (op.x.on(), op.weights.on());
+        let top = weights.cols();
+        match bug {
+            IgnoresWeights => weights = edited(&weights, |_, _, _| 1.0),
+            MissesLastPosition => {
+                weights = edited(&weights, |_, j, v| if j + 1 == top { 0.0 } else { v });
+            }
+            _ => {}
+        }
+        with_output(bug, &op.out.on(), |out| {
+            if bug == ForgetsToAccumulate {
+                let (rows, cols) = (out.rows(), out.cols());
+                (0..rows).for_each(|i| (0..cols).for_each(|j| set(out, i, j, 0.0)));
+            }
+            plain(cx, |cx| cx.weighted_sum(WeightedSum { out, x: &x, weights: &weights }));
+        });
+    }
+
+    fn tau(cx: &mut Cx<'_, Self>, op: Tau<'_, Self>) {
+        let bug = cx.device.0;
+        let mut qkv: Plain = op.qkv.on();
+        let (mut scores, mut alpha): (Plain, Plain) = (op.scores.on(), op.alpha.on());
+        let mut positions: Plain = op.positions.on();
+        let heads = op.heads;
+        let all = scores.view();
+        match bug {
+            ForgetsAlpha => alpha = edited(&alpha, |_, _, _| 0.0),
+            IgnoresPositions => positions = edited_ints(&positions, |_, p| p.min(0)),
+            BadIndexIsZero => positions = edited_ints(&positions, |_, p| p.max(0)),
+            SwapsHalves => {
+                scores = edited(&all, |i, j, _| get(&all, i, (j + heads) % (2 * heads)));
+            }
+            _ => {}
+        }
+        let (width, before) = (qkv.cols() / 3, edited(&qkv, |_, _, v| v));
+        plain(cx, |cx| {
+            let (scores, alpha, positions) = (&scores, &alpha, &positions);
+            cx.tau(Tau { qkv: &mut qkv, scores, alpha, positions, heads });
+        });
+        if bug == ScalesKToo && qkv.rows() > 0 {
+            set(&qkv, 0, width, 2.0 * get(&before, 0, width));
+        }
+        if bug == WritesOneRowTooMany && qkv.rows() > 0 {
+            set(&qkv, qkv.rows(), 0, 0.0);
         }
     }
 

@@ -72,6 +72,66 @@ fn linear() {
 }
 
 #[test]
+fn gates() {
+    use Bug::*;
+    caught(
+        "activate",
+        &[OtherGelu, WritesOneRowTooMany, DropsTailColumns, Truncates, IgnoresRowStride],
+    );
+    caught(
+        "gated_gelu",
+        &[ForgetsTheOne, SwapsAxes, OtherGelu, WritesOneRowTooMany, DropsTailColumns, Truncates],
+    );
+    caught(
+        "tau",
+        &[
+            ForgetsAlpha,
+            IgnoresPositions,
+            BadIndexIsZero,
+            SwapsHalves,
+            ScalesKToo,
+            WritesOneRowTooMany,
+        ],
+    );
+}
+
+#[test]
+fn experts() {
+    use Bug::*;
+    caught(
+        "grouped_linear",
+        &[
+            BadIndexIsZero,
+            BadIndexWraps,
+            SkipsLastIndex,
+            ReadsTheNextRow,
+            ForgetsToAccumulate,
+            AlwaysAccumulates,
+            WritesOneRowTooMany,
+            DropsTailColumns,
+            Truncates,
+            RoundsTwice,
+            DependsOnTheBatch,
+        ],
+    );
+    caught(
+        "route",
+        &[NanIsLarge, TakesTheLastOfEquals, BadIndexWraps, SoftmaxOverAll, IgnoresWeights],
+    );
+    caught(
+        "weighted_sum",
+        &[
+            IgnoresWeights,
+            MissesLastPosition,
+            ForgetsToAccumulate,
+            WritesOneRowTooMany,
+            DropsTailColumns,
+            Truncates,
+        ],
+    );
+}
+
+#[test]
 fn layer_norm() {
     use Bug::*;
     caught(

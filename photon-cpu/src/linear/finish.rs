@@ -5,7 +5,7 @@ use photon_core::Activation;
 
 use crate::{
     elements::{Float, RowsMut},
-    simd::{Element, Op, Simd, gelu_tanh, load, store},
+    simd::{Element, Op, Simd, activate, load, store},
 };
 
 /// A rectangle of finished sums.
@@ -24,6 +24,8 @@ pub(super) struct Piece<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Epilogue<'a, O> {
     pub(super) out: RowsMut<'a, O>,
+    /// The places of the rows of sums in `out`, if they differ.
+    pub(super) members: Option<&'a [usize]>,
     /// One per column.
     pub(super) bias: Option<&'a [f32]>,
     pub(super) activation: Activation,
@@ -33,7 +35,7 @@ pub(super) struct Epilogue<'a, O> {
 /// Finishes and stores a piece.
 ///
 /// # Safety
-/// No other piece that overlaps this one is being stored.
+/// No other piece that overlaps this one is being stored, and `members` differ from each other.
 pub(super) unsafe fn store_piece<S: Simd, O: Float>(
     s: S,
     epilogue: &Epilogue<'_, O>,
@@ -42,8 +44,9 @@ pub(super) unsafe fn store_piece<S: Simd, O: Float>(
     let (first, rows) = piece.rows;
     let columns = piece.columns.0..piece.columns.0 + piece.columns.1;
     for row in 0..rows {
+        let place = epilogue.members.map_or(first + row, |members| members[first + row]);
         // SAFETY: the caller keeps pieces disjoint, and this function takes one row at a time.
-        let out = unsafe { epilogue.out.part(first + row, columns.clone()) };
+        let out = unsafe { epilogue.out.part(place, columns.clone()) };
         let bias = epilogue.bias.map(|bias| &bias[columns.clone()]);
         let sums = &piece.sums[row * piece.stride..];
         let Epilogue { activation, accumulate, .. } = *epilogue;
@@ -67,9 +70,7 @@ impl<O: Element> Row<'_, O> {
         if let Some(bias) = bias {
             x = s.add(x, load(s, bias));
         }
-        if self.activation == Activation::GeluTanh {
-            x = gelu_tanh(s, x);
-        }
+        x = activate(s, self.activation, x);
         if self.accumulate {
             x = s.add(x, load(s, old));
         }

@@ -139,12 +139,13 @@ pub(super) fn strip_len<F: Format>(k: usize) -> usize {
     steps.next_multiple_of(depth(steps)) * ROWS * F::PER_STEP
 }
 
-/// Packs rows `first .. first + rows` of `x`. Elements of `out` that no tile reads keep what they
+/// Packs rows `source(first) .. source(first + rows)` of `x`. Elements of `out` that no tile reads keep what they
 /// hold.
 pub(super) fn pack_activations<S: Simd, F: Format, X: Float>(
     s: S,
     pool: &Pool,
     x: Rows<'_, X>,
+    source: &(dyn Fn(usize) -> usize + Sync),
     (first, rows): (usize, usize),
     out: &mut [F::Activation],
 ) {
@@ -159,7 +160,7 @@ pub(super) fn pack_activations<S: Simd, F: Format, X: Float>(
         // SAFETY: each task takes another strip.
         let out = unsafe { out.part(strip * strip_len..(strip + 1) * strip_len) };
         for row in 0..ROWS.min(rows - strip * ROWS) {
-            let x = x.row(first + strip * ROWS + row);
+            let x = x.row(source(first + strip * ROWS + row));
             for (block, start) in (0..padded).step_by(row_len).enumerate() {
                 let out = &mut out[(block * ROWS + row) * row_len..][..row_len.min(padded - start)];
                 let x = &x[start.min(k)..k.min(start + row_len)];

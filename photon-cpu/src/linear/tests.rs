@@ -78,8 +78,9 @@ impl Case {
         };
         let weight_bytes = bytes_of(&w, self.weight);
         let format = WeightFormat::Float(self.weight);
-        let weight =
-            cpu.weight(WeightData { n, k, format, bytes: &weight_bytes, scales: &[] }).unwrap();
+        let weight = cpu
+            .weight(WeightData { count: 1, n, k, format, bytes: &weight_bytes, scales: &[] })
+            .unwrap();
         let x = embed(&x, k, self.x);
         let old = if self.accumulate { old } else { vec![f32::NAN; rows * n] };
         let all_out = embed(&old, n, self.out);
@@ -244,7 +245,9 @@ fn a_row_alone_equals_itself_at_any_place_of_a_batch() {
             let cpu = Cpu::open(CpuOptions { threads: Some(2), isa: Some(isa) }).unwrap();
             let bytes = bytes_of(&noise(n * k, 2), weight);
             let format = WeightFormat::Float(weight);
-            let w = cpu.weight(WeightData { n, k, format, bytes: &bytes, scales: &[] }).unwrap();
+            let w = cpu
+                .weight(WeightData { count: 1, n, k, format, bytes: &bytes, scales: &[] })
+                .unwrap();
             let x = tensor(&cpu, &noise(37 * k, 1), 37, DType::F32);
             let run = |x: &Tensor<Cpu>| {
                 let mut out = Tensor::zeros(&cpu, [x.rows(), n], DType::F32).unwrap();
@@ -285,11 +288,23 @@ fn pairs_are_exact_without_the_instruction() {
             let product = Product::<S, tile::Pairs> { s, pool, n, k, weights };
             let pack = |rows: (usize, usize), packed: &mut [bf16]| {
                 let x = Rows::<f32>::new(x);
-                layout::pack_activations::<S, tile::Pairs, f32>(s, pool, x, rows, packed);
+                layout::pack_activations::<S, tile::Pairs, f32>(
+                    s,
+                    pool,
+                    x,
+                    &|row| row,
+                    rows,
+                    packed,
+                );
             };
             let (bias, activation) = (None, Activation::None);
-            let epilogue =
-                Epilogue::<f32> { out: RowsMut::new(out), bias, activation, accumulate: false };
+            let epilogue = Epilogue::<f32> {
+                out: RowsMut::new(out),
+                members: None,
+                bias,
+                activation,
+                accumulate: false,
+            };
             // SAFETY: `Product` stores each element once.
             product
                 .compute(rows, &pack, &|piece| unsafe { finish::store_piece(s, &epilogue, piece) });
@@ -342,7 +357,7 @@ fn weights_pack_from_unaligned_bytes_and_unknown_formats_are_refused() {
     let mut bytes = vec![0];
     bytes.extend(bytes_of(&noise(n * k, 2), DType::F16));
     let format = WeightFormat::Float(DType::F16);
-    let data = WeightData { n, k, format, bytes: &bytes[1..], scales: &[] };
+    let data = WeightData { count: 1, n, k, format, bytes: &bytes[1..], scales: &[] };
     let weight = cpu.weight(data).unwrap();
     let mut packed = vec![0; weight.buffer().len()];
     weight.buffer().read(0, &mut packed);

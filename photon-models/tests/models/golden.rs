@@ -10,7 +10,7 @@ use photon_models::{
     KvCache, Moondream, Precision,
     batch::{BatchBuilder, Row},
     checkpoint::Checkpoint,
-    config::Config,
+    config::{Config, Family, TauGelu},
     expected_tensors,
     image::{CropConfig, Limits, Tiling, decode},
     prompt::Input,
@@ -21,21 +21,26 @@ const PICTURES: [&str; 4] = ["chart_800x557", "small_200x150", "square_910x910",
 const BLOCK_SIZE: usize = 16;
 
 struct Golden {
+    family: Family,
     json: serde_json::Value,
     bytes: Vec<u8>,
 }
 
 impl Golden {
-    fn open() -> Self {
+    fn open(family: Family) -> Self {
         let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/golden");
-        let json = std::fs::read(format!("{dir}/moondream2.json")).unwrap();
-        let bytes = std::fs::read(format!("{dir}/moondream2.safetensors")).unwrap();
-        Golden { json: serde_json::from_slice(&json).unwrap(), bytes }
+        let name = match family {
+            Family::Moondream2 => "moondream2",
+            Family::Moondream3 => "moondream3",
+        };
+        let json = std::fs::read(format!("{dir}/{name}.json")).unwrap();
+        let bytes = std::fs::read(format!("{dir}/{name}.safetensors")).unwrap();
+        Golden { family, json: serde_json::from_slice(&json).unwrap(), bytes }
     }
 
     fn config(&self) -> Config {
         let json = serde_json::json!({ "config": self.json["config"] });
-        Config::from_json(json.to_string().as_bytes()).unwrap()
+        Config::from_json(json.to_string().as_bytes(), self.family).unwrap()
     }
 
     fn floats(&self, name: &str) -> Vec<f32> {
@@ -106,16 +111,17 @@ impl Run {
     }
 }
 
-fn first_token_inputs(golden: &Golden, picture: &str, prompt: &str, patches: usize) -> Vec<Input> {
-    let ids = golden.json["images"][picture][prompt]["prompt"].as_array().unwrap();
+/// BOS, an image and what was asked.
+fn inputs(prompt: &serde_json::Value, patches: usize) -> Vec<Input> {
     let mut inputs = vec![Input::Token(0)];
     inputs.extend((0..patches as u32).map(Input::Image));
-    inputs.extend(ids.iter().map(|id| Input::Token(id.as_u64().unwrap() as u32)));
+    let ids = prompt.as_array().unwrap().iter();
+    inputs.extend(ids.map(|id| Input::Token(id.as_u64().unwrap() as u32)));
     inputs
 }
 
 fn matches_reference(precision: Precision, absolute: f32, relative: f32) {
-    let golden = Golden::open();
+    let golden = Golden::open(Family::Moondream2);
     let config = golden.config();
     let (patches, dim) = (config.vision.patches(), config.vision.enc_dim);
     let mut run = Run::new(&config, precision);
@@ -160,7 +166,7 @@ fn matches_reference(precision: Precision, absolute: f32, relative: f32) {
         close("image features", resized, &image, &golden.floats(&format!("{picture}.features")));
 
         for prompt in ["caption_short", "caption_normal", "caption_long", "query"] {
-            let inputs = first_token_inputs(&golden, picture, prompt, patches);
+            let inputs = inputs(&golden.json["images"][picture][prompt]["prompt"], patches);
             // Blocks in a scrambled order, so that only the table can find them.
             let blocks = inputs.len().div_ceil(BLOCK_SIZE) as u32;
             let table: Vec<u32> = (0..blocks).map(|i| 1 + (i * 29 + 7) % 61).collect();
@@ -231,4 +237,59 @@ fn every_stage_matches_the_reference_in_f32() {
 #[test]
 fn every_stage_matches_the_reference_in_bf16() {
     matches_reference(Precision::mixed(DType::Bf16), 0.0, 3e-2);
+}
+
+/// The first token's logits, which see the whole of the text model; the vision model and its weights
+/// are those of the other family's golden numbers, where every stage is compared.
+fn moondream3_matches_reference(precision: Precision, absolute: f32, relative: f32) {
+    let golden = Golden::open(Family::Moondream3);
+    for (name, tau_gelu) in [("tanh", TauGelu::Tanh), ("erf", TauGelu::Erf)] {
+        let mut config = golden.config();
+        config.text.tau_gelu = tau_gelu;
+        let mut run = Run::new(&config, precision);
+        for picture in PICTURES {
+            let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/images");
+            let bytes = std::fs::read(format!("{dir}/{picture}.png")).unwrap();
+            let rgb = decode(&bytes, &Limits::default()).unwrap();
+            let crops = CropConfig::default().crops(&rgb).unwrap();
+            run.pass(|model, cx, _, image| {
+                let size = config.vision.crop_size;
+                let mut staged = cx.tensor([crops.tiling.num_crops(), size, size, 3], DType::U8);
+                cx.upload(&mut staged, &crops.crops);
+                let features = model.encode_crops(cx, &staged);
+                model.project_images(cx, &features, &[crops.tiling], image);
+            });
+            let record = &golden.json["tau_gelu"][name][picture]["query"]["prompt"];
+            let inputs = inputs(record, config.vision.patches());
+            let blocks: Vec<u32> = (1..=inputs.len().div_ceil(BLOCK_SIZE) as u32).collect();
+            let row = Row {
+                inputs: &inputs,
+                start: 0,
+                block_table: &blocks,
+                prefix_len: config.text.prefix_attn,
+                image_offset: 0,
+                sample: Some(SampleParams::GREEDY),
+            };
+            let logits = run.pass(|model, cx, kv, image| {
+                let mut batch = BatchBuilder::new(BLOCK_SIZE);
+                batch.push(&row);
+                let batch = batch.upload(cx);
+                let hidden = model.forward(cx, &batch, Some(image), kv);
+                model.logits(cx, &hidden)
+            });
+            let logits = download(&run.device, &mut run.stream, &logits);
+            let want = golden.floats(&format!("{name}.{picture}.query_logits"));
+            close(&format!("{picture} {name}"), &logits, &want, absolute, relative);
+        }
+    }
+}
+
+#[test]
+fn moondream3_matches_the_reference_in_f32() {
+    moondream3_matches_reference(Precision::F32, 2e-3, 0.0);
+}
+
+#[test]
+fn moondream3_matches_the_reference_in_bf16() {
+    moondream3_matches_reference(Precision::mixed(DType::Bf16), 0.0, 3e-2);
 }

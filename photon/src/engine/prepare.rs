@@ -333,9 +333,9 @@ impl Queue {
         let mut budget = request.budget;
         let mut state = if let Some(forced) = request.forced_tokens {
             budget.max_tokens = forced;
-            SkillState::new(&request.skill, &config.tokenizer, budget).ignoring_eos()
+            SkillState::new(&request.skill, config, budget).ignoring_eos()
         } else {
-            SkillState::new(&request.skill, &config.tokenizer, budget)
+            SkillState::new(&request.skill, config, budget)
         };
         state = state.with_stop(request.stop);
         let mut metrics = Metrics { input_tokens: inputs.len(), ..Metrics::default() };

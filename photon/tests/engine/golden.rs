@@ -3,25 +3,40 @@
 //! A token may differ from the recorded one only where the reference's own gap between best and
 //! second-best logit is within ten times the tolerance; after such a place nothing is compared.
 use photon::{
-    Answer, Budget, CaptionLength, DType, Image, Model, Photon, Request, Response, Sampling, Skill,
-    SpatialRef,
+    Answer, Budget, CaptionLength, DType, Family, Image, Model, Photon, Request, Response,
+    Sampling, Skill, SpatialRef,
 };
 use serde_json::Value;
 
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../photon-models/tests/data");
 
 fn golden() -> Value {
-    let json = std::fs::read(format!("{DATA}/golden/moondream2.json")).unwrap();
+    recorded("moondream2")
+}
+
+fn recorded(name: &str) -> Value {
+    let json = std::fs::read(format!("{DATA}/golden/{name}.json")).unwrap();
     serde_json::from_slice(&json).unwrap()
 }
 
 pub(crate) fn tiny(dtype: DType) -> Photon {
-    let dir = tempfile::tempdir().unwrap();
-    let config = serde_json::json!({ "config": golden()["config"] });
-    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-    std::fs::copy(format!("{DATA}/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
-    let model = Model::Synthetic { dir: Some(dir.path().into()), seed: 0 };
-    Photon::builder().model(model).dtype(dtype).build().unwrap()
+    Photon::builder().model(synthetic(&golden()["config"])).dtype(dtype).build().unwrap()
+}
+
+/// The model whose outputs were recorded.
+fn synthetic(config: &Value) -> Model {
+    // Models are opened when they are built, so the folder has to stay.
+    let dir = tempfile::tempdir().unwrap().keep();
+    let config = serde_json::json!({ "config": config });
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    std::fs::copy(format!("{DATA}/tokenizer.json"), dir.join("tokenizer.json")).unwrap();
+    Model::Synthetic { family: Family::Moondream2, dir: Some(dir), seed: 0 }
+}
+
+/// A tiny Moondream 3 with experts, tau by its newer GELU.
+pub(crate) fn tiny3(dtype: DType) -> Photon {
+    let config = &recorded("moondream3")["config"];
+    Photon::builder().model(synthetic(config)).dtype(dtype).build().unwrap()
 }
 
 fn run(photon: &Photon, skill: Skill, image: Option<&Image>) -> Response {
@@ -115,6 +130,79 @@ fn same_places(name: &str, got: &Value, want: &Value) {
     assert_eq!(got.len(), want.len(), "{name}");
     for ((key, got), (_, want)) in got.iter().zip(&want) {
         assert!((got - want).abs() < 1e-6, "{name}: {key} is {got}, recorded {want}");
+    }
+}
+
+/// Everything recorded of Moondream 3, with either GELU in tau, alone and all at once.
+#[test]
+fn moondream_3_matches_the_reference() {
+    for gelu in ["tanh", "erf"] {
+        let record = recorded("moondream3");
+        let mut config = record["config"].clone();
+        config["text"]["tau_gelu"] = gelu.into();
+        let photon = Photon::builder().model(synthetic(&config)).dtype(DType::F32).build().unwrap();
+        let mut requests = Vec::new();
+        for (name, image, asked) in pictures() {
+            let object = |key: &str| asked[key]["object"].as_str().unwrap().to_owned();
+            let detect = Skill::Detect { object: object("detect") };
+            let point = Skill::Point { object: object("point"), spatial_refs: vec![] };
+            let query = query(asked["query"]["question"].as_str().unwrap());
+            for (key, skill) in [("query", query), ("detect", detect), ("point", point)] {
+                let want = record["tau_gelu"][gelu][&name][key].clone();
+                let max_tokens = want["tokens"].as_array().map_or(0, Vec::len);
+                let request = Request {
+                    sampling: Sampling::GREEDY,
+                    budget: Budget { max_tokens, max_objects: 6 },
+                    ..Request::new(skill, Some(image.clone()))
+                };
+                requests.push((format!("{gelu} {name} {key}"), want, request));
+            }
+        }
+        let check = |what: &str, want: &Value, response: Response| match response.answer {
+            Answer::Query { .. } => same_tokens(what, &response.tokens, want, 2e-3),
+            Answer::Detect { objects } => {
+                let boxes = objects.iter().map(|b| vec![b.x_min, b.y_min, b.x_max, b.y_max]);
+                same_values(what, &boxes.collect::<Vec<_>>(), &want["values"]);
+            }
+            Answer::Point { points } => {
+                let points = points.iter().map(|p| vec![p.x, p.y]).collect::<Vec<_>>();
+                same_values(what, &points, &want["values"]);
+            }
+            other => panic!("{what}: {other:?}"),
+        };
+        for (what, want, request) in &requests {
+            check(what, want, photon.run(request, &mut |_| {}).unwrap());
+        }
+        let tickets: Vec<_> =
+            requests.iter().map(|(.., r)| photon.submit(r.clone()).unwrap()).collect();
+        for ((what, want, _), ticket) in requests.iter().zip(tickets) {
+            check(what, want, ticket.wait().unwrap());
+        }
+    }
+}
+
+/// Bins are exact; the reference does not clamp to the picture, we do.
+#[track_caller]
+fn same_values(what: &str, got: &[Vec<f32>], want: &Value) {
+    let want: Vec<Vec<f64>> = serde_json::from_value(want.clone()).unwrap();
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (got, want) in got.iter().flatten().zip(want.iter().flatten()) {
+        let want = want.clamp(0.0, 1.0);
+        assert!((f64::from(*got) - want).abs() < 1e-6, "{what}: {got}, recorded {want}");
+    }
+}
+
+#[test]
+fn moondream_3_matches_the_reference_in_bf16() {
+    let photon = tiny3(DType::Bf16);
+    let record = recorded("moondream3");
+    for (name, image, asked) in pictures() {
+        let skill = query(asked["query"]["question"].as_str().unwrap());
+        let response = run(&photon, skill, Some(&image));
+        let want = &record["tau_gelu"]["tanh"][&name]["query"];
+        // The budget here is larger than what was recorded.
+        let tokens = &response.tokens[..want["tokens"].as_array().unwrap().len()];
+        same_tokens(&name, tokens, want, 0.3);
     }
 }
 
