@@ -244,7 +244,7 @@ impl SkillState {
         self
     }
 
-    /// Lets an answer or caption end by its budget only, for benchmarks.
+    /// Lets an answer end by its budget only, for benchmarks.
     pub fn ignoring_eos(mut self) -> Self {
         self.ignore_eos = true;
         self
@@ -267,6 +267,7 @@ impl SkillState {
             Phase::Text if self.ignore_eos => (list(&[]), list(&[ids.answer_id, ids.eos_id])),
             Phase::Text if self.bans_answer_id => (list(&[]), list(&[ids.answer_id])),
             Phase::Text => (list(&[]), list(&[])),
+            Phase::X if self.ignore_eos => (list(&[ids.coord_id]), list(&[])),
             Phase::X => (list(&[ids.coord_id, ids.eos_id]), list(&[])),
             Phase::Y { .. } => (list(&[ids.coord_id]), list(&[])),
             Phase::Size { .. } => (list(&[ids.size_id]), list(&[])),

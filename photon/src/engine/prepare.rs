@@ -332,7 +332,7 @@ impl Queue {
         }
         let mut budget = request.budget;
         let mut state = if let Some(forced) = request.forced_tokens {
-            budget.max_tokens = forced;
+            (budget.max_tokens, budget.max_objects) = (forced, forced);
             SkillState::new(&request.skill, config, budget).ignoring_eos()
         } else {
             SkillState::new(&request.skill, config, budget)
