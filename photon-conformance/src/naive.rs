@@ -110,13 +110,15 @@ impl Device for Naive {
     }
 
     fn weight(&self, data: WeightData<'_>) -> Result<Weight<Self>> {
-        let WeightData { format, bytes, .. } = data;
+        let WeightData { count, format, bytes, .. } = data;
         let is_float = matches!(format, WeightFormat::Float(DType::F32 | DType::F16 | DType::Bf16));
         if !is_float {
             let (device, format) = (self.name(), format.to_string());
             return Err(Error::UnsupportedFormat { device, format });
         }
-        Ok(Weight::new(&data, Buffer(Arc::new(Mutex::new(bytes.to_vec()))), None))
+        let matrix_bytes = bytes.len().checked_div(count).unwrap_or(0);
+        let buffer = Buffer(Arc::new(Mutex::new(bytes.to_vec())));
+        Ok(Weight::new(&data, buffer, matrix_bytes, None))
     }
 
     fn stream(&self) -> Result<Stream> {

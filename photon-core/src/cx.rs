@@ -4,7 +4,7 @@
 //! and do not check again. A violation is a bug in the model, so it panics.
 use crate::{
     Activate, Arena, Attention, Copy, DType, Fourier, GatedGelu, Gather, GroupedLinear, Kernels,
-    LayerNorm, Linear, PagedAttention, PatchEmbed, Patchify, RopeStore, Route, Sample,
+    LayerNorm, Linear, Nest, PagedAttention, PatchEmbed, Patchify, RopeStore, Route, Sample,
     SampleParams, Scatter, Shape, StitchPool, Tau, Tensor, Tile, WeightedSum, kv,
 };
 
@@ -159,6 +159,18 @@ impl<'a, D: Kernels> Cx<'a, D> {
         self.check("route", &[op.logits], &[(op.experts, DType::I32), (op.weights, DType::F32)]);
         if !self.arena.is_measuring() {
             D::route(self, op);
+        }
+    }
+
+    /// Checks and records a [`Nest`].
+    #[track_caller]
+    pub fn nest(&mut self, op: Nest<'_, D>) {
+        dims!("nest", "rows": op.out.rows() => op.inner.rows(), "columns": op.out.cols() => op.inner.cols(),
+            "outer": op.outer.shape().elements() => op.inner.rows());
+        let ints = [&*op.out, op.outer, op.inner];
+        self.check("nest", &[], &ints.map(|t| (t, DType::I32)));
+        if !self.arena.is_measuring() {
+            D::nest(self, op);
         }
     }
 

@@ -78,6 +78,22 @@ pub struct Route<'a, D: Device> {
     pub logits: &'a Tensor<D>,
 }
 
+/// Joins two levels of groups to one: `out[i, j] = outer[i] count + inner[i, j]`, or -1 where `outer[i]`
+/// is negative or `inner[i, j]` is not in `0 .. count`.
+///
+/// The experts of adapters are such: adapter `outer` has `count` matrices.
+#[derive(Debug)]
+pub struct Nest<'a, D: Device> {
+    /// `[rows, top]`, i32.
+    pub out: &'a mut Tensor<D>,
+    /// `[rows]`, i32.
+    pub outer: &'a Tensor<D>,
+    /// `[rows, top]`, i32.
+    pub inner: &'a Tensor<D>,
+    /// Inner groups of an outer one.
+    pub count: usize,
+}
+
 /// The gate of an expert: `out = gelu(h) (g + 1)`, where `h` and `g` are the halves of a row of `x` and
 /// gelu is [`Activation::GeluErf`].
 #[derive(Debug)]
@@ -350,6 +366,8 @@ pub trait Kernels: Device {
     fn grouped_linear(cx: &mut Cx<'_, Self>, op: GroupedLinear<'_, Self>);
     /// See [`Route`].
     fn route(cx: &mut Cx<'_, Self>, op: Route<'_, Self>);
+    /// See [`Nest`].
+    fn nest(cx: &mut Cx<'_, Self>, op: Nest<'_, Self>);
     /// See [`GatedGelu`].
     fn gated_gelu(cx: &mut Cx<'_, Self>, op: GatedGelu<'_, Self>);
     /// See [`WeightedSum`].

@@ -27,8 +27,8 @@ pub use dtype::{DType, convert};
 pub use error::{Error, Result};
 pub use kernels::{
     Activate, Activation, Attention, Copy, Fourier, GatedGelu, Gather, GroupedLinear, Kernels,
-    LayerNorm, Linear, PagedAttention, PatchEmbed, Patchify, RopeStore, Route, Sample, Scatter,
-    StitchPool, Tau, Tile, WeightedSum,
+    LayerNorm, Linear, Nest, PagedAttention, PatchEmbed, Patchify, RopeStore, Route, Sample,
+    Scatter, StitchPool, Tau, Tile, WeightedSum,
 };
 pub use sampler::SampleParams;
 pub use staging::Pending;

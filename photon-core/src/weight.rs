@@ -1,5 +1,7 @@
 //! Weight matrices in the formats and layouts backends choose.
-use crate::{DType, Device};
+use std::ops::Range;
+
+use crate::{DType, Device, Tensor};
 
 /// How the elements of a weight matrix are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,14 +56,33 @@ pub struct Weight<D: Device> {
     k: usize,
     format: WeightFormat,
     buffer: D::Buffer,
+    matrix_bytes: usize,
     scales: Option<D::Buffer>,
 }
 
 impl<D: Device> Weight<D> {
-    /// For backends: wraps what they packed.
-    pub fn new(data: &WeightData<'_>, buffer: D::Buffer, scales: Option<D::Buffer>) -> Self {
+    /// For backends: wraps what they packed, one matrix after the other, each in `matrix_bytes`.
+    pub fn new(
+        data: &WeightData<'_>,
+        buffer: D::Buffer,
+        matrix_bytes: usize,
+        scales: Option<D::Buffer>,
+    ) -> Self {
         let WeightData { count, n, k, format, .. } = *data;
-        Weight { count, n, k, format, buffer, scales }
+        Weight { count, n, k, format, buffer, matrix_bytes, scales }
+    }
+
+    /// The packed elements of some matrices as bytes, to be copied from one weight to another of the
+    /// same `n`, `k` and format. Float formats only: others have scales elsewhere.
+    ///
+    /// # Panics
+    /// If there are not so many matrices, or they have scales.
+    #[track_caller]
+    pub fn matrices(&self, range: Range<usize>) -> Tensor<D> {
+        assert!(range.start <= range.end && range.end <= self.count, "{range:?} of {}", self.count);
+        assert!(self.scales.is_none(), "a weight with scales is more than its elements");
+        let (at, bytes) = (range.start * self.matrix_bytes, range.len() * self.matrix_bytes);
+        Tensor::new(self.buffer.clone(), at, [1, bytes], DType::U8)
     }
 
     /// Matrices.
@@ -102,6 +123,7 @@ impl<D: Device> Weight<D> {
             k: self.k,
             format: self.format,
             buffer: self.buffer.clone(),
+            matrix_bytes: self.matrix_bytes,
             scales: self.scales.clone(),
         }
     }

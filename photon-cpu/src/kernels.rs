@@ -7,8 +7,8 @@
 
 use photon_core::{
     Activate, Attention, Copy, Cx, Fourier, GatedGelu, Gather, GroupedLinear, Kernels, LayerNorm,
-    Linear, PagedAttention, Patchify, RopeStore, Route, Sample, Scatter, StitchPool, Tau, Tile,
-    WeightedSum,
+    Linear, Nest, PagedAttention, Patchify, RopeStore, Route, Sample, Scatter, StitchPool, Tau,
+    Tile, WeightedSum,
 };
 
 use crate::{
@@ -30,7 +30,7 @@ mod sample;
 mod tests;
 
 pub(crate) use attention::{attention, paged_attention};
-pub(crate) use experts::{route, weighted_sum};
+pub(crate) use experts::{nest, route, weighted_sum};
 pub(crate) use gate::{activate, gated_gelu, tau};
 pub(crate) use image::{patchify, stitch_pool};
 pub(crate) use norm::layer_norm;
@@ -69,6 +69,9 @@ impl Kernels for Cpu {
     }
     fn route(cx: &mut Cx<'_, Self>, op: Route<'_, Self>) {
         route(cx.device, op);
+    }
+    fn nest(cx: &mut Cx<'_, Self>, op: Nest<'_, Self>) {
+        nest(cx.device, op);
     }
     fn gated_gelu(cx: &mut Cx<'_, Self>, op: GatedGelu<'_, Self>) {
         gated_gelu(cx.device, op);

@@ -53,13 +53,13 @@ pub(crate) fn pack(isa: Isa, data: WeightData<'_>, pool: &Pool) -> Result<Weight
         device: "cpu".into(),
         format: format.to_string(),
     })?;
-    let packed_bytes = layout.bytes(n, k).and_then(|bytes| bytes.checked_mul(count));
-    let buffer = Buffer::new(packed_bytes.unwrap_or(usize::MAX))?;
+    let matrix_bytes = layout.bytes(n, k).unwrap_or(usize::MAX);
+    let buffer = Buffer::new(matrix_bytes.saturating_mul(count))?;
     // SAFETY: `as_ptr` is valid for `len` bytes while `buffer` lives, they are zeroed, and nobody else
     // has a clone yet.
     let out = unsafe { std::slice::from_raw_parts_mut(buffer.as_ptr(), buffer.len()) };
     layout.with(PackWeights { pool, count, dims: (n, k), bytes, out });
-    Ok(Weight::new(&data, buffer, None))
+    Ok(Weight::new(&data, buffer, matrix_bytes, None))
 }
 
 /// See [`Linear`].
@@ -189,7 +189,7 @@ fn record<S: Simd, F: Format>(s: S, run: Run<'_>) {
     let Run { cpu, w, x, out, then, rows } = run;
     let Then { bias, activation, accumulate } = then;
     // SAFETY: `pack` filled the whole buffer, which `w` keeps alive, with elements of this format, and
-    // nothing writes to packed weights afterwards.
+    // what writes to packed weights later is an operation like others (the stream).
     let bytes = unsafe { std::slice::from_raw_parts(w.buffer().as_ptr(), w.buffer().len()) };
     let weights: &[F::Weight] = bytemuck::cast_slice(bytes);
     let (pool, n, k) = (cpu.pool(), w.n(), w.k());

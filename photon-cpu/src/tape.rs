@@ -19,8 +19,8 @@ use std::{
 
 use photon_core::{
     Activate, Attention, Copy, Cx, Device, Error, Fourier, GatedGelu, Gather, GroupedLinear,
-    Kernels, LayerNorm, Linear, MemoryInfo, PagedAttention, Patchify, Pending, Result, RopeStore,
-    Route, Sample, Scatter, StitchPool, Tau, Tile, Weight, WeightData, WeightedSum,
+    Kernels, LayerNorm, Linear, MemoryInfo, Nest, PagedAttention, Patchify, Pending, Result,
+    RopeStore, Route, Sample, Scatter, StitchPool, Tau, Tile, Weight, WeightData, WeightedSum,
 };
 
 use crate::{
@@ -255,6 +255,7 @@ impl Kernels for Tape {
     record! {
         activate, Activate { out; x; activation }
         route, Route { experts, weights; logits; }
+        nest, Nest { out; outer, inner; count }
         gated_gelu, GatedGelu { out; x; }
         weighted_sum, WeightedSum { out; x, weights; }
         tau, Tau { qkv; scores, alpha, positions; heads }

@@ -1,5 +1,5 @@
 //! What experts are made of: [`Route`], [`GroupedLinear`] and [`WeightedSum`].
-use photon_core::{Activation, DType, GroupedLinear, Kernels, Route, WeightedSum};
+use photon_core::{Activation, Copy, DType, GroupedLinear, Kernels, Nest, Route, WeightedSum};
 
 use crate::{
     Options,
@@ -198,6 +198,41 @@ pub(crate) fn grouped_linear_invariance<D: Kernels>(device: &D, options: &Option
     }
 }
 
+/// Matrices copied from one weight to a place in another, as adapters are, are those matrices.
+pub(crate) fn grouped_linear_copied<D: Kernels>(device: &D, options: &Options) {
+    let rig = &mut Rig::new(device, options);
+    for (seed, &w_type) in (85_500..).zip(options.weights) {
+        for (n, k) in [(33, 65), (64, 16), (1, 7)] {
+            let (rows, float) = (6, options.float(0));
+            let label =
+                Label { op: "grouped_linear", about: format!("copied {n}, {k}, {w_type}"), seed };
+            let rng = &mut Rng::new(seed);
+            let x = rig.input("x", [rows, k], float, &rng.floats(rows * k, 1.0));
+            let (slots, _) = rig.weights(5, n, k, w_type, rng);
+            let (two, _) = rig.weights(2, n, k, w_type, rng);
+            let run = |rig: &mut Rig<'_, D>, w, ids: &[i32]| {
+                let group = rig.indices("groups", [rows], ids);
+                let mut out = rig.output("out", [rows, n], float, Gaps::NONE);
+                rig.record(|cx| {
+                    let (out, x, groups) = (&mut out.t, &x.t, &group.t);
+                    cx.grouped_linear(GroupedLinear { out, x, w, groups, accumulate: false });
+                });
+                rig.read(&label, &out)
+            };
+            let kept = run(rig, &slots, &[0, 1, 4, 0, 1, 4]);
+            let want = run(rig, &two, &[0, 1, 0, 1, 0, 1]);
+            rig.record(|cx| {
+                let (out, x) = (&mut slots.matrices(2..4), &two.matrices(0..2));
+                cx.copy(Copy { out, x });
+            });
+            let (copied, others) =
+                (run(rig, &slots, &[2, 3, 2, 3, 2, 3]), run(rig, &slots, &[0, 1, 4, 0, 1, 4]));
+            assert!(copied == want, "{label}: not what was copied");
+            assert!(others == kept, "{label}: the neighbors changed");
+        }
+    }
+}
+
 fn check_route<D: Kernels>(
     rig: &mut Rig<'_, D>,
     [rows, num_experts, top]: [usize; 3],
@@ -245,6 +280,42 @@ pub(crate) fn route<D: Kernels>(device: &D, options: &Options) {
             }
             check_route(rig, shape, dtype, &values, seed);
         }
+    }
+}
+
+/// Groups of groups, good and bad on both levels.
+pub(crate) fn nest<D: Kernels>(device: &D, options: &Options) {
+    let rig = &mut Rig::new(device, options);
+    let shapes = [(1, 1, 1, 1), (7, 2, 3, 9), (33, 8, 4, 64), (65, 3, 2, 5)];
+    for (seed, (rows, top, outer_count, count)) in (88_000..).zip(shapes) {
+        let about = format!("rows {rows}, top {top}, outer {outer_count}, inner {count}");
+        let label = Label { op: "nest", about, seed };
+        let rng = &mut Rng::new(seed);
+        let mut outers: Vec<i32> = (0..rows).map(|_| rng.below(outer_count) as i32).collect();
+        let mut inners: Vec<i32> = (0..rows * top).map(|_| rng.below(count) as i32).collect();
+        for (bad, at) in [-1, i32::MIN].into_iter().zip(rng.permutation(rows)) {
+            outers[at] = bad;
+        }
+        for (bad, at) in poisoned(count).into_iter().zip(rng.permutation(rows * top)) {
+            inners[at] = bad;
+        }
+        let outer = rig.indices("outer", [rows], &outers);
+        let inner = rig.indices("inner", [rows, top], &inners);
+        let mut out = rig.indices("out", [rows, top], &vec![-7; rows * top]);
+        let (outer_t, inner_t) = (&outer.t, &inner.t);
+        rig.record(|cx| {
+            cx.nest(Nest { out: &mut out.t, outer: outer_t, inner: inner_t, count });
+        });
+        let want: Vec<i32> = (0..rows * top)
+            .map(|i| match (outers[i / top], inners[i]) {
+                (outer @ 0.., inner @ 0..) if (inner as usize) < count => {
+                    outer * count as i32 + inner
+                }
+                _ => -1,
+            })
+            .collect();
+        assert_eq!(rig.read_i32(&label, &out), want, "{label}");
+        rig.unchanged(&label, &[&outer, &inner]);
     }
 }
 

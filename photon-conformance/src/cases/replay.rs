@@ -2,8 +2,9 @@
 //! may keep nothing it saw while it was recorded.
 use photon_core::{
     Activate, Activation, Arena, Attention, Copy, Cx, DType, Fourier, GatedGelu, Gather,
-    GroupedLinear, Kernels, LayerNorm, Linear, PagedAttention, PatchEmbed, Patchify, RopeStore,
-    Route, Sample, SampleParams, Scatter, StitchPool, Tau, Tensor, Tile, Weight, WeightedSum,
+    GroupedLinear, Kernels, LayerNorm, Linear, Nest, PagedAttention, PatchEmbed, Patchify,
+    RopeStore, Route, Sample, SampleParams, Scatter, StitchPool, Tau, Tensor, Tile, Weight,
+    WeightedSum,
 };
 
 use crate::{
@@ -43,7 +44,7 @@ impl<D: Kernels> Pass<D> {
         let weights = [(1, 16, 8), (1, 8, 12), (3, 8, 8)]
             .map(|(count, n, k)| rig.weights(count, n, k, weight_type, rng).0);
         let (f, other, vector) = (options.float(0), options.float(1), DType::F32);
-        let list: [(&'static str, Fill, [usize; 2], DType); 48] = [
+        let list: [(&'static str, Fill, [usize; 2], DType); 49] = [
             ("x", Floats, [6, 8], f),
             ("vector8", Floats, [1, 8], vector),
             ("vector16", Floats, [1, 16], vector),
@@ -54,6 +55,7 @@ impl<D: Kernels> Pass<D> {
             ("router", Floats, [6, 5], f),
             ("experts", Ints(0, 1), [6, 2], DType::I32),
             ("expert_weights", Floats, [6, 2], vector),
+            ("nest", Ints(0, 1), [6, 2], DType::I32),
             ("gated_gelu", Floats, [12, 4], f),
             ("weighted_sum", Floats, [6, 8], f),
             ("tau", Floats, [6, 24], f),
@@ -165,6 +167,8 @@ impl<D: Kernels> Pass<D> {
         let (mut experts, mut weights) = (t("experts"), t("expert_weights"));
         let logits = &t("router");
         cx.route(Route { experts: &mut experts, weights: &mut weights, logits });
+        let (out, outer) = (&mut t("nest"), &t("token_positions"));
+        cx.nest(Nest { out, outer, inner: &experts, count: 5 });
         cx.gated_gelu(GatedGelu { out: &mut t("gated_gelu"), x: &t("grouped_linear") });
         let (out, x) = (&mut t("weighted_sum"), &t("grouped_linear"));
         cx.weighted_sum(WeightedSum { out, x, weights: &weights });

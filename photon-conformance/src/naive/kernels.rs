@@ -2,8 +2,9 @@
 //! rounded into place.
 use photon_core::{
     Activate, Activation, Attention, Copy, Cx, DType, Fourier, GatedGelu, Gather, GroupedLinear,
-    Kernels, LayerNorm, Linear, PagedAttention, Patchify, RopeStore, Route, Sample, SampleParams,
-    Scatter, StitchPool, Tau, Tensor, Tile, Weight, WeightFormat, WeightedSum, kv, sampler,
+    Kernels, LayerNorm, Linear, Nest, PagedAttention, Patchify, RopeStore, Route, Sample,
+    SampleParams, Scatter, StitchPool, Tau, Tensor, Tile, Weight, WeightFormat, WeightedSum, kv,
+    sampler,
 };
 
 use super::Naive;
@@ -206,6 +207,23 @@ impl Kernels for Naive {
             let mut bytes = experts.buffer().lock();
             for (at, (place, _)) in elements(&experts).zip(chosen) {
                 bytes[at..at + 4].copy_from_slice(&place.to_le_bytes());
+            }
+        });
+    }
+
+    fn nest(cx: &mut Cx<'_, Self>, op: Nest<'_, Self>) {
+        let (out, outer, inner) = (op.out.view(), op.outer.view(), op.inner.view());
+        let count = op.count as i64;
+        cx.stream.run(move || {
+            let (outer, inner, top) = (ints(&outer), ints(&inner), out.cols());
+            let mut bytes = out.buffer().lock();
+            for (i, at) in elements(&out).enumerate() {
+                let (outer, inner) = (i64::from(outer[i / top]), i64::from(inner[i]));
+                let group = match outer >= 0 && (0..count).contains(&inner) {
+                    true => (outer * count + inner) as i32,
+                    false => -1,
+                };
+                bytes[at..at + 4].copy_from_slice(&group.to_le_bytes());
             }
         });
     }

@@ -7,9 +7,9 @@ use std::ops::Range;
 use photon_conformance::{Naive, naive};
 use photon_core::{
     Activate, Activation, Arena, Attention, Copy, Cx, DType, Device, Error, Fourier, GatedGelu,
-    Gather, GroupedLinear, Kernels, LayerNorm, Linear, MemoryInfo, PagedAttention, PatchEmbed,
-    Patchify, Pending, Result, RopeStore, Route, Sample, SampleParams, Scatter, StitchPool, Tau,
-    Tensor, Tile, Weight, WeightData, WeightedSum, convert, kv, reference,
+    Gather, GroupedLinear, Kernels, LayerNorm, Linear, MemoryInfo, Nest, PagedAttention,
+    PatchEmbed, Patchify, Pending, Result, RopeStore, Route, Sample, SampleParams, Scatter,
+    StitchPool, Tau, Tensor, Tile, Weight, WeightData, WeightedSum, convert, kv, reference,
 };
 
 /// What is wrong.
@@ -156,7 +156,7 @@ impl Device for Mutant {
     fn weight(&self, data: WeightData<'_>) -> Result<Weight<Self>> {
         match Naive.weight(data) {
             Err(Error::UnsupportedFormat { .. }) if self.0 == AcceptsAnyWeight => {
-                Ok(Weight::new(&data, Naive.alloc(1)?, None))
+                Ok(Weight::new(&data, Naive.alloc(1)?, 1, None))
             }
             weight => Ok(weight?.on()),
         }
@@ -495,6 +495,26 @@ impl Kernels for Mutant {
             let at = place(&experts, i, 0);
             let bytes = bytemuck::cast_slice(&chosen);
             experts.buffer().lock()[at..at + bytes.len()].copy_from_slice(bytes);
+        }
+    }
+
+    fn nest(cx: &mut Cx<'_, Self>, op: Nest<'_, Self>) {
+        let bug = cx.device.0;
+        let mut out: Plain = op.out.on();
+        let (mut outer, mut inner, mut count): (Plain, Plain, usize) =
+            (op.outer.on(), op.inner.on(), op.count);
+        match bug {
+            BadIndexIsZero => outer = edited_ints(&outer, |_, index| index.max(0)),
+            BadIndexWraps => inner = edited_ints(&inner, |_, i| i.rem_euclid(count as i32)),
+            ForgetsScale => count += 1,
+            _ => {}
+        }
+        plain(cx, |cx| {
+            cx.nest(Nest { out: &mut out, outer: &outer, inner: &inner, count });
+        });
+        if bug == WritesOneRowTooMany && out.rows() > 0 {
+            let at = place(&out, out.rows(), 0);
+            out.buffer().lock()[at..at + 4].fill(0);
         }
     }
 

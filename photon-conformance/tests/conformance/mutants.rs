@@ -118,6 +118,7 @@ fn experts() {
         "route",
         &[NanIsLarge, TakesTheLastOfEquals, BadIndexWraps, SoftmaxOverAll, IgnoresWeights],
     );
+    caught("nest", &[BadIndexIsZero, BadIndexWraps, ForgetsScale, WritesOneRowTooMany]);
     caught(
         "weighted_sum",
         &[

@@ -1,7 +1,7 @@
 //! Experts: who gets a token, and how what they give is joined.
-use photon_core::{Route, WeightedSum};
+use photon_core::{Nest, Route, WeightedSum};
 
-use super::for_runs;
+use super::{for_runs, index};
 use crate::{
     Cpu,
     elements::{Rows, RowsMut, with_float},
@@ -47,6 +47,22 @@ fn choose(logits: &mut [f32], experts: &mut [i32], weights: &mut [f32]) {
     weights.iter_mut().for_each(|w| *w = (*w - largest).exp());
     let total: f32 = weights.iter().sum();
     weights.iter_mut().for_each(|w| *w /= total);
+}
+
+pub(crate) fn nest(cpu: &Cpu, op: Nest<'_, Cpu>) {
+    let Nest { out, outer, inner, count } = op;
+    let (outer, inner) = (Rows::<i32>::new(outer).all(), Rows::<i32>::new(inner));
+    let out = RowsMut::<i32>::new(out);
+    for_runs(cpu, out.rows(), out.cols() * 8, |rows| {
+        for i in rows {
+            // SAFETY: runs of rows are disjoint (the partition).
+            let out = unsafe { out.row(i) };
+            for (out, &inner) in out.iter_mut().zip(inner.row(i)) {
+                let group = || Some(usize::try_from(outer[i]).ok()? * count + index(inner, count)?);
+                *out = group().and_then(|group| i32::try_from(group).ok()).unwrap_or(-1);
+            }
+        }
+    });
 }
 
 pub(crate) fn weighted_sum(cpu: &Cpu, op: WeightedSum<'_, Cpu>) {
