@@ -20,6 +20,8 @@ pub struct Row<'a> {
     pub prefix_len: usize,
     /// What to add to the index of an [`Input::Image`] to find it in the step's image embeddings.
     pub image_offset: usize,
+    /// The slot of its adapter, if it has one.
+    pub adapter: Option<usize>,
     /// How the token after the last input is drawn; `None` if the row does not get so far.
     pub sample: Option<SampleParams>,
 }
@@ -38,6 +40,9 @@ pub struct BatchBuilder {
     context_lens: Vec<i32>,
     prefix_lens: Vec<i32>,
     last: Vec<i32>,
+    /// The slots of the tokens' adapters, and of the drawing rows'; -1 without one.
+    adapters: Vec<i32>,
+    last_adapters: Vec<i32>,
     params: Vec<SampleParams>,
     /// All rows' tables one after the other, and where each ends.
     block_tables: Vec<i32>,
@@ -62,6 +67,8 @@ impl BatchBuilder {
             context_lens: Vec::new(),
             prefix_lens: Vec::new(),
             last: Vec::new(),
+            adapters: Vec::new(),
+            last_adapters: Vec::new(),
             params: Vec::new(),
             block_tables: Vec::new(),
             table_ends: Vec::new(),
@@ -81,6 +88,8 @@ impl BatchBuilder {
             list.clear();
         }
         self.params.clear();
+        self.adapters.clear();
+        self.last_adapters.clear();
         self.block_tables.clear();
         self.table_ends.clear();
         self.coords.clear();
@@ -116,7 +125,10 @@ impl BatchBuilder {
             self.positions.push(position as i32);
             self.slots.push((block * self.block_size + position % self.block_size) as i32);
         }
+        let adapter = row.adapter.map_or(-1, |slot| slot as i32);
+        self.adapters.resize(self.ids.len(), adapter);
         if let Some(params) = row.sample {
+            self.last_adapters.push(adapter);
             self.last.push(self.ids.len() as i32 - 1);
             self.params.push(params);
         }
@@ -141,9 +153,15 @@ impl BatchBuilder {
         !self.coord_tokens.is_empty() || !self.size_tokens.is_empty()
     }
 
+    /// Whether a row has an adapter.
+    pub fn has_adapters(&self) -> bool {
+        self.adapters.iter().any(|&slot| slot >= 0)
+    }
+
     /// Brings a step of one token per row to a fixed form, so that the work recorded for it depends on
-    /// nothing but the arguments: `rows` rows, tables of `max_blocks`, and with `region` room for a
-    /// coordinate and a size in every row. The rows added compute nothing that is kept.
+    /// nothing but the arguments and [`has_adapters`](Self::has_adapters): `rows` rows, tables of
+    /// `max_blocks`, and with `region` room for a coordinate and a size in every row. The rows added
+    /// compute nothing that is kept.
     ///
     /// # Panics
     /// If a row has more than one token or draws none, or there are more rows already.
@@ -159,6 +177,8 @@ impl BatchBuilder {
             {
                 list.push(-1);
             }
+            self.adapters.push(-1);
+            self.last_adapters.push(-1);
             self.context_lens.push(0);
             self.prefix_lens.push(0);
             self.end_row();
@@ -183,9 +203,11 @@ impl BatchBuilder {
         for (out, span) in tables.chunks_exact_mut(max_blocks).zip(spans) {
             out[..span.len()].copy_from_slice(&self.block_tables[span]);
         }
-        let (last, params) = match self.last.is_empty() {
-            true => (&[self.row_starts[1] - 1][..], &[SampleParams::GREEDY][..]),
-            false => (&self.last[..], &self.params[..]),
+        let (last, last_adapters, params) = match self.last.is_empty() {
+            true => {
+                (&[self.row_starts[1] - 1][..], &self.adapters[..1], &[SampleParams::GREEDY][..])
+            }
+            false => (&self.last[..], &self.last_adapters[..], &self.params[..]),
         };
         let mut pack = Packer::default();
         let ids = pack.ints([tokens], &self.ids);
@@ -197,6 +219,10 @@ impl BatchBuilder {
         let prefix_lens = pack.ints([rows], &self.prefix_lens);
         let params = pack.records(params);
         let last = pack.ints([last.len()], last);
+        let adapters = self.has_adapters().then(|| {
+            let all = pack.ints([tokens], &self.adapters);
+            [all, pack.ints([last_adapters.len()], last_adapters)]
+        });
         let block_tables = pack.ints([rows, max_blocks], &tables);
         let coords = pack.floats([self.coord_tokens.len(), 1], &self.coords);
         let coord_tokens = pack.ints([self.coord_tokens.len()], &self.coord_tokens);
@@ -215,6 +241,7 @@ impl BatchBuilder {
             prefix_lens: view(prefix_lens),
             last: view(last),
             params: view(params),
+            adapters: adapters.map(|parts| parts.map(view)),
             block_tables: view(block_tables),
             coords: (!self.coord_tokens.is_empty()).then(|| (view(coords), view(coord_tokens))),
             sizes: (!self.size_tokens.is_empty()).then(|| (view(sizes), view(size_tokens))),
@@ -243,6 +270,8 @@ pub struct Batch<D: Device> {
     pub(crate) last: Tensor<D>,
     /// `[drawn, size_of::<SampleParams>()]`, u8: how they are drawn.
     pub params: Tensor<D>,
+    /// `[tokens]` and `[drawn]`: the slots of their adapters, or -1.
+    pub(crate) adapters: Option<[Tensor<D>; 2]>,
     /// `[rows, max_blocks]`, padded with -1.
     pub(crate) block_tables: Tensor<D>,
     /// `[n, 1]` values and `[n]` the tokens they stand at.

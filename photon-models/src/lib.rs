@@ -6,6 +6,7 @@
 //! backends.
 #![deny(unsafe_code)]
 
+pub mod adapter;
 pub mod batch;
 pub mod checkpoint;
 pub mod config;

@@ -2,6 +2,7 @@
 use photon_core::{Cx, DType, Device, Gather, Kernels, Scatter, Tensor};
 
 use crate::{
+    adapter::AdapterSlots,
     batch::Batch,
     checkpoint::Checkpoint,
     config::Config,
@@ -120,12 +121,14 @@ impl<D: Kernels> Moondream<D> {
     }
 
     /// Runs a step: embeds the inputs, fills the cache, and gives the hidden state of the last token
-    /// of each row that draws one, `[drawn, dim]`. `images` holds the embeddings the batch refers to.
+    /// of each row that draws one, `[drawn, dim]`. `images` holds the embeddings the batch refers to,
+    /// `adapters` the slots.
     pub fn forward(
         &self,
         cx: &mut Cx<'_, D>,
         batch: &Batch<D>,
         images: Option<&Tensor<D>>,
+        adapters: Option<&AdapterSlots<D>>,
         kv: &mut KvCache<D>,
     ) -> Tensor<D> {
         let mut x = cx.tensor([batch.tokens(), self.config.text.dim], self.precision.activations);
@@ -142,7 +145,7 @@ impl<D: Kernels> Moondream<D> {
             let encoded = self.region.encode_sizes(cx, values);
             cx.scatter(Scatter { out: &mut x, x: &encoded, indices });
         }
-        self.text.forward(cx, &mut x, batch, kv)
+        self.text.forward(cx, &mut x, batch, adapters, kv)
     }
 
     /// Logits of the next token, `[rows, vocab_size]`, f32.

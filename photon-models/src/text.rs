@@ -1,10 +1,11 @@
 //! The language model: embeddings to hidden states and logits, keys and values in the paged cache.
 use photon_core::{
     Activate, Activation, Cx, DType, Device, GatedGelu, Gather, GroupedLinear, Kernels, Linear,
-    PagedAttention, RopeStore, Route, Tau, Tensor, Weight, WeightedSum,
+    Nest, PagedAttention, RopeStore, Route, Tau, Tensor, Weight, WeightedSum,
 };
 
 use crate::{
+    adapter::{AdapterSlots, Added, Site},
     batch::Batch,
     config::{MoeConfig, TauGelu, TextConfig},
     kv::{KvCache, LayerKv},
@@ -90,6 +91,29 @@ pub(crate) fn tensors(c: &TextConfig, out: &mut Vec<(String, Vec<usize>)>) {
     dense_tensors(out, "model.text.lm_head", c.vocab_size, c.dim);
 }
 
+impl<D: Kernels> Block<D> {
+    /// `out += proj(attn) + mlp(h)`, with what adapters add.
+    fn finish(
+        &self,
+        cx: &mut Cx<'_, D>,
+        out: &mut Tensor<D>,
+        h: &Tensor<D>,
+        attn: &Tensor<D>,
+        scratch: &mut Scratch<D>,
+        adapted: Option<Adapted<'_, D>>,
+    ) {
+        self.proj.add_to(cx, out, attn);
+        if let (Some(adapted), Some(room)) = (adapted, &scratch.adapted)
+            && let Some(added) = adapted.slots.at(adapted.layer, Site::Proj)
+        {
+            // Of the normed input, not of what attention gives: see the module documentation.
+            let mut low = room.low.row_range(0..out.rows());
+            added.add(cx, out, h, adapted.rows, &mut low);
+        }
+        self.mlp.add_to(cx, out, h, scratch, adapted);
+    }
+}
+
 impl<D: Kernels> Scaling<D> {
     fn load(l: &mut Loader<'_, D>, c: &TextConfig, name: &str) -> Result<Self, LoadError> {
         let names = [format!("{name}.wq"), format!("{name}.wv")];
@@ -119,26 +143,41 @@ impl<D: Kernels> Mlp<D> {
         }))
     }
 
-    /// `out += mlp(h)`, for any number of rows up to those of `scratch`.
+    /// `out += mlp(h)`, with what adapters add, for any number of rows up to those of `scratch`.
     fn add_to(
         &self,
         cx: &mut Cx<'_, D>,
         out: &mut Tensor<D>,
         h: &Tensor<D>,
         scratch: &mut Scratch<D>,
+        adapted: Option<Adapted<'_, D>>,
     ) {
         let rows = out.rows();
         match self {
             Mlp::Dense { fc1, fc2 } => {
                 let up = scratch.up.as_ref().expect("a model with a dense block has room for it");
                 let mut up = up.row_range(0..rows);
-                fc1.gelu(cx, &mut up, h);
-                fc2.add_to(cx, out, &up);
+                let Some(adapted) = adapted else {
+                    fc1.gelu(cx, &mut up, h);
+                    return fc2.add_to(cx, out, &up);
+                };
+                let room = scratch.adapted.as_ref().expect("made for this pass");
+                let (mut low, mut active) =
+                    (room.low.row_range(0..rows), room.active.row_range(0..rows));
+                fc1.record(cx, &mut up, h);
+                adapted.at(Site::Up).add(cx, &mut up, h, adapted.rows, &mut low);
+                // What the layer does where it is not adapted, in two operations.
+                let activation = Activation::GeluTanh;
+                cx.activate(Activate { out: &mut active, x: &up, activation });
+                fc2.add_to(cx, out, &active);
+                adapted.at(Site::Down).add(cx, out, &active, adapted.rows, &mut low);
             }
             Mlp::Experts(block) => {
                 let room = scratch.experts.as_ref();
                 let room = room.expect("a model with experts has room for them").first(rows);
-                block.add_to(cx, out, h, room);
+                let low = scratch.adapted.as_ref().map(|room| &room.experts);
+                let adapted = adapted.zip(low.and_then(|low| low.as_ref()));
+                block.add_to(cx, out, h, room, adapted);
             }
         }
     }
@@ -151,18 +190,91 @@ impl<D: Kernels> Experts<D> {
         out: &mut Tensor<D>,
         h: &Tensor<D>,
         room: ExpertScratch<D>,
+        adapted: Option<(Adapted<'_, D>, &ExpertsAdapted<D>)>,
     ) {
         let ExpertScratch { mut logits, mut experts, mut weights, mut up, mut gated, mut down } =
             room;
+        let rows = out.rows() * self.top;
         self.router.record(cx, &mut logits, h);
         cx.route(Route { experts: &mut experts, weights: &mut weights, logits: &logits });
-        let groups = &experts.reshape([out.rows() * self.top]);
+        let mut adapted = adapted.map(|(adapted, room)| {
+            let mut groups = room.groups.row_range(0..out.rows());
+            let count = self.up.count();
+            cx.nest(Nest { out: &mut groups, outer: adapted.rows, inner: &experts, count });
+            (adapted, groups.reshape([rows]), room.low.row_range(0..rows))
+        });
+        let groups = &experts.reshape([rows]);
         let accumulate = false;
         cx.grouped_linear(GroupedLinear { out: &mut up, x: h, w: &self.up, groups, accumulate });
+        if let Some((adapted, groups, low)) = &mut adapted {
+            adapted.at(Site::Up).add(cx, &mut up, h, groups, low);
+        }
         cx.gated_gelu(GatedGelu { out: &mut gated, x: &up });
         let (x, w) = (&gated, &self.down);
         cx.grouped_linear(GroupedLinear { out: &mut down, x, w, groups, accumulate });
+        if let Some((adapted, groups, low)) = &mut adapted {
+            adapted.at(Site::Down).add(cx, &mut down, &gated, groups, low);
+        }
         cx.weighted_sum(WeightedSum { out, x: &down, weights: &weights });
+    }
+}
+
+/// The adapters of a block's rows.
+struct Adapted<'a, D: Device> {
+    slots: &'a AdapterSlots<D>,
+    layer: usize,
+    /// `[rows]`, i32: the slot of each, or -1.
+    rows: &'a Tensor<D>,
+}
+
+impl<D: Device> Clone for Adapted<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<D: Device> Copy for Adapted<'_, D> {}
+
+impl<'a, D: Device> Adapted<'a, D> {
+    fn at(&self, site: Site) -> Added<'a, D> {
+        self.slots.at(self.layer, site).expect("every block has an MLP")
+    }
+}
+
+/// Activations of adapted rows.
+struct AdaptedScratch<D: Device> {
+    /// `[tokens, rank]`.
+    low: Tensor<D>,
+    /// `[tokens, ff_dim]`.
+    active: Tensor<D>,
+    experts: Option<ExpertsAdapted<D>>,
+}
+
+/// With `top` experts to a token.
+struct ExpertsAdapted<D: Device> {
+    /// `[tokens, top]`, i32: adapter and expert in one.
+    groups: Tensor<D>,
+    /// `[tokens * top, rank]`.
+    low: Tensor<D>,
+}
+
+impl<D: Kernels> AdaptedScratch<D> {
+    fn new(
+        cx: &mut Cx<'_, D>,
+        c: &TextConfig,
+        slots: &AdapterSlots<D>,
+        tokens: usize,
+        dtype: DType,
+    ) -> Self {
+        let experts = c.moe.as_ref().map(|moe| ExpertsAdapted {
+            groups: cx.tensor([tokens, moe.experts_per_token], DType::I32),
+            low: cx.tensor([tokens * moe.experts_per_token, slots.rank(c.n_layers - 1)], dtype),
+        });
+        AdaptedScratch {
+            low: cx.tensor([tokens, slots.shape().rank], dtype),
+            active: cx.tensor([tokens, c.ff_dim], dtype),
+            experts,
+        }
     }
 }
 
@@ -173,6 +285,7 @@ struct Scratch<D: Device> {
     /// `[tokens, ff_dim]`.
     up: Option<Tensor<D>>,
     experts: Option<ExpertScratch<D>>,
+    adapted: Option<AdaptedScratch<D>>,
 }
 
 /// With `top` experts to a token.
@@ -192,7 +305,13 @@ struct ExpertScratch<D: Device> {
 }
 
 impl<D: Kernels> Scratch<D> {
-    fn new(cx: &mut Cx<'_, D>, c: &TextConfig, tokens: usize, dtype: DType) -> Self {
+    fn new(
+        cx: &mut Cx<'_, D>,
+        c: &TextConfig,
+        adapters: Option<&AdapterSlots<D>>,
+        tokens: usize,
+        dtype: DType,
+    ) -> Self {
         let has_dense = (0..c.n_layers).any(|layer| c.experts(layer).is_none());
         let experts = c.moe.as_ref().map(|moe| {
             let (top, inner) = (moe.experts_per_token, moe.expert_inner_dim);
@@ -212,6 +331,7 @@ impl<D: Kernels> Scratch<D> {
             }),
             up: has_dense.then(|| cx.tensor([tokens, c.ff_dim], dtype)),
             experts,
+            adapted: adapters.map(|slots| AdaptedScratch::new(cx, c, slots, tokens, dtype)),
         }
     }
 }
@@ -278,11 +398,15 @@ impl<D: Kernels> Text<D> {
 
     /// Runs `x` (`[tokens, dim]`, embedded inputs; read and written) through the blocks, storing keys
     /// and values; gives the hidden states of `batch.last`, `[drawn, dim]`, before the last norm.
+    ///
+    /// # Panics
+    /// If a row has an adapter and there are no slots.
     pub(crate) fn forward(
         &self,
         cx: &mut Cx<'_, D>,
         x: &mut Tensor<D>,
         batch: &Batch<D>,
+        adapters: Option<&AdapterSlots<D>>,
         kv: &mut KvCache<D>,
     ) -> Tensor<D> {
         let c = &self.config;
@@ -290,27 +414,38 @@ impl<D: Kernels> Text<D> {
         let mut h = cx.tensor([tokens, c.dim], self.dtype);
         let mut qkv = cx.tensor([tokens, c.qkv_dim()], self.dtype);
         let mut attn = cx.tensor([tokens, c.dim], self.dtype);
-        let mut scratch = Scratch::new(cx, c, tokens, self.dtype);
+        let adapters = batch.adapters.as_ref().map(|rows| {
+            let slots = adapters.expect("a batch with adapters comes with their slots");
+            (slots, rows)
+        });
+        let slots = adapters.map(|(slots, _)| slots);
+        let mut scratch = Scratch::new(cx, c, slots, tokens, self.dtype);
+        let adapted = |layer: usize, last: bool| {
+            let (slots, [all, drawn]) = adapters?;
+            Some(Adapted { slots, layer, rows: if last { drawn } else { all } })
+        };
         let mut last = [(); 3].map(|()| cx.tensor([rows, c.dim], self.dtype));
         let Some((final_block, blocks)) = self.blocks.split_last() else {
             panic!("a model has at least one block");
         };
-        for (block, kv) in blocks.iter().zip(kv.layers_mut()) {
-            self.attend(cx, block, x, &mut h, &mut qkv, &mut attn, &mut scratch, batch, kv);
+        for (layer, (block, kv)) in blocks.iter().zip(kv.layers_mut()).enumerate() {
+            let here = adapted(layer, false);
+            let scratch = &mut scratch;
+            self.attend(cx, block, x, &mut h, &mut qkv, &mut attn, scratch, here, batch, kv);
             // Attention and MLP are parallel in Moondream: both read the same norm.
-            block.proj.add_to(cx, x, &attn);
-            block.mlp.add_to(cx, x, &h, &mut scratch);
+            block.finish(cx, x, &h, &attn, scratch, here);
         }
         // Of the last block every token's key and value are needed, but only some tokens' output:
         // the rest of the block runs on those rows alone. Exact, and 3 % of a long prefill.
         let kv = kv.layers_mut().last_mut().expect("as many layers as blocks");
-        self.attend(cx, final_block, x, &mut h, &mut qkv, &mut attn, &mut scratch, batch, kv);
+        let (scratch, layer) = (&mut scratch, blocks.len());
+        let here = adapted(layer, false);
+        self.attend(cx, final_block, x, &mut h, &mut qkv, &mut attn, scratch, here, batch, kv);
         for (out, x) in last.iter_mut().zip([&*x, &h, &attn]) {
             cx.gather(Gather { out, x, indices: &batch.last });
         }
         let [mut x, h, attn] = last;
-        final_block.proj.add_to(cx, &mut x, &attn);
-        final_block.mlp.add_to(cx, &mut x, &h, &mut scratch);
+        final_block.finish(cx, &mut x, &h, &attn, scratch, adapted(layer, true));
         x
     }
 
@@ -325,12 +460,18 @@ impl<D: Kernels> Text<D> {
         qkv: &mut Tensor<D>,
         attn: &mut Tensor<D>,
         scratch: &mut Scratch<D>,
+        adapted: Option<Adapted<'_, D>>,
         batch: &Batch<D>,
         kv: &mut LayerKv<D>,
     ) {
         let c = &self.config;
         block.ln.record(cx, h, x);
         block.qkv.record(cx, qkv, h);
+        if let (Some(adapted), Some(room)) = (adapted, &mut scratch.adapted)
+            && let Some(added) = adapted.slots.at(adapted.layer, Site::Qkv)
+        {
+            added.add(cx, qkv, h, adapted.rows, &mut room.low);
+        }
         if let (Some(tau), Some((t, scores))) = (&block.tau, &mut scratch.tau) {
             let activation = match c.tau_gelu {
                 TauGelu::Tanh => Activation::GeluTanh,

@@ -50,7 +50,7 @@ impl Golden {
     }
 }
 
-fn download<D: Kernels>(device: &D, stream: &mut D::Stream, t: &Tensor<D>) -> Vec<f32> {
+pub(crate) fn download<D: Kernels>(device: &D, stream: &mut D::Stream, t: &Tensor<D>) -> Vec<f32> {
     let range = t.byte_range();
     let host = device.host_buffer(range.len()).unwrap();
     let host = device.read_back(stream, t.buffer(), range, host).unwrap().wait().unwrap();
@@ -176,13 +176,14 @@ fn matches_reference(precision: Precision, absolute: f32, relative: f32) {
                 block_table: &table,
                 prefix_len: config.text.prefix_attn,
                 image_offset: 0,
+                adapter: None,
                 sample: Some(SampleParams::GREEDY),
             };
             let logits = run.pass(|model, cx, kv, image| {
                 let mut batch = BatchBuilder::new(BLOCK_SIZE);
                 batch.push(&row);
                 let batch = batch.upload(cx);
-                let hidden = model.forward(cx, &batch, Some(image), kv);
+                let hidden = model.forward(cx, &batch, Some(image), None, kv);
                 model.logits(cx, &hidden)
             });
             let logits = download(&run.device, &mut run.stream, &logits);
@@ -268,13 +269,14 @@ fn moondream3_matches_reference(precision: Precision, absolute: f32, relative: f
                 block_table: &blocks,
                 prefix_len: config.text.prefix_attn,
                 image_offset: 0,
+                adapter: None,
                 sample: Some(SampleParams::GREEDY),
             };
             let logits = run.pass(|model, cx, kv, image| {
                 let mut batch = BatchBuilder::new(BLOCK_SIZE);
                 batch.push(&row);
                 let batch = batch.upload(cx);
-                let hidden = model.forward(cx, &batch, Some(image), kv);
+                let hidden = model.forward(cx, &batch, Some(image), None, kv);
                 model.logits(cx, &hidden)
             });
             let logits = download(&run.device, &mut run.stream, &logits);

@@ -1,4 +1,5 @@
 //! One test binary for the crate; each module is one part of it, tested from outside on files.
 
+mod adapter;
 mod golden;
 mod image;
