@@ -15,6 +15,7 @@ const LIMITS: Limits = Limits {
     max_waiting: 256,
     watermark_blocks: 64,
     max_atomic_per_step: 4,
+    max_adapters: 1,
     max_passed: 16,
 };
 

@@ -32,6 +32,8 @@ pub enum Bug {
     EncodeTwice,
     /// A sequence is passed over for ever.
     PassForever,
+    /// As many adapters run as there are sequences.
+    IgnoreAdapters,
     /// A running sequence outlives its deadline.
     IgnoreDeadline,
     /// The last row of a step may exceed the budget.
@@ -44,7 +46,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 15] = [
+    pub const ALL: [Bug; 16] = [
         Bug::EvictLocked,
         Bug::DoubleFree,
         Bug::LeakTail,
@@ -56,6 +58,7 @@ impl Bug {
         Bug::ResumeTooFar,
         Bug::EncodeTwice,
         Bug::PassForever,
+        Bug::IgnoreAdapters,
         Bug::IgnoreDeadline,
         Bug::ExceedBudget,
         Bug::CopyBackwards,

@@ -22,6 +22,8 @@
 //!
 //! Who does not fit (the rest of the budget is less than its atomic part, or blocks are missing) may
 //! be passed over by hits, [`Limits::max_passed`] times. Then it goes first and blocks all behind it.
+//! Who has another adapter than the [`Limits::max_adapters`] that run may be passed over by anyone, as
+//! often.
 //! Who would compute a picture that another computes in the same step waits for it, and finds it
 //! published in the next.
 //!

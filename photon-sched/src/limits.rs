@@ -17,7 +17,11 @@ pub struct Limits {
     pub watermark_blocks: u32,
     /// Atomic parts (pictures) computed in one step.
     pub max_atomic_per_step: u32,
-    /// How often hits may pass over a waiting sequence that does not fit, before it blocks them.
+    /// Different adapters (those of [`Namespace`](photon_kv::Namespace) that are not 0) that run at once:
+    /// the slots they have on the device.
+    pub max_adapters: u32,
+    /// How often others may pass over a waiting sequence that does not fit, before it blocks them. For
+    /// want of room only hits do, for want of an adapter's slot whoever needs none.
     pub max_passed: u32,
 }
 
@@ -35,6 +39,7 @@ impl Limits {
         assert!(0 < block_size, "blocks of 0 slots");
         assert!(0 < self.max_waiting, "max_waiting is 0: nothing could be added");
         assert!(0 < self.max_atomic_per_step, "max_atomic_per_step is 0: no picture could be read");
+        assert!(0 < self.max_adapters, "max_adapters is 0: no adapter could run");
         assert!(
             self.watermark_blocks < num_blocks,
             "a watermark of {} blocks in a pool of {num_blocks}",

@@ -14,6 +14,7 @@ const LIMITS: Limits = Limits {
     max_waiting: 16,
     watermark_blocks: 1,
     max_atomic_per_step: 4,
+    max_adapters: 1,
     max_passed: 2,
 };
 

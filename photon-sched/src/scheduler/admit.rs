@@ -15,6 +15,8 @@ enum Admission {
     Admitted,
     /// Another row of this step computes its picture.
     AwaitsImage,
+    /// Others have all slots of adapters.
+    AwaitsAdapter,
     DoesNotFit,
 }
 
@@ -52,10 +54,10 @@ impl Scheduler {
     /// Admits from the queue, in its order, until budget, rows or blocks end.
     pub(super) fn admit(&mut self, left: &mut u32) {
         self.stuck.clear();
+        let mut hits_only = false;
         let mut at = 0;
         while at < self.waiting.len() && self.stuck.len() < MAX_STUCK && self.has_room(*left) {
             let place = self.waiting[at];
-            let hits_only = !self.stuck.is_empty();
             match self.try_admit(place.id, left, hits_only) {
                 Admission::Admitted => {
                     self.waiting.remove(at);
@@ -64,7 +66,8 @@ impl Scheduler {
                     }
                 }
                 Admission::AwaitsImage => at += 1,
-                Admission::DoesNotFit => {
+                refused @ (Admission::AwaitsAdapter | Admission::DoesNotFit) => {
+                    hits_only |= matches!(refused, Admission::DoesNotFit);
                     self.stuck.push(at);
                     at += 1;
                 }
@@ -119,6 +122,9 @@ impl Scheduler {
         if self.awaits_image(id) {
             return Admission::AwaitsImage;
         }
+        if self.awaits_adapter(id) {
+            return Admission::AwaitsAdapter;
+        }
         let expected = self.expected_hit(id);
         if (hits_only && expected == 0) || !self.has_budget(id, expected, *left) {
             return Admission::DoesNotFit;
@@ -144,6 +150,20 @@ impl Scheduler {
         };
         let shares = spec.cache && spec.namespace.image.is_some() && 0 < spec.atomic;
         shares && self.encoding.iter().any(same) && !self.planted.is(Bug::EncodeTwice)
+    }
+
+    /// Whether it has an adapter, and as many others run as there may be.
+    fn awaits_adapter(&self, id: SeqId) -> bool {
+        let adapter = |id: SeqId| self.seqs[id].spec.namespace.adapter;
+        let own = adapter(id);
+        if own == 0 || self.planted.is(Bug::IgnoreAdapters) {
+            return false;
+        }
+        let running = |i: usize| adapter(self.running[i].id);
+        let is_new = |i: &usize| running(*i) != 0 && (0..*i).all(|j| running(j) != running(*i));
+        let has_slot = (0..self.running.len()).any(|i| running(i) == own);
+        !has_slot
+            && (0..self.running.len()).filter(is_new).count() >= self.limits.max_adapters as usize
     }
 
     /// Whether this step has the tokens for its atomic part, which only an empty step may exceed.

@@ -102,13 +102,16 @@ impl Workload {
             watermark_blocks: rng.range(0, 3).min(num_blocks - 1),
             max_atomic_per_step: rng.range(1, 4),
             max_passed: rng.range(0, 5),
+            max_adapters: rng.range(1, 4),
         };
+        let num_adapters = [1, 1, 2, 5][rng.range(0, 4) as usize];
         let mut maker = Maker {
             slots: (num_blocks - 1) * limits.block_size,
             // The last arrivals come when the first are done, or all come at once.
             span: [1, 20, 60][rng.range(0, 3) as usize],
             atomic: rng.range(1, 14),
             num_images: rng.range(1, 4) as u8,
+            num_adapters,
             prompts: Vec::new(),
         };
         let mut orders: Vec<Order> = (0..rng.range(2, 24)).map(|_| maker.order(rng)).collect();
@@ -122,6 +125,7 @@ struct Maker {
     span: u32,
     atomic: u32,
     num_images: u8,
+    num_adapters: u32,
     /// Texts so far, for common prefixes.
     prompts: Vec<Vec<Token>>,
 }
@@ -145,7 +149,10 @@ impl Maker {
             arrival,
             namespace: Namespace {
                 model: 0,
-                adapter: u32::from(rng.one_in(10)),
+                adapter: match rng.one_in(if self.num_adapters == 1 { 10 } else { 2 }) {
+                    true => rng.range(1, self.num_adapters + 1),
+                    false => 0,
+                },
                 image,
                 preprocess: 0,
                 tenant: u64::from(rng.one_in(12)),

@@ -1,6 +1,6 @@
 //! The engine's part in a simulation: it feeds, executes and asserts.
 
-use std::{cell::Cell, cmp::Reverse};
+use std::{cell::Cell, cmp::Reverse, collections::BTreeSet};
 
 use photon_kv::{BlockId, Namespace};
 
@@ -98,6 +98,7 @@ impl World {
             self.scheduler.check();
             self.check_ended(&plan, now);
             self.check_rows(&plan);
+            self.check_adapters();
             self.check_writes(&plan);
             self.check_fairness(&plan);
             let hashes = self.execute(&plan, now);
@@ -263,6 +264,15 @@ impl World {
             let Live { id, passed, .. } = live;
             assert!(*passed <= max, "{id} was passed over {passed} times of {max}");
         }
+    }
+
+    /// Adapters have slots on the device, and whoever runs may need its own in any step.
+    fn check_adapters(&self) {
+        let running = self.live.iter().filter(|live| !self.scheduler.blocks(live.id).is_empty());
+        let adapters: BTreeSet<u32> =
+            running.map(|live| live.order.namespace.adapter).filter(|&a| a != 0).collect();
+        let max = self.limits.max_adapters as usize;
+        assert!(adapters.len() <= max, "{} adapters run of {max}", adapters.len());
     }
 
     /// A block that is written is in one table only.
