@@ -65,6 +65,15 @@ pub(crate) struct ModelArgs {
     pub(crate) model: String,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
+    /// A file with an adapter (LoRA) to answer with
+    #[arg(long, value_name = "FILE")]
+    pub(crate) adapter: Option<PathBuf>,
+    /// Adapters that have room at the same time, where requests name them; 1 with --adapter
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(..=256))]
+    pub(crate) adapter_slots: Option<u16>,
+    /// The largest rank there is room for; that of --adapter, or 16
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
+    pub(crate) adapter_rank: Option<u16>,
     /// Which way pictures are resized first: `pil` as Pillow does, `kestrel` as libvips does
     #[arg(long, default_value = "pil", value_name = "ORDER")]
     pub(crate) preprocess: ResizeOrder,
@@ -345,6 +354,7 @@ with
   question, reasoning (true where nothing is said), spatial_refs  for query
   length      short, normal or long, for caption
   object      for detect and point
+  adapter     a file with an adapter (LoRA), like image_path; see --adapter-slots
   settings    temperature, top_p, top_k, min_p, seed, max_tokens, max_objects
 
 A line of the output, in the order in which they are done:

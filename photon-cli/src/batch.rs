@@ -111,6 +111,7 @@ pub(crate) fn batch(args: &BatchArgs) -> Result<(), Failure> {
     let input = Input::of(args)?;
     let sampling = args.sampling.clone();
     let defaults = Defaults {
+        adapter: args.model.adapter.clone(),
         sampling,
         max_objects: args.max_objects,
         reasoning: !args.no_reasoning,

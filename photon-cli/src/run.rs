@@ -138,6 +138,13 @@ pub(crate) fn builder(args: &ModelArgs, model: Model) -> Builder {
     if let Some(dtype) = args.device.kv_dtype {
         builder = builder.kv_dtype(dtype.into());
     }
+    builder = builder.adapters(args.adapter.iter().cloned());
+    if let Some(slots) = args.adapter_slots {
+        builder = builder.adapter_slots(slots.into());
+    }
+    if let Some(rank) = args.adapter_rank {
+        builder = builder.adapter_rank(rank.into());
+    }
     if let Some(bytes) = args.device.kv_memory {
         builder = builder.kv_memory(bytes);
     }
@@ -204,8 +211,12 @@ fn run(job: Job) -> Result<(), Failure> {
     let photon = load(&job.model, |builder| builder.max_seqs(1))?;
     let budget = Budget { max_tokens: s.max_tokens, max_objects: job.max_objects };
     let ask = |image: Option<Image>, index| {
-        let request =
-            Request { sampling, budget, ..Request::new(job.skill.clone(), image.clone()) };
+        let request = Request {
+            sampling,
+            budget,
+            adapter: job.model.adapter.clone(),
+            ..Request::new(job.skill.clone(), image.clone())
+        };
         answer(&photon, &request, image.as_ref(), &job, index)
     };
     if job.images.is_empty() {

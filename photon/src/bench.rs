@@ -202,6 +202,7 @@ impl<D: Kernels> Rig<'_, D> {
             block_table,
             prefix_len,
             image_offset: 0,
+            adapter: None,
             sample: Some(SampleParams::GREEDY),
         });
         let step = self.runner.step(rows, Heads::default())?;

@@ -7,11 +7,12 @@
 //!   and notices what was cancelled. What must lie between two steps is only what decides the next one.
 //! - A request can fail; the engine goes on. If the device fails, every request is told why, and so is
 //!   whoever comes later.
-mod images;
+mod adapters;
 pub(crate) mod prepare;
 pub(crate) mod runner;
 mod sequence;
 mod setup;
+mod slots;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +30,7 @@ use photon_core::Kernels;
 use photon_kv::TokenKey;
 use photon_models::{
     batch::Row,
+    image::ImageDigest,
     skill::{FinishReason, Next, SkillEvent},
 };
 use photon_sched::{AddError, EndReason, Output, PlanRow, Scheduler, SeqId, SeqSpec, StepPlan};
@@ -36,10 +38,11 @@ use photon_sched::{AddError, EndReason, Output, PlanRow, Scheduler, SeqId, SeqSp
 pub use self::setup::EngineOptions;
 pub(crate) use self::setup::{Sizes, Started, precision, start};
 use self::{
-    images::{ImageSlots, Place},
+    adapters::AdapterStore,
     prepare::{Message, Open, Queue, key, panic_message},
     runner::{Drew, EncodeJob, Heads, Runner, Step},
     sequence::Sequence,
+    slots::{Place, Slots},
 };
 use crate::{EngineStats, Event, RunError, ticket::EventSender};
 
@@ -51,7 +54,9 @@ pub(crate) struct Engine<D: Kernels> {
     queue: Arc<Queue>,
     inbox: Receiver<Message>,
     sequences: HashMap<SeqId, Sequence>,
-    slots: ImageSlots,
+    image_slots: Slots<ImageDigest>,
+    adapter_slots: Slots<u32>,
+    adapters: Arc<AdapterStore<D>>,
     /// Events not yet delivered.
     outbox: Vec<(EventSender, Result<Event, RunError>)>,
     plan: StepPlan,
@@ -104,6 +109,7 @@ impl<D: Kernels> Engine<D> {
                 self.deliver();
                 continue;
             }
+            self.load_adapters();
             self.encode_images()?;
             let begun = Instant::now();
             let step = self.record_step()?;
@@ -207,15 +213,27 @@ impl<D: Kernels> Engine<D> {
         }
     }
 
+    /// Gives the adapters of the step's rows slots. The scheduler lets no more run than there are.
+    fn load_adapters(&mut self) {
+        self.adapter_slots.start_step();
+        for row in &self.plan.rows {
+            let Some(adapter) = &self.sequences[&row.seq].adapter else { continue };
+            if let Place::Empty(slot) = self.adapter_slots.place(adapter.id) {
+                self.runner.load_adapter(slot, &self.adapters.packed(adapter.id));
+                self.counts.adapters_loaded += 1;
+            }
+        }
+    }
+
     /// Encodes the pictures of rows that begin, unless their embeddings are on the device.
     fn encode_images(&mut self) -> photon_core::Result<()> {
-        self.slots.start_step();
+        self.image_slots.start_step();
         let crop_config = &self.queue.setup().crops;
         let (mut jobs, mut seqs) = (Vec::new(), Vec::new());
         for row in self.plan.rows.iter().filter(|row| row.start == 0) {
             let sequence = &self.sequences[&row.seq];
             let Some(picture) = &sequence.picture else { continue };
-            if let Place::Empty(slot) = self.slots.place(picture.digest) {
+            if let Place::Empty(slot) = self.image_slots.place(picture.digest) {
                 let crops = picture.crops(crop_config);
                 let crops =
                     crops.expect("these bytes were decoded before, or they would not be cached");
@@ -254,7 +272,9 @@ impl<D: Kernels> Engine<D> {
                 heads.size |= size;
             }
         }
-        let Engine { runner, scheduler, sequences, slots, plan, tables, .. } = self;
+        let Engine {
+            runner, scheduler, sequences, image_slots, adapter_slots, plan, tables, ..
+        } = self;
         let patches = runner.model.config().vision.patches();
         let mut rest = &tables[..];
         let rows = plan.rows.iter().map(|&PlanRow { seq, start, len, samples }| {
@@ -263,7 +283,7 @@ impl<D: Kernels> Engine<D> {
             let sequence = &sequences[&seq];
             let end = (start + len) as usize;
             let slot = match &sequence.picture {
-                Some(picture) if start == 0 => slots.find(picture.digest),
+                Some(picture) if start == 0 => image_slots.find(picture.digest),
                 _ => 0,
             };
             Row {
@@ -272,6 +292,7 @@ impl<D: Kernels> Engine<D> {
                 block_table,
                 prefix_len: sequence.prefix_len,
                 image_offset: slot * patches,
+                adapter: sequence.adapter.as_ref().map(|adapter| adapter_slots.find(adapter.id)),
                 sample: samples.then(|| sequence.sample_params(end)),
             }
         });

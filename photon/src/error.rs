@@ -1,5 +1,5 @@
 //! What can go wrong between a caller and the device.
-use photon_models::{LoadError, image::ImageError, prompt::Rejected};
+use photon_models::{LoadError, adapter::AdapterError, image::ImageError, prompt::Rejected};
 
 /// Why no model could be made ready.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +28,9 @@ pub enum BuildError {
         /// The least that is of use.
         least_mib: u64,
     },
+    /// An adapter to make room for.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
@@ -49,6 +52,12 @@ pub enum RunError {
     /// The picture's file cannot be read; others are not affected.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// The adapter cannot be used; others are not affected.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// An adapter, in an engine without room for any.
+    #[error("there is no room for adapters; start with --adapter-slots 1 or more")]
+    NoAdapters,
     /// Too many requests are waiting; try again later.
     #[error("busy: {waiting} requests are waiting, which is the most allowed; try again later")]
     Busy {
@@ -86,7 +95,7 @@ pub enum RunError {
     NotANumber,
 }
 
-/// Why a picture could not be opened.
+/// Why a file could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {

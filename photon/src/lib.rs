@@ -62,7 +62,10 @@ mod request;
 mod stats;
 mod ticket;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use engine::{Started, prepare::Open};
 
@@ -253,6 +256,24 @@ impl Builder {
     /// Bytes of the key-value cache; chosen by the machine's memory by default.
     pub fn kv_memory(mut self, bytes: u64) -> Self {
         self.options.kv_memory = Some(bytes);
+        self
+    }
+
+    /// Files with adapters that requests will name; there is room for all of them.
+    pub fn adapters(mut self, files: impl IntoIterator<Item = PathBuf>) -> Self {
+        self.options.adapters = files.into_iter().collect();
+        self
+    }
+
+    /// Adapters there is room for at the same time; as many as were named by default.
+    pub fn adapter_slots(mut self, slots: usize) -> Self {
+        self.options.adapter_slots = Some(slots);
+        self
+    }
+
+    /// The largest rank of an adapter; that of those named by default, or 16.
+    pub fn adapter_rank(mut self, rank: usize) -> Self {
+        self.options.adapter_rank = Some(rank);
         self
     }
 

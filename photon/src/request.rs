@@ -45,6 +45,8 @@ pub struct Request {
     pub sampling: Sampling,
     /// How much may come out.
     pub budget: Budget,
+    /// A file with an adapter (LoRA) to answer with.
+    pub adapter: Option<PathBuf>,
     /// Higher runs first.
     pub priority: i8,
     /// Time from submission after which the answer is of no use; none by default.
@@ -71,6 +73,7 @@ impl Request {
             image: image.map(Into::into),
             sampling,
             budget: Budget::default(),
+            adapter: None,
             priority: 0,
             deadline: None,
             logprobs: false,

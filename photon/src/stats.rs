@@ -23,6 +23,8 @@ pub struct EngineStats {
     pub tokens_out: u64,
     /// Pictures encoded.
     pub images_encoded: u64,
+    /// Times an adapter was brought to a slot.
+    pub adapters_loaded: u64,
     /// Requests that looked for a cached prefix.
     pub prefix_queries: u64,
     /// Those that found one.

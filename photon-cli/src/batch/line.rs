@@ -53,7 +53,10 @@ fn bad_image(message: impl Into<String>) -> LineError {
 impl From<RunError> for LineError {
     fn from(error: RunError) -> Self {
         let code = match error {
-            RunError::Rejected(_) | RunError::TooLarge { .. } => Code::InvalidRequest,
+            RunError::Rejected(_)
+            | RunError::TooLarge { .. }
+            | RunError::Adapter(_)
+            | RunError::NoAdapters => Code::InvalidRequest,
             RunError::Image(_) | RunError::Open(_) => Code::ImageDecodeFailed,
             _ => Code::ProcessingError,
         };
@@ -68,7 +71,9 @@ pub(crate) struct Defaults {
     pub(crate) max_objects: usize,
     /// Whether a question is thought about.
     pub(crate) reasoning: bool,
-    /// What `image_path` is relative to.
+    /// The adapter.
+    pub(crate) adapter: Option<PathBuf>,
+    /// What `image_path` and `adapter` are relative to.
     pub(crate) folder: PathBuf,
 }
 
@@ -164,6 +169,10 @@ fn request(map: &Map<String, Value>, defaults: &Defaults) -> Result<Request, Lin
         return Err(invalid(format!("{} needs an image", skill.name())));
     }
     let mut request = Request::new(skill, image);
+    request.adapter = match fields.string("adapter")? {
+        Some(path) => Some(defaults.folder.join(path)),
+        None => defaults.adapter.clone(),
+    };
     request.sampling = sampling;
     request.budget = Budget { max_tokens, max_objects };
     Ok(request)

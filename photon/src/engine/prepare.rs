@@ -27,13 +27,14 @@ use photon_models::{
 
 use crate::{
     Image, ImageSource, Metrics, Request, RunError,
-    engine::{ms, sequence::Sequence},
+    engine::{adapters::LoadAdapters, ms, sequence::Sequence},
     ticket::EventSender,
 };
 
 /// What is the same for all requests.
 #[derive(Debug)]
 pub(crate) struct Setup {
+    pub(crate) adapters: Arc<dyn LoadAdapters>,
     pub(crate) config: Config,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) crops: CropConfig,
@@ -320,6 +321,10 @@ impl Queue {
         let Setup { config, tokenizer, crops, .. } = &self.setup;
         let prompt = request.skill.prompt(config, tokenizer, request.image.is_some())?;
         request.sampling.check()?;
+        let adapter = match &request.adapter {
+            Some(path) => Some(self.setup.adapters.load(path)?),
+            None => None,
+        };
         let picture = request.image.map(|source| self.picture(source)).transpose()?;
         let mut inputs = vec![Input::Token(config.tokenizer.bos_id)];
         if picture.is_some() {
@@ -346,7 +351,7 @@ impl Queue {
         let keys = inputs.iter().map(|input| key(*input)).collect();
         let namespace = Namespace {
             model: 0,
-            adapter: 0,
+            adapter: adapter.as_ref().map_or(0, |adapter| adapter.id),
             image: picture.as_ref().map(|picture| picture.digest.0),
             preprocess: crops.resize as u8,
             tenant: request.cache_salt,
@@ -357,6 +362,7 @@ impl Queue {
             keys,
             namespace,
             picture,
+            adapter,
             state,
             sampling: request.sampling,
             priority: request.priority,

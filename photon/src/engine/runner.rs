@@ -11,8 +11,10 @@ use std::collections::HashMap;
 
 use photon_core::{Arena, Copy, Cx, DType, Kernels, Pending, Result, Sample, SampleParams, Tensor};
 use photon_models::{
-    KvCache, Moondream,
+    KvCache, Moondream, Precision,
+    adapter::{AdapterShape, AdapterSlots, PackedAdapter},
     batch::{Batch, BatchBuilder, Row},
+    config::Config,
     image::Tiling,
     prompt::Input,
     skill::RegionHead,
@@ -35,8 +37,18 @@ pub(crate) struct RunnerLimits {
     pub(crate) crops_per_pass: usize,
     /// Most crops of one picture.
     pub(crate) max_crops: usize,
+    /// Adapters there is room for, and their largest rank.
+    pub(crate) adapter_slots: usize,
+    pub(crate) adapter_rank: usize,
     /// Whether decode steps are captured, where the device can.
     pub(crate) capture: bool,
+}
+
+impl RunnerLimits {
+    /// The room for adapters.
+    pub(crate) fn adapter_shape(&self, config: &Config, precision: Precision) -> AdapterShape {
+        AdapterShape::new(config, self.adapter_slots, self.adapter_rank, precision.weights)
+    }
 }
 
 /// A picture to encode.
@@ -75,6 +87,7 @@ const OUT_BYTES: usize = 4 + 4 + 4 + 8;
 struct Bucket {
     rows: usize,
     region: bool,
+    adapters: bool,
 }
 
 /// A model and its working memory on a device.
@@ -88,6 +101,7 @@ pub(crate) struct Runner<D: Kernels> {
     kv: KvCache<D>,
     /// `[image_slots * patches, dim]`.
     images: Tensor<D>,
+    adapters: Option<AdapterSlots<D>>,
     /// `[max_crops * patches, enc_dim]`: the crops of the pictures being encoded.
     features: Tensor<D>,
     /// `[max_rows * OUT_BYTES]`, u8.
@@ -118,6 +132,10 @@ impl<D: Kernels> Runner<D> {
         let (v, act) = (&config.vision, precision.activations);
         let images =
             Tensor::zeros(&device, [limits.image_slots * v.patches(), config.text.dim], act)?;
+        let adapters = match limits.adapter_slots {
+            0 => None,
+            _ => Some(AdapterSlots::new(&device, &limits.adapter_shape(config, precision))?),
+        };
         let features = Tensor::zeros(&device, [limits.max_crops * v.patches(), v.enc_dim], act)?;
         let out = Tensor::zeros(&device, [max_rows * OUT_BYTES], DType::U8)?;
         let greedy = [2 * max_rows, size_of::<SampleParams>()];
@@ -136,6 +154,7 @@ impl<D: Kernels> Runner<D> {
             arena,
             kv,
             images,
+            adapters,
             features,
             out,
             greedy,
@@ -152,7 +171,8 @@ impl<D: Kernels> Runner<D> {
     /// Arena bytes of the largest pass of each kind.
     fn measure(&mut self) -> Result<usize> {
         let limits = self.limits;
-        let Runner { device, model, stream, features, images, kv, out, greedy, .. } = self;
+        let Runner { device, model, stream, features, images, adapters, kv, out, greedy, .. } =
+            self;
         let crops = limits.crops_per_pass.min(limits.max_crops);
         let encode = Arena::measure(device, stream, |cx| {
             encode_pass(model, cx, &[], &mut features.row_range(0..crops * patches(model)));
@@ -169,6 +189,7 @@ impl<D: Kernels> Runner<D> {
         // As many rows as can be, the first with all tokens to spare, everything a coordinate.
         let context = model.config().text.max_context;
         let table = vec![0; context.div_ceil(limits.block_size)];
+        let adapter = adapters.is_some().then_some(0);
         let mut batch = BatchBuilder::new(limits.block_size);
         let mut left = limits.max_tokens.max(limits.max_rows);
         for row in (0..limits.max_rows).rev() {
@@ -179,12 +200,20 @@ impl<D: Kernels> Runner<D> {
             let (start, prefix_len, image_offset) = (0, 0, 0);
             let block_table = &table;
             let inputs = &inputs;
-            batch.push(&Row { inputs, start, block_table, prefix_len, image_offset, sample });
+            batch.push(&Row {
+                inputs,
+                start,
+                block_table,
+                prefix_len,
+                image_offset,
+                adapter,
+                sample,
+            });
         }
         let heads = Heads { coord: true, size: true };
         let text = Arena::measure(device, stream, |cx| {
             let batch = batch.upload(cx);
-            text_pass(model, cx, &batch, images, kv, heads, out, greedy);
+            text_pass(model, cx, &batch, images, adapters.as_ref(), kv, heads, out, greedy);
         })?;
         Ok(encode.max(project).max(text))
     }
@@ -232,6 +261,12 @@ impl<D: Kernels> Runner<D> {
         }
     }
 
+    /// Copies an adapter to a slot. Ordered before the steps that follow.
+    pub(crate) fn load_adapter(&mut self, slot: usize, adapter: &PackedAdapter<D>) {
+        let cx = &mut Cx::new(&self.device, &mut self.stream, &mut self.arena);
+        self.adapters.as_mut().expect("an engine with slots").load(cx, slot, adapter);
+    }
+
     /// Copies the first `slots` slots of a block, in every layer. Ordered before the steps that follow.
     pub(crate) fn copy_block(&mut self, from: u32, to: u32, slots: usize) {
         let cx = &mut Cx::new(&self.device, &mut self.stream, &mut self.arena);
@@ -244,7 +279,10 @@ impl<D: Kernels> Runner<D> {
         rows: impl Iterator<Item = Row<'a>>,
         heads: Heads,
     ) -> Result<Step<D>> {
-        let Runner { device, model, stream, arena, kv, images, out, greedy, batch, .. } = self;
+        let Runner {
+            device, model, stream, arena, kv, images, adapters, out, greedy, batch, ..
+        } = self;
+        let adapters = adapters.as_ref();
         batch.clear();
         let (mut is_decode, mut drawn) = (true, 0);
         for row in rows {
@@ -262,7 +300,9 @@ impl<D: Kernels> Runner<D> {
         let cx = &mut Cx::new(device, stream, arena);
         if is_decode && self.limits.capture {
             let region = heads != Heads::default() || batch.has_region_inputs();
-            let bucket = Bucket { rows: rows.next_power_of_two().min(max_rows), region };
+            let adapted = batch.has_adapters();
+            let rows = rows.next_power_of_two().min(max_rows);
+            let bucket = Bucket { rows, region, adapters: adapted };
             batch.pad(bucket.rows, max_blocks, region);
             let heads = Heads { coord: region, size: region };
             let batch = batch.upload(cx);
@@ -270,7 +310,7 @@ impl<D: Kernels> Runner<D> {
                 std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
                 std::collections::hash_map::Entry::Vacant(entry) => {
                     entry.insert(cx.capture(|cx| {
-                        text_pass(model, cx, &batch, images, kv, heads, out, greedy);
+                        text_pass(model, cx, &batch, images, adapters, kv, heads, out, greedy);
                     })?)
                 }
             };
@@ -279,11 +319,13 @@ impl<D: Kernels> Runner<D> {
                     cx.device.replay(cx.stream, graph);
                     self.replays += 1;
                 }
-                None => text_pass(model, cx, &batch, images, kv, heads, out, greedy),
+                None => {
+                    text_pass(model, cx, &batch, images, adapters, kv, heads, out, greedy);
+                }
             }
         } else {
             let batch = batch.upload(cx);
-            text_pass(model, cx, &batch, images, kv, heads, out, greedy);
+            text_pass(model, cx, &batch, images, adapters, kv, heads, out, greedy);
         }
         let host = self.host.take().expect("given back by the step before");
         let pending = self.device.read_back(
@@ -343,6 +385,7 @@ fn text_pass<D: Kernels>(
     cx: &mut Cx<'_, D>,
     batch: &Batch<D>,
     images: &Tensor<D>,
+    adapters: Option<&AdapterSlots<D>>,
     kv: &mut KvCache<D>,
     heads: Heads,
     out: &Tensor<D>,
@@ -350,7 +393,7 @@ fn text_pass<D: Kernels>(
 ) {
     let (rows, max_rows) = (batch.drawn(), out.cols() / OUT_BYTES);
     let part = |at: usize, n: usize, dtype| out.bytes_as(4 * at * max_rows, [n], dtype);
-    let hidden = model.forward(cx, batch, Some(images), kv);
+    let hidden = model.forward(cx, batch, Some(images), adapters, kv);
     let logits = model.logits(cx, &hidden);
     cx.sample(Sample {
         ids: &mut part(0, rows, DType::I32),

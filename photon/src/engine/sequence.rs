@@ -12,7 +12,7 @@ use photon_models::{
     tokenizer::Tokenizer,
 };
 
-use super::{ms, ms_between, prepare::Picture, runner::Drew};
+use super::{adapters::AdapterUse, ms, ms_between, prepare::Picture, runner::Drew};
 use crate::{Event, Metrics, Response, RunError, ticket::EventSender};
 
 /// A request whose inputs are known.
@@ -26,6 +26,7 @@ pub(crate) struct Sequence {
     /// First positions that attend both ways; 0 without a picture.
     pub(crate) prefix_len: usize,
     pub(crate) picture: Option<Arc<Picture>>,
+    pub(crate) adapter: Option<AdapterUse>,
     pub(crate) state: SkillState,
     pub(crate) sampling: Sampling,
     pub(crate) priority: i8,

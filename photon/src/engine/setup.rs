@@ -1,5 +1,6 @@
 //! Sizes an engine to the machine, loads the model, starts the threads.
 use std::{
+    path::PathBuf,
     sync::{Arc, Mutex},
     thread::JoinHandle,
     time::Instant,
@@ -8,6 +9,7 @@ use std::{
 use photon_core::{DType, Kernels};
 use photon_models::{
     KvCache, Moondream, Precision,
+    adapter::{Adapter, MAX_RANK},
     checkpoint::Checkpoint,
     config::Config,
     image::{CropConfig, Limits as ImageLimits, ResizeOrder},
@@ -16,9 +18,10 @@ use photon_sched::{Limits, Scheduler};
 
 use super::{
     Engine,
-    images::ImageSlots,
+    adapters::AdapterStore,
     prepare::{Open, Queue, Setup},
     runner::{Runner, RunnerLimits},
+    slots::Slots,
 };
 use crate::{BuildError, EngineStats, Model, model::Parts};
 
@@ -49,6 +52,12 @@ pub struct EngineOptions {
     pub workers: Option<usize>,
     /// Crops encoded in one pass; 4 by default.
     pub crops_per_pass: Option<usize>,
+    /// Adapters that requests will name: there is room for all of them, whatever their rank.
+    pub adapters: Vec<PathBuf>,
+    /// Adapters there is room for at the same time; as many as `adapters` by default.
+    pub adapter_slots: Option<usize>,
+    /// Their largest rank; that of `adapters` by default, or 16.
+    pub adapter_rank: Option<usize>,
     /// Record every step anew even where the device could replay decode steps.
     pub no_capture: bool,
 }
@@ -58,6 +67,7 @@ const MAX_SEQS: usize = 16;
 const TOKEN_BUDGET: usize = 1024;
 const MAX_WAITING: usize = 512;
 const CROPS_PER_PASS: usize = 4;
+const ADAPTER_RANK: usize = 16;
 /// Pictures whose embeddings stay on the device: for what was preempted or evicted, and for other
 /// tenants. 6 MB each in Moondream 2 with f32 activations.
 const IMAGE_SLOTS: usize = 8;
@@ -132,6 +142,12 @@ impl Sizes {
             let mib = |blocks: usize| (blocks as u64 * block_bytes).div_ceil(1 << 20);
             return Err(BuildError::KvMemory { mib: mib(num_blocks), least_mib: mib(least) });
         }
+        let adapter_slots = options.adapter_slots.unwrap_or(options.adapters.len());
+        let mut adapter_rank = options.adapter_rank.unwrap_or(0);
+        for path in &options.adapters {
+            adapter_rank = adapter_rank.max(Adapter::open(path, config)?.rank(config));
+        }
+        let adapter_rank = if adapter_rank == 0 { ADAPTER_RANK } else { adapter_rank };
         let longest = ImageLimits::default().max_side;
         let crops = crop_config(config, options.resize);
         let most_tiles = crops.most_tiles(longest).map_err(BuildError::Crops)?;
@@ -150,6 +166,8 @@ impl Sizes {
                     .unwrap_or(CROPS_PER_PASS)
                     .clamp(1, max_crops),
                 max_crops,
+                adapter_slots,
+                adapter_rank: adapter_rank.min(MAX_RANK),
                 capture: !options.no_capture,
             },
             scheduler: Limits {
@@ -160,6 +178,7 @@ impl Sizes {
                 max_waiting: max_prepared as u32,
                 watermark_blocks: (max_seqs as u32).min(num_blocks as u32 / 16),
                 max_atomic_per_step: IMAGE_SLOTS as u32,
+                max_adapters: adapter_slots.max(1) as u32,
                 max_passed: 16,
             },
             max_prepared,
@@ -185,11 +204,23 @@ pub(crate) fn start<D: Kernels>(
     let device_name = device.name();
     let max_waiting = options.max_waiting.unwrap_or(MAX_WAITING).max(1);
     let (max_prepared, max_known) = (sizes.max_prepared, sizes.max_known);
-    let setup = Setup { config, tokenizer, crops, max_waiting, max_prepared, max_known };
+    let shape = sizes.runner.adapter_shape(&config, precision);
+    let adapters = Arc::new(AdapterStore::new(device.clone(), config.clone(), shape));
+    let setup = Setup {
+        adapters: Arc::clone(&adapters) as _,
+        config,
+        tokenizer,
+        crops,
+        max_waiting,
+        max_prepared,
+        max_known,
+    };
     let (queue, inbox) = Queue::new(setup);
     let stats = Arc::new(Mutex::new(EngineStats::default()));
     let engine = Engine {
-        slots: ImageSlots::new(sizes.runner.image_slots),
+        image_slots: Slots::new(sizes.runner.image_slots),
+        adapter_slots: Slots::new(sizes.runner.adapter_slots),
+        adapters,
         runner: Runner::new(device, model, sizes.runner)?,
         scheduler: Scheduler::new(sizes.scheduler),
         queue: Arc::clone(&queue),

@@ -12,7 +12,7 @@ struct OnlySampling {
 
 fn defaults() -> Defaults {
     let sampling = OnlySampling::parse_from(["test"]).sampling;
-    Defaults { sampling, max_objects: 150, reasoning: true, folder: "base".into() }
+    Defaults { sampling, max_objects: 150, reasoning: true, adapter: None, folder: "base".into() }
 }
 
 fn read(line: &Value) -> Parsed {

@@ -1,0 +1,122 @@
+//! Adapters in the engine: from files, on the threads that prepare requests, to slots on the device.
+//!
+//! # Rules
+//! - A file is read, checked and packed once, by who needs it first; the engine's thread only copies what
+//!   is packed to a slot.
+//! - What a file holds has a number; a file that was written again has another. The number keeps its
+//!   keys and values apart in the prefix cache.
+//! - A packed adapter lives as long as a request uses it, and the last few live longer.
+use std::{
+    any::Any,
+    collections::HashMap,
+    fmt::Debug,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::SystemTime,
+};
+
+use photon_core::Kernels;
+use photon_models::{
+    adapter::{Adapter, AdapterShape, PackedAdapter},
+    config::Config,
+};
+
+use crate::{OpenError, RunError};
+
+/// A request's adapter: its number, and what keeps it packed.
+#[derive(Clone, Debug)]
+pub(crate) struct AdapterUse {
+    /// From 1 on: 0 is no adapter.
+    pub(crate) id: u32,
+    _packed: Arc<dyn Any + Send + Sync>,
+}
+
+/// What the threads that prepare requests know of adapters, whatever the device.
+pub(crate) trait LoadAdapters: Debug + Send + Sync {
+    /// Reads an adapter, unless it is packed already.
+    fn load(&self, path: &Path) -> Result<AdapterUse, RunError>;
+}
+
+/// A file in a certain state.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct FileKey {
+    path: PathBuf,
+    bytes: u64,
+    modified: Option<SystemTime>,
+}
+
+/// Adapters packed for a device.
+#[derive(Debug)]
+pub(crate) struct AdapterStore<D: Kernels> {
+    device: D,
+    config: Config,
+    shape: AdapterShape,
+    /// Held while one is read and packed: two requests never pack the same.
+    packing: Mutex<()>,
+    /// Held for moments only: the engine's thread asks here too.
+    state: Mutex<State<D>>,
+}
+
+#[derive(Debug)]
+struct State<D: Kernels> {
+    ids: HashMap<FileKey, u32>,
+    packed: HashMap<u32, Weak<PackedAdapter<D>>>,
+    /// The last ones asked for, the latest last.
+    kept: Vec<Arc<PackedAdapter<D>>>,
+}
+
+impl<D: Kernels> AdapterStore<D> {
+    pub(crate) fn new(device: D, config: Config, shape: AdapterShape) -> Self {
+        let state = State { ids: HashMap::new(), packed: HashMap::new(), kept: Vec::new() };
+        let (packing, state) = (Mutex::new(()), Mutex::new(state));
+        AdapterStore { device, config, shape, packing, state }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<D>> {
+        // Nothing that can panic runs under the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An adapter that a request uses.
+    pub(crate) fn packed(&self, id: u32) -> Arc<PackedAdapter<D>> {
+        self.state().packed[&id].upgrade().expect("a request keeps it")
+    }
+
+    fn key(path: &Path) -> Result<FileKey, RunError> {
+        let error = |source| OpenError::Io { path: path.to_path_buf(), source };
+        let path = std::fs::canonicalize(path).map_err(error)?;
+        let metadata = std::fs::metadata(&path).map_err(error)?;
+        Ok(FileKey { path, bytes: metadata.len(), modified: metadata.modified().ok() })
+    }
+}
+
+impl<D: Kernels> LoadAdapters for AdapterStore<D> {
+    fn load(&self, path: &Path) -> Result<AdapterUse, RunError> {
+        if self.shape.slots == 0 {
+            return Err(RunError::NoAdapters);
+        }
+        let key = Self::key(path)?;
+        let _packing = self.packing.lock().unwrap_or_else(PoisonError::into_inner);
+        let here = {
+            let state = self.state();
+            state.ids.get(&key).and_then(|id| state.packed.get(id)?.upgrade())
+        };
+        let packed = match here {
+            Some(packed) => packed,
+            None => {
+                let adapter = Adapter::open(path, &self.config)?;
+                Arc::new(self.shape.pack(&self.device, &adapter)?)
+            }
+        };
+        let mut state = self.state();
+        let next = state.ids.len() as u32 + 1;
+        let id = *state.ids.entry(key).or_insert(next);
+        state.packed.insert(id, Arc::downgrade(&packed));
+        state.kept.retain(|other| !Arc::ptr_eq(other, &packed));
+        state.kept.push(Arc::clone(&packed));
+        if state.kept.len() > self.shape.slots {
+            state.kept.remove(0);
+        }
+        Ok(AdapterUse { id, _packed: packed })
+    }
+}
