@@ -1,10 +1,10 @@
 //! Everything a user can type.
 mod bench;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, str::FromStr};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use photon::{CaptionLength, DType, Device, ResizeOrder, Sampling};
+use photon::{CaptionLength, DType, Device, Quant, ResizeOrder, Sampling, WeightFormat};
 
 pub(crate) use bench::{
     BenchAnswer, BenchArgs, BenchMode, BenchModelArgs, BenchWhat, BenchWorkloadArgs,
@@ -87,6 +87,10 @@ pub(crate) struct DeviceArgs {
     /// Type of weights; the model's own by default
     #[arg(long, value_enum)]
     pub(crate) dtype: Option<DTypeArg>,
+    /// Quantize the matrices of both models, or of one: `int8`, `int4` (a scale for 128 weights),
+    /// `int4-32` or `fp8`, as in `--quant int8` or `--quant text=int4,vision=int8`
+    #[arg(long, value_name = "FORMAT", env = "PHOTON_QUANT", default_value = "none")]
+    pub(crate) quant: QuantArg,
     /// Type of keys and values; that of the weights by default. 8 bits take half the memory
     #[arg(long, value_enum, env = "PHOTON_KV_DTYPE")]
     pub(crate) kv_dtype: Option<KvDTypeArg>,
@@ -131,6 +135,44 @@ impl From<DTypeArg> for DType {
             DTypeArg::F16 => DType::F16,
             DTypeArg::Bf16 => DType::Bf16,
         }
+    }
+}
+
+/// What `--quant` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct QuantArg(Quant);
+
+impl From<QuantArg> for Quant {
+    fn from(QuantArg(quant): QuantArg) -> Quant {
+        quant
+    }
+}
+
+impl FromStr for QuantArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let format = |name: &str| match name {
+            "none" => Ok(None),
+            "int8" => Ok(Some(WeightFormat::Int8)),
+            "fp8" => Ok(Some(WeightFormat::Fp8)),
+            "int4" | "int4-128" => Ok(Some(WeightFormat::Int4 { group: 128 })),
+            "int4-32" => Ok(Some(WeightFormat::Int4 { group: 32 })),
+            other => Err(format!("no format {other:?}; there are int8, int4, int4-32, fp8, none")),
+        };
+        if !text.contains('=') {
+            let both = format(text)?;
+            return Ok(QuantArg(Quant { text: both, vision: both }));
+        }
+        let mut quant = Quant::NONE;
+        for part in text.split(',') {
+            match part.split_once('=') {
+                Some(("text", name)) => quant.text = format(name)?,
+                Some(("vision", name)) => quant.vision = format(name)?,
+                _ => return Err(format!("{part:?} is neither text=FORMAT nor vision=FORMAT")),
+            }
+        }
+        Ok(QuantArg(quant))
     }
 }
 
@@ -476,6 +518,20 @@ pub(crate) struct DoctorArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn formats_are_read_for_both_models_or_each() {
+        let int4 = Some(WeightFormat::Int4 { group: 128 });
+        let read = |text: &str| QuantArg::from_str(text).map(Quant::from);
+        assert_eq!(read("int4"), Ok(Quant { text: int4, vision: int4 }));
+        assert_eq!(read("text=int4"), Ok(Quant { text: int4, vision: None }));
+        let mixed = Quant { text: int4, vision: Some(WeightFormat::Int8) };
+        assert_eq!(read("vision=int8,text=int4-128"), Ok(mixed));
+        assert_eq!(read("none"), Ok(Quant::NONE));
+        for text in ["int5", "text=", "region=int8", "int8,int4", ""] {
+            assert!(read(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn sizes_are_read_as_people_write_them() {

@@ -135,6 +135,7 @@ pub(crate) fn builder(args: &ModelArgs, model: Model) -> Builder {
     if let Some(dtype) = args.device.dtype {
         builder = builder.dtype(dtype.into());
     }
+    builder = builder.quant(args.device.quant.into());
     if let Some(dtype) = args.device.kv_dtype {
         builder = builder.kv_dtype(dtype.into());
     }

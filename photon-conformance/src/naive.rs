@@ -110,15 +110,22 @@ impl Device for Naive {
     }
 
     fn weight(&self, data: WeightData<'_>) -> Result<Weight<Self>> {
-        let WeightData { count, format, bytes, .. } = data;
-        let is_float = matches!(format, WeightFormat::Float(DType::F32 | DType::F16 | DType::Bf16));
-        if !is_float {
-            let (device, format) = (self.name(), format.to_string());
-            return Err(Error::UnsupportedFormat { device, format });
-        }
-        let matrix_bytes = bytes.len().checked_div(count).unwrap_or(0);
-        let buffer = Buffer(Arc::new(Mutex::new(bytes.to_vec())));
-        Ok(Weight::new(&data, buffer, matrix_bytes, None))
+        let WeightData { count, format, bytes, scales, .. } = data;
+        let WeightFormat::Float(DType::I32 | DType::U8 | DType::Int8 | DType::Fp8) = format else {
+            // Matrix by matrix its elements, then its scales.
+            let elements = bytes.len().checked_div(count).unwrap_or(0);
+            let num_scales = scales.len().checked_div(count).unwrap_or(0);
+            let mut packed = Vec::new();
+            for matrix in 0..count {
+                packed.extend(&bytes[matrix * elements..(matrix + 1) * elements]);
+                let scales = &scales[matrix * num_scales..(matrix + 1) * num_scales];
+                packed.extend(scales.iter().flat_map(|scale| scale.to_le_bytes()));
+            }
+            let buffer = Buffer(Arc::new(Mutex::new(packed)));
+            return Ok(Weight::new(&data, buffer, elements + 4 * num_scales));
+        };
+        let (device, format) = (self.name(), format.to_string());
+        Err(Error::UnsupportedFormat { device, format })
     }
 
     fn stream(&self) -> Result<Stream> {

@@ -1,5 +1,5 @@
 //! What a backend promises, so that the suite can ask for that and no more.
-use photon_core::DType;
+use photon_core::{DType, WeightFormat};
 
 /// What the suite may ask of a device. [`Options::FULL`] is the whole contract; anything less is a
 /// backend in the making, and its list says what is missing.
@@ -9,8 +9,8 @@ pub struct Options {
     pub floats: &'static [DType],
     /// Types of paged caches; never empty.
     pub caches: &'static [DType],
-    /// Float types of weight matrices; never empty.
-    pub weights: &'static [DType],
+    /// Formats of weight matrices; never empty.
+    pub weights: &'static [WeightFormat],
     /// Relative error of each product beyond that of f32, for matrix units that round their inputs:
     /// 2^-11 for TF32. Zero where all arithmetic is f32.
     pub product_error: f64,
@@ -29,7 +29,15 @@ impl Options {
     pub const FULL: Options = Options {
         floats: ALL,
         caches: &[DType::F32, DType::F16, DType::Bf16, DType::Int8, DType::Fp8],
-        weights: ALL,
+        weights: &[
+            WeightFormat::Float(DType::F32),
+            WeightFormat::Float(DType::F16),
+            WeightFormat::Float(DType::Bf16),
+            WeightFormat::Int8,
+            WeightFormat::Fp8,
+            WeightFormat::Int4 { group: 32 },
+            WeightFormat::Int4 { group: 128 },
+        ],
         product_error: 0.0,
         batch_invariant: false,
         chunk_invariant: false,
@@ -40,9 +48,18 @@ impl Options {
         self.floats[i % self.floats.len()]
     }
 
-    /// One of the weight types; different ones as `i` counts up.
-    pub(crate) fn weight(&self, i: usize) -> DType {
+    /// One of the weight formats; different ones as `i` counts up.
+    pub(crate) fn weight(&self, i: usize) -> WeightFormat {
         self.weights[i % self.weights.len()]
+    }
+
+    /// The first float type of weights; there is one.
+    pub(crate) fn float_weight(&self) -> DType {
+        let float = |format: &WeightFormat| match format {
+            WeightFormat::Float(dtype) => Some(*dtype),
+            _ => None,
+        };
+        self.weights.iter().find_map(float).expect("a device multiplies some type of float")
     }
 
     /// Every ordered pair of float types.

@@ -4,9 +4,9 @@
 //! Results come as [`Value`], which also says how much was added up, for the tolerance.
 pub(crate) mod sample;
 
-use photon_core::{Activation, DType};
+use photon_core::{Activation, DType, WeightFormat};
 
-use crate::rig::Value;
+use crate::rig::{Value, decode};
 
 /// One element of a linear layer: `x` and `w` are the two rows, `old` what the output held.
 pub(crate) fn linear(
@@ -172,6 +172,28 @@ pub(crate) fn code(code: u8, dtype: DType) -> f64 {
         _ => (1.0 + mantissa) * 2f64.powi(exponent - 7),
     };
     if code & 0x80 == 0 { size } else { -size }
+}
+
+/// What rows of a weight's codes stand for.
+pub(crate) fn weight(format: WeightFormat, k: usize, bytes: &[u8], scales: &[f32]) -> Vec<f64> {
+    let rows = bytes.len() / format.row_bytes(k);
+    let element = |row: usize, i: usize| {
+        let codes = &bytes[row * format.row_bytes(k)..];
+        let scale = |at: usize| f64::from(scales[row * format.row_scales(k) + at]);
+        match format {
+            WeightFormat::Float(dtype) => f64::from(decode(&codes[i * dtype.size()..], dtype)),
+            WeightFormat::Int8 => code(codes[i], DType::Int8) * scale(0),
+            WeightFormat::Fp8 => code(codes[i], DType::Fp8) * scale(0),
+            WeightFormat::Int4 { group } => {
+                let byte = codes[i / 2];
+                let q = if i % 2 == 0 { byte % 16 } else { byte / 16 };
+                let group = i / group as usize;
+                f64::from(q) * scale(2 * group) + scale(2 * group + 1)
+            }
+            other => panic!("{other} has no definition here"),
+        }
+    };
+    (0..rows).flat_map(|row| (0..k).map(move |i| element(row, i))).collect()
 }
 
 /// Half the distance between the codes around a number of this size.

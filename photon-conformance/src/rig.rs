@@ -19,7 +19,9 @@
 use std::io::Write;
 
 use half::{bf16, f16};
-use photon_core::{Arena, Cx, DType, Kernels, Shape, Tensor, Weight, WeightData, WeightFormat};
+use photon_core::{
+    Arena, Cx, DType, Kernels, Shape, Tensor, Weight, WeightData, WeightFormat, quant,
+};
 
 use crate::{
     Options,
@@ -315,10 +317,10 @@ impl<'d, D: Kernels> Rig<'d, D> {
         &mut self,
         n: usize,
         k: usize,
-        dtype: DType,
+        format: WeightFormat,
         rng: &mut Rng,
     ) -> (Weight<D>, Vec<f64>) {
-        self.weights(1, n, k, dtype, rng)
+        self.weights(1, n, k, format, rng)
     }
 
     /// Equal weight matrices, and their elements as the device sees them.
@@ -327,18 +329,21 @@ impl<'d, D: Kernels> Rig<'d, D> {
         count: usize,
         n: usize,
         k: usize,
-        dtype: DType,
+        format: WeightFormat,
         rng: &mut Rng,
     ) -> (Weight<D>, Vec<f64>) {
         let values = rng.floats(count * n * k, 1.0);
-        let size = dtype.size();
-        let bytes: Vec<u8> =
-            values.iter().flat_map(|v| encode(*v, dtype).into_iter().take(size)).collect();
-        let format = WeightFormat::Float(dtype);
-        let data = WeightData { count, n, k, format, bytes: &bytes, scales: &[] };
+        let coded = match format {
+            WeightFormat::Float(dtype) => {
+                let bytes =
+                    values.iter().flat_map(|v| encode(*v, dtype).into_iter().take(dtype.size()));
+                quant::Quantized { bytes: bytes.collect(), scales: Vec::new() }
+            }
+            _ => quant::quantize(format, k, &values).expect("all of them are numbers"),
+        };
+        let data = WeightData { count, n, k, format, bytes: &coded.bytes, scales: &coded.scales };
         let weight = self.device.weight(data).expect("a weight in a format the options list");
-        let rounded = bytes.chunks_exact(dtype.size()).map(|b| f64::from(decode(b, dtype)));
-        (weight, rounded.collect())
+        (weight, crate::oracle::weight(format, k, &coded.bytes, &coded.scales))
     }
 
     /// The whole buffer as it is now.

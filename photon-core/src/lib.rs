@@ -14,6 +14,7 @@ mod dtype;
 mod error;
 mod kernels;
 pub mod kv;
+pub mod quant;
 pub mod reference;
 pub mod sampler;
 mod staging;

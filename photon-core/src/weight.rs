@@ -9,15 +9,36 @@ use crate::{DType, Device, Tensor};
 pub enum WeightFormat {
     /// A float per element.
     Float(DType),
-    /// `q * scale[row]`, one byte per element.
+    /// `q * scale[row]`, `q` in two's complement, one byte per element.
     Int8,
-    /// `(q - 8) * scale[row, col / group]`, two elements a byte.
+    /// `q * scale[row, col / group] + offset[row, col / group]`, `q` from 0 to 15, two elements a byte,
+    /// the first in the lower half; a row begins with a byte of its own.
     Int4 {
-        /// Elements that share a scale, along a row.
+        /// Elements that share a scale and an offset, along a row; the last may be fewer.
         group: u32,
     },
     /// e4m3 `* scale[row]`, one byte per element.
     Fp8,
+}
+
+impl WeightFormat {
+    /// Bytes of a row of `k` elements, scales aside.
+    pub const fn row_bytes(self, k: usize) -> usize {
+        match self {
+            WeightFormat::Float(dtype) => k * dtype.size(),
+            WeightFormat::Int8 | WeightFormat::Fp8 => k,
+            WeightFormat::Int4 { .. } => k.div_ceil(2),
+        }
+    }
+
+    /// Scales of a row of `k` elements, offsets counted too: for int4 a scale and an offset of each group.
+    pub const fn row_scales(self, k: usize) -> usize {
+        match self {
+            WeightFormat::Float(_) => 0,
+            WeightFormat::Int8 | WeightFormat::Fp8 => 1,
+            WeightFormat::Int4 { group } => 2 * k.div_ceil(group as usize),
+        }
+    }
 }
 
 impl std::fmt::Display for WeightFormat {
@@ -42,9 +63,9 @@ pub struct WeightData<'a> {
     pub k: usize,
     /// How `bytes` is to be read, and how the device shall hold it.
     pub format: WeightFormat,
-    /// `[count, n, k]` elements, little-endian.
+    /// `[count, n]` rows of [`WeightFormat::row_bytes`], little-endian.
     pub bytes: &'a [u8],
-    /// Scales of a quantized format; empty for floats.
+    /// `[count, n]` rows of [`WeightFormat::row_scales`]; empty for floats.
     pub scales: &'a [f32],
 }
 
@@ -57,30 +78,24 @@ pub struct Weight<D: Device> {
     format: WeightFormat,
     buffer: D::Buffer,
     matrix_bytes: usize,
-    scales: Option<D::Buffer>,
 }
 
 impl<D: Device> Weight<D> {
-    /// For backends: wraps what they packed, one matrix after the other, each in `matrix_bytes`.
-    pub fn new(
-        data: &WeightData<'_>,
-        buffer: D::Buffer,
-        matrix_bytes: usize,
-        scales: Option<D::Buffer>,
-    ) -> Self {
+    /// For backends: wraps what they packed, one matrix after the other, each in `matrix_bytes` with its
+    /// scales.
+    pub fn new(data: &WeightData<'_>, buffer: D::Buffer, matrix_bytes: usize) -> Self {
         let WeightData { count, n, k, format, .. } = *data;
-        Weight { count, n, k, format, buffer, matrix_bytes, scales }
+        Weight { count, n, k, format, buffer, matrix_bytes }
     }
 
-    /// The packed elements of some matrices as bytes, to be copied from one weight to another of the
-    /// same `n`, `k` and format. Float formats only: others have scales elsewhere.
+    /// Some packed matrices as bytes, to be copied from one weight to another of the same `n`, `k` and
+    /// format.
     ///
     /// # Panics
-    /// If there are not so many matrices, or they have scales.
+    /// If there are not so many matrices.
     #[track_caller]
     pub fn matrices(&self, range: Range<usize>) -> Tensor<D> {
         assert!(range.start <= range.end && range.end <= self.count, "{range:?} of {}", self.count);
-        assert!(self.scales.is_none(), "a weight with scales is more than its elements");
         let (at, bytes) = (range.start * self.matrix_bytes, range.len() * self.matrix_bytes);
         Tensor::new(self.buffer.clone(), at, [1, bytes], DType::U8)
     }
@@ -105,14 +120,14 @@ impl<D: Device> Weight<D> {
         self.format
     }
 
-    /// The packed elements.
+    /// The packed matrices.
     pub fn buffer(&self) -> &D::Buffer {
         &self.buffer
     }
 
-    /// The scales of a quantized format, in the backend's layout.
-    pub fn scales(&self) -> Option<&D::Buffer> {
-        self.scales.as_ref()
+    /// Bytes of one of them.
+    pub fn matrix_bytes(&self) -> usize {
+        self.matrix_bytes
     }
 
     /// The same memory seen by another device that shares this one's buffers and layouts.
@@ -124,7 +139,6 @@ impl<D: Device> Weight<D> {
             format: self.format,
             buffer: self.buffer.clone(),
             matrix_bytes: self.matrix_bytes,
-            scales: self.scales.clone(),
         }
     }
 }

@@ -21,11 +21,20 @@ const FEW: [[usize; 3]; 5] =
 /// More than last-level caches hold.
 const COLD_BYTES: usize = 256 << 20;
 
-fn weights(cpu: &Cpu, n: usize, k: usize, dtype: DType, copies: usize) -> Vec<Weight<Cpu>> {
+const FORMATS: [WeightFormat; 6] = [
+    WeightFormat::Float(DType::Bf16),
+    WeightFormat::Float(DType::F32),
+    WeightFormat::Int8,
+    WeightFormat::Fp8,
+    WeightFormat::Int4 { group: 128 },
+    WeightFormat::Int4 { group: 32 },
+];
+
+fn weights(cpu: &Cpu, n: usize, k: usize, format: WeightFormat, copies: usize) -> Vec<Weight<Cpu>> {
     // 0.0115 as bf16 and as f32, 1.06 as f16: not subnormal in any.
-    let bytes = vec![0x3c; n * k * dtype.size()];
-    let format = WeightFormat::Float(dtype);
-    let data = WeightData { count: 1, n, k, format, bytes: &bytes, scales: &[] };
+    let (bytes, scales) =
+        (vec![0x3c; n * format.row_bytes(k)], vec![0.01; n * format.row_scales(k)]);
+    let data = WeightData { count: 1, n, k, format, bytes: &bytes, scales: &scales };
     (0..copies).map(|_| cpu.weight(data).expect("memory for weights")).collect()
 }
 
@@ -36,20 +45,21 @@ fn products(c: &mut Criterion) {
     group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(3));
     group.sample_size(15);
     for ([rows, k, n], many) in MANY.map(|s| (s, true)).into_iter().chain(FEW.map(|s| (s, false))) {
-        for dtype in [DType::Bf16, DType::F32] {
-            let weight_bytes = n * k * dtype.size();
+        for format in FORMATS {
+            let weight_bytes = n * (format.row_bytes(k) + 4 * format.row_scales(k));
+            let dtype = if let WeightFormat::Float(dtype) = format { dtype } else { DType::F32 };
             group.throughput(if many {
                 Throughput::Elements((2 * rows * n * k) as u64)
             } else {
                 Throughput::Bytes(weight_bytes as u64)
             });
             let mut prepared = None;
-            group.bench_function(format!("[{rows}, {k}] x [{n}, {k}] {dtype}"), |b| {
+            group.bench_function(format!("[{rows}, {k}] x [{n}, {k}] {format}"), |b| {
                 let (weights, x, out, arena) = prepared.get_or_insert_with(|| {
                     let copies = if many { 1 } else { COLD_BYTES.div_ceil(weight_bytes) };
                     let tensor = |cols| Tensor::zeros(&cpu, [rows, cols], dtype).expect("memory");
                     let arena = Arena::new(&cpu, 0).expect("nothing");
-                    (weights(&cpu, n, k, dtype, copies), tensor(k), tensor(n), arena)
+                    (weights(&cpu, n, k, format, copies), tensor(k), tensor(n), arena)
                 });
                 let mut turn = 0;
                 b.iter(|| {

@@ -19,7 +19,7 @@ use crate::{
     kernels::index,
     memory::Buffer,
     pool::Pool,
-    simd::{self, Op, Simd, store},
+    simd::{self, Op, Simd},
 };
 use finish::{Epilogue, Piece};
 use layout::{GRAIN, Layout, PANEL, ROWS, WithFormat};
@@ -48,18 +48,38 @@ const MAX_TASK: (usize, usize) = (4, 128);
 /// # Panics
 /// If `data.bytes` is not `[count, n, k]` elements.
 pub(crate) fn pack(isa: Isa, data: WeightData<'_>, pool: &Pool) -> Result<Weight<Cpu>> {
-    let WeightData { count, n, k, format, bytes, .. } = data;
+    let WeightData { count, n, k, format, bytes, scales } = data;
     let layout = Layout::of(isa, format).ok_or_else(|| Error::UnsupportedFormat {
         device: "cpu".into(),
         format: format.to_string(),
     })?;
+    let per_row = format.row_scales(k);
+    assert_eq!(
+        bytes.len(),
+        count * n * format.row_bytes(k),
+        "bytes of {count} x [{n}, {k}] {format}"
+    );
+    assert_eq!(scales.len(), count * n * per_row, "scales of {count} x [{n}, {k}] {format}");
     let matrix_bytes = layout.bytes(n, k).unwrap_or(usize::MAX);
     let buffer = Buffer::new(matrix_bytes.saturating_mul(count))?;
     // SAFETY: `as_ptr` is valid for `len` bytes while `buffer` lives, they are zeroed, and nobody else
     // has a clone yet.
     let out = unsafe { std::slice::from_raw_parts_mut(buffer.as_ptr(), buffer.len()) };
-    layout.with(PackWeights { pool, count, dims: (n, k), bytes, out });
-    Ok(Weight::new(&data, buffer, matrix_bytes, None))
+    for matrix in 0..if matrix_bytes == 0 { 0 } else { count } {
+        let out = &mut out[matrix * matrix_bytes..(matrix + 1) * matrix_bytes];
+        let tail = layout.num_scales(n, k) * size_of::<f32>();
+        let (panels, tail) = out.split_at_mut(matrix_bytes - tail);
+        let bytes = &bytes[matrix * (bytes.len() / count)..(matrix + 1) * (bytes.len() / count)];
+        match layout {
+            Layout::Int4(lanes, _) => layout::pack_nibbles(pool, (n, k), lanes, bytes, panels),
+            _ => layout.with(PackWeights { pool, dims: (n, k), bytes, out: panels }),
+        }
+        if per_row > 0 {
+            let scales = &scales[matrix * n * per_row..(matrix + 1) * n * per_row];
+            layout::pack_scales(n, per_row, scales, bytemuck::cast_slice_mut(tail));
+        }
+    }
+    Ok(Weight::new(&data, buffer, matrix_bytes))
 }
 
 /// See [`Linear`].
@@ -67,6 +87,7 @@ pub(crate) fn linear(cpu: &Cpu, op: Linear<'_, Cpu>) {
     let Linear { out, x, w, bias, activation, accumulate } = op;
     layout_of(cpu, w).with(Run {
         cpu,
+        layout: layout_of(cpu, w),
         w,
         x,
         out,
@@ -100,6 +121,7 @@ pub(crate) fn grouped_linear(cpu: &Cpu, op: GroupedLinear<'_, Cpu>) {
     let per_row = groups.len() / x.rows();
     layout_of(cpu, w).with(Run {
         cpu,
+        layout: layout_of(cpu, w),
         w,
         x,
         out,
@@ -132,7 +154,6 @@ struct Then<'a> {
 
 struct PackWeights<'a> {
     pool: &'a Pool,
-    count: usize,
     dims: (usize, usize),
     bytes: &'a [u8],
     out: &'a mut [u8],
@@ -142,20 +163,14 @@ impl WithFormat for PackWeights<'_> {
     type Output = ();
 
     fn call<F: Format>(self) {
-        let PackWeights { pool, count, dims, bytes, out } = self;
-        assert_eq!(bytes.len(), count * dims.0 * dims.1 * size_of::<F::Weight>());
-        if bytes.is_empty() {
-            return;
-        }
-        let (read, write) = (bytes.len() / count, out.len() / count);
-        for (bytes, out) in bytes.chunks_exact(read).zip(out.chunks_exact_mut(write)) {
-            layout::pack_weights::<F>(pool, dims, bytes, bytemuck::cast_slice_mut(out));
-        }
+        let PackWeights { pool, dims, bytes, out } = self;
+        layout::pack_weights::<F>(pool, dims, bytes, bytemuck::cast_slice_mut(out));
     }
 }
 
 struct Run<'a> {
     cpu: &'a Cpu,
+    layout: Layout,
     w: &'a Weight<Cpu>,
     x: &'a Tensor<Cpu>,
     out: &'a mut Tensor<Cpu>,
@@ -186,13 +201,13 @@ impl<F: Format> Op for RunFormat<'_, F> {
 }
 
 fn record<S: Simd, F: Format>(s: S, run: Run<'_>) {
-    let Run { cpu, w, x, out, then, rows } = run;
+    let Run { cpu, layout, w, x, out, then, rows } = run;
     let Then { bias, activation, accumulate } = then;
     // SAFETY: `pack` filled the whole buffer, which `w` keeps alive, with elements of this format, and
     // what writes to packed weights later is an operation like others (the stream).
     let bytes = unsafe { std::slice::from_raw_parts(w.buffer().as_ptr(), w.buffer().len()) };
-    let weights: &[F::Weight] = bytemuck::cast_slice(bytes);
     let (pool, n, k) = (cpu.pool(), w.n(), w.k());
+    let tail = layout.num_scales(n, k) * size_of::<f32>();
     with_float!(out.dtype(), O => {
         let out = RowsMut::<O>::new(out);
         let through = |matrix: usize, number: usize, members: Option<&[usize]>, per_row: usize| {
@@ -203,12 +218,15 @@ fn record<S: Simd, F: Format>(s: S, run: Run<'_>) {
                     layout::pack_activations::<S, F, X>(s, pool, x, &source, rows, packed);
                 });
             };
-            let epilogue = Epilogue::<O> { out, members, bias, activation, accumulate };
-            let len = weights.len() / w.count();
-            let weights = &weights[matrix * len..(matrix + 1) * len];
+            let matrix = &bytes[matrix * w.matrix_bytes()..(matrix + 1) * w.matrix_bytes()];
+            let (weights, scales) = matrix.split_at(w.matrix_bytes() - tail);
+            let (weights, scales) = (bytemuck::cast_slice(weights), bytemuck::cast_slice(scales));
+            let columns = layout.scales_columns().then_some(scales);
+            let epilogue =
+                Epilogue::<O> { out, members, scales: columns, bias, activation, accumulate };
             // SAFETY: `Product` stores each element once, and no row has two matrices.
             let store = |piece: Piece<'_>| unsafe { finish::store_piece(s, &epilogue, piece) };
-            Product::<S, F> { s, pool, n, k, weights }.compute(number, &pack, &store);
+            Product::<S, F> { s, pool, n, k, weights, scales }.compute(number, &pack, &store);
         };
         match rows {
             Members::All => through(0, x.rows(), None, 1),
@@ -238,6 +256,8 @@ struct Product<'a, S, F: Format> {
     n: usize,
     k: usize,
     weights: &'a [F::Weight],
+    /// Those of groups of steps, panel by panel.
+    scales: &'a [f32],
 }
 
 impl<S: Simd, F: Format> Product<'_, S, F> {
@@ -274,9 +294,23 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
 
     /// A panel's steps from `step` on.
     fn panel(&self, panel: usize, step: usize) -> &[F::Weight] {
-        let step_len = PANEL * F::PER_STEP;
-        let panel_len = layout::steps::<F>(self.k) * step_len;
-        &self.weights[panel * panel_len + step * step_len..(panel + 1) * panel_len]
+        let panel_len = layout::steps::<F>(self.k) * F::STEP_LEN;
+        &self.weights[panel * panel_len + step * F::STEP_LEN..(panel + 1) * panel_len]
+    }
+
+    /// Writes some steps of a panel as f32; see [`Format::widen`].
+    fn widen(
+        self,
+        panel: usize,
+        step: usize,
+        count: usize,
+        slab: (usize, usize),
+        wide: &mut [f32],
+    ) {
+        let packed = &self.panel(panel, step)[..count * F::STEP_LEN];
+        let per_panel = self.scales.len() / self.panels();
+        let scales = &self.scales[panel * per_panel..(panel + 1) * per_panel];
+        self.s.run(Widen::<F> { packed, scales, first: step, slab, wide });
     }
 
     /// Few rows: each panel is read once, from memory to registers. Rows that do not fit in
@@ -287,24 +321,47 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
         let steps = layout::steps::<F>(self.k);
         // What is read only once need not stay in L1.
         let once = strips.number() == 1 && tile::widest::<S>(strips.count) * S::LANES == PANEL;
-        let depth = if once { strips.depth } else { GRAIN };
+        let depth = if once && !F::ALWAYS_WIDEN { strips.depth } else { GRAIN };
+        let sums_len = DIRECT_ROWS.next_multiple_of(ROWS) * PANEL;
+        let wide_len = if F::ALWAYS_WIDEN { depth * PANEL } else { 0 };
         self.pool.run(self.panels(), &|panel| {
-            with_scratch(DIRECT_ROWS.next_multiple_of(ROWS) * PANEL, |sums| {
+            with_scratch(sums_len + wide_len, |scratch| {
+                let (sums, wide) = scratch.split_at_mut(sums_len);
                 for step in (0..steps).step_by(depth) {
-                    let columns = self.panel(panel, step);
+                    let count = depth.min(steps - step);
+                    if F::ALWAYS_WIDEN {
+                        self.widen(panel, step, count, (PANEL, 0), wide);
+                    }
                     for strip in 0..strips.number() {
                         let rows = strips.rows(strip);
                         let vectors = tile::widest::<S>(rows);
                         for column in (0..PANEL).step_by(vectors * S::LANES) {
+                            let sums = &mut sums[strip * ROWS * PANEL + column..];
+                            let fresh = step == 0;
+                            if F::ALWAYS_WIDEN {
+                                let tile = Tile::<Single<f32>> {
+                                    rows: bytemuck::cast_slice(strips.at(strip, step)),
+                                    row_stride: strips.depth,
+                                    columns: &wide[column..],
+                                    stride: PANEL,
+                                    steps: count,
+                                    sums,
+                                    sums_stride: PANEL,
+                                    fresh,
+                                    prefetch: 0,
+                                };
+                                tile::run(self.s, rows, vectors, tile);
+                                continue;
+                            }
                             let tile = Tile::<F> {
                                 rows: strips.at(strip, step),
                                 row_stride: strips.depth,
-                                columns: &columns[column * F::PER_STEP..],
+                                columns: &self.panel(panel, step)[column * F::PER_STEP..],
                                 stride: PANEL,
-                                steps: depth.min(steps - step),
-                                sums: &mut sums[strip * ROWS * PANEL + column..],
+                                steps: count,
+                                sums,
                                 sums_stride: PANEL,
-                                fresh: step == 0,
+                                fresh,
                                 prefetch: if strip == 0 { AHEAD } else { 0 },
                             };
                             tile::run(self.s, rows, vectors, tile);
@@ -357,8 +414,8 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
                 let count = depth.min(steps - step);
                 if !Self::AS_PACKED {
                     for (panel, wide) in panels.clone().zip(wide.chunks_exact_mut(PANEL * depth)) {
-                        let packed = &self.panel(panel, step)[..count * PANEL * F::PER_STEP];
-                        self.s.run(Widen::<F> { packed, wide });
+                        let slab = (Self::WIDTH, depth * Self::WIDTH);
+                        self.widen(panel, step, count, slab, wide);
                     }
                 }
                 for some in strips.clone().step_by(STRIPS_IN_L2) {
@@ -469,9 +526,12 @@ fn task_size(threads: usize, (panels, strips): (usize, usize), widen: usize) -> 
     sizes.min_by_key(cost).expect("one part of one panel is a size")
 }
 
-/// Some steps of a panel to f32, in slabs as wide as a tile of many rows.
+/// See [`Format::widen`].
 struct Widen<'a, F: Format> {
     packed: &'a [F::Weight],
+    scales: &'a [f32],
+    first: usize,
+    slab: (usize, usize),
     wide: &'a mut [f32],
 }
 
@@ -480,18 +540,6 @@ impl<F: Format> Op for Widen<'_, F> {
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        assert!(F::PER_STEP == 1, "pairs are never widened");
-        let width = tile::widest::<S>(ROWS) * S::LANES;
-        let slab_len = self.wide.len() / (PANEL / width);
-        for (step, packed) in self.packed.chunks_exact(PANEL).enumerate() {
-            for (pair, packed) in packed.chunks_exact(2 * S::LANES).enumerate() {
-                let (slab, column) = (2 * S::LANES * pair / width, 2 * S::LANES * pair % width);
-                let wide = &mut self.wide[slab * slab_len + step * width + column..];
-                // SAFETY: the chunk has `2 * LANES` elements, and one element per step.
-                let [first, second] = unsafe { F::columns(s, packed.as_ptr()) };
-                store(s, wide, first);
-                store(s, &mut wide[S::LANES..], second);
-            }
-        }
+        F::widen(s, self.packed, self.scales, self.first, self.slab, self.wide);
     }
 }

@@ -115,6 +115,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `LANES` elements can be read at `p`.
     unsafe fn read_int8(self, p: *const i8) -> Self::V;
+    /// Bytes as pairs of numbers from 0 to 15: the lower halves, then the upper ones.
+    ///
+    /// # Safety
+    /// `LANES` bytes can be read at `p`.
+    unsafe fn read_nibbles(self, p: *const u8) -> [Self::V; 2];
     /// As [`photon_core::kv::from_fp8`].
     ///
     /// # Safety
@@ -132,7 +137,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 }
 
 /// A code of e4m3.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(transparent)]
 pub(crate) struct Fp8(pub(crate) u8);
 
@@ -481,6 +486,42 @@ mod tests {
             let codes: Vec<i8> = (i8::MIN..=i8::MAX).collect();
             dispatch(isa, Convert { out: &mut out[..256], x: &codes });
             assert!(codes.iter().zip(&out).all(|(x, y)| f32::from(*x) == *y), "{}", isa.name());
+        }
+    }
+
+    #[test]
+    fn bytes_are_taken_apart_to_nibbles() {
+        struct Nibbles(Vec<u8>);
+        impl Op for Nibbles {
+            type Output = Vec<f32>;
+            #[inline(always)]
+            fn call<S: Simd>(self, s: S) -> Vec<f32> {
+                let mut out = vec![0.0; 512];
+                for (bytes, out) in
+                    self.0.chunks_exact(S::LANES).zip(out.chunks_exact_mut(2 * S::LANES))
+                {
+                    // SAFETY: the chunk has so many bytes.
+                    let halves = unsafe { s.read_nibbles(bytes.as_ptr()) };
+                    store(s, out, halves[0]);
+                    store(s, &mut out[S::LANES..], halves[1]);
+                }
+                out
+            }
+        }
+        for isa in Isa::available() {
+            let got = dispatch(isa, Nibbles((0..=255).collect()));
+            let mut pairs: Vec<(u8, u8)> = Vec::new();
+            for lanes in [8, 16] {
+                pairs.clear();
+                for chunk in got.chunks_exact(2 * lanes) {
+                    pairs.extend((0..lanes).map(|i| (chunk[i] as u8, chunk[lanes + i] as u8)));
+                }
+                if pairs.iter().enumerate().all(|(i, p)| usize::from(p.0 | p.1 << 4) == i) {
+                    break;
+                }
+            }
+            let right = pairs.iter().enumerate().all(|(i, p)| usize::from(p.0 | p.1 << 4) == i);
+            assert!(right, "{}: {pairs:?}", isa.name());
         }
     }
 

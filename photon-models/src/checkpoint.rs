@@ -63,6 +63,12 @@ pub enum CheckpointError {
         /// Its type.
         dtype: String,
     },
+    /// A tensor that cannot be quantized.
+    #[error("tensor {name} holds numbers that are not finite: the checkpoint is damaged")]
+    NotFinite {
+        /// The tensor.
+        name: String,
+    },
     /// A tensor of another shape than the configuration says.
     #[error("tensor {name} is {got:?} in the checkpoint, but config.json makes it {want:?}")]
     Shape {

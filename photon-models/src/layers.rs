@@ -1,7 +1,7 @@
 //! The two layers everything is made of, and the loader that fills them.
 use photon_core::{
     Activation, Cx, DType, Device, Kernels, LayerNorm, Linear, Tensor, Weight, WeightData,
-    WeightFormat, convert,
+    WeightFormat, convert, quant,
 };
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
@@ -34,6 +34,8 @@ pub(crate) struct Loader<'a, D: Device> {
     pub(crate) stream: D::Stream,
     /// The type of weight matrices and of the embedding table.
     pub(crate) weights: DType,
+    /// The format of the matrices inside of blocks, if it is another.
+    pub(crate) quant: Option<WeightFormat>,
     /// Told the bytes of the checkpoint that were taken.
     pub(crate) progress: &'a mut dyn FnMut(u64),
 }
@@ -70,6 +72,33 @@ impl<D: Device> Loader<'_, D> {
         Ok(Dense { w, bias: self.vector(&format!("{name}.bias"), n)? })
     }
 
+    /// As [`dense`](Self::dense), inside of a block.
+    pub(crate) fn inner_dense(
+        &mut self,
+        name: &str,
+        n: usize,
+        k: usize,
+    ) -> Result<Dense<D>, LoadError> {
+        let w = self.inner_weight(&format!("{name}.weight"), [1, n, k])?;
+        Ok(Dense { w, bias: self.vector(&format!("{name}.bias"), n)? })
+    }
+
+    /// Weight matrices inside of a block.
+    pub(crate) fn inner_weight(
+        &mut self,
+        name: &str,
+        [count, n, k]: [usize; 3],
+    ) -> Result<Weight<D>, LoadError> {
+        let Some(format) = self.quant else { return self.weight(&[name], [count, n, k]) };
+        let found = self.checkpoint.bytes(name);
+        let (info, bytes) = found.expect("Checkpoint::check found every tensor of the model");
+        (self.progress)(bytes.len() as u64);
+        let coded = quantize(format, k, &bytes, info.dtype)
+            .ok_or_else(|| CheckpointError::NotFinite { name: name.into() })?;
+        let quant::Quantized { bytes, scales } = &coded;
+        Ok(self.device.weight(WeightData { count, n, k, format, bytes, scales })?)
+    }
+
     /// Weight matrices `[count, n, k]` from tensors that together are that, one after the other.
     pub(crate) fn weight(
         &mut self,
@@ -92,6 +121,39 @@ impl<D: Device> Loader<'_, D> {
         let w = self.vector(&format!("{name}.weight"), dim)?;
         Ok(Norm { w, b: self.vector(&format!("{name}.bias"), dim)? })
     }
+}
+
+/// Quantizes rows of `k` floats on all processors; `None` if a number is not finite.
+fn quantize(format: WeightFormat, k: usize, bytes: &[u8], from: DType) -> Option<quant::Quantized> {
+    let row_bytes = k * from.size();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let rows = (bytes.len() / row_bytes).div_ceil(threads).max(1);
+    let piece = |bytes: &[u8]| {
+        // Few rows at a time: all of them as f32 would be twice the checkpoint's memory.
+        let mut out = quant::Quantized::default();
+        for rows in bytes.chunks(256 * row_bytes) {
+            let wide = convert(rows, from, DType::F32);
+            let values: Vec<f32> = wide
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect();
+            let coded = quant::quantize(format, k, &values)?;
+            out.bytes.extend(coded.bytes);
+            out.scales.extend(coded.scales);
+        }
+        Some(out)
+    };
+    std::thread::scope(|scope| {
+        let pieces: Vec<_> =
+            bytes.chunks(rows * row_bytes).map(|bytes| scope.spawn(move || piece(bytes))).collect();
+        let mut all = quant::Quantized::default();
+        for piece in pieces {
+            let coded = piece.join().expect("quantizing does not panic")?;
+            all.bytes.extend(coded.bytes);
+            all.scales.extend(coded.scales);
+        }
+        Some(all)
+    })
 }
 
 /// The names and shapes of a [`Dense`].

@@ -24,5 +24,5 @@ mod vision;
 
 pub use kv::{KvCache, LayerKv};
 pub use layers::LoadError;
-pub use moondream::{Moondream, Precision, expected_tensors};
+pub use moondream::{Moondream, Precision, Quant, expected_tensors};
 pub use region::{coord_of_bin, size_of_bin};

@@ -1,5 +1,5 @@
 //! Moondream: vision, language and region models over one device.
-use photon_core::{Cx, DType, Device, Gather, Kernels, Scatter, Tensor};
+use photon_core::{Cx, DType, Device, Gather, Kernels, Scatter, Tensor, WeightFormat};
 
 use crate::{
     adapter::AdapterSlots,
@@ -15,11 +15,28 @@ use crate::{
     vision::{self, Vision},
 };
 
+/// Formats of the matrices inside of blocks, experts included, and of the projector. Everything else is
+/// kept: embeddings, norms, heads, routers and what tau is made by are small, and sensitive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quant {
+    /// Of the language model.
+    pub text: Option<WeightFormat>,
+    /// Of the vision encoder and the projector.
+    pub vision: Option<WeightFormat>,
+}
+
+impl Quant {
+    /// Nothing is quantized.
+    pub const NONE: Quant = Quant { text: None, vision: None };
+}
+
 /// Element types of a loaded model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Precision {
     /// Weight matrices and the embedding table.
     pub weights: DType,
+    /// Matrices that are quantized instead.
+    pub quant: Quant,
     /// Activations between operations.
     pub activations: DType,
     /// Keys and values: any float, or 8 bits ([`DType::Int8`], [`DType::Fp8`]) with scales.
@@ -28,13 +45,17 @@ pub struct Precision {
 
 impl Precision {
     /// f32 throughout: what golden outputs are compared in.
-    pub const F32: Precision =
-        Precision { weights: DType::F32, activations: DType::F32, kv: DType::F32 };
+    pub const F32: Precision = Precision {
+        weights: DType::F32,
+        quant: Quant::NONE,
+        activations: DType::F32,
+        kv: DType::F32,
+    };
 
     /// Weights, keys and values in a 16-bit type, activations in f32: on a CPU arithmetic is in f32
     /// anyway, so rounding activations between operations would cost accuracy and gain nothing.
     pub const fn mixed(dtype: DType) -> Precision {
-        Precision { weights: dtype, activations: DType::F32, kv: dtype }
+        Precision { weights: dtype, quant: Quant::NONE, activations: DType::F32, kv: dtype }
     }
 }
 
@@ -78,6 +99,7 @@ impl<D: Kernels> Moondream<D> {
             checkpoint,
             stream: device.stream()?,
             weights: precision.weights,
+            quant: precision.quant.vision,
             progress: &mut |bytes| {
                 taken += bytes;
                 progress(taken, total);
@@ -85,6 +107,7 @@ impl<D: Kernels> Moondream<D> {
         };
         let dtype = precision.activations;
         let vision = Vision::load(&mut loader, &config.vision, dtype)?;
+        loader.quant = precision.quant.text;
         let text = Text::load(&mut loader, &config.text, dtype)?;
         let region = Region::load(&mut loader, config, dtype)?;
         let mut stream = loader.stream;

@@ -131,15 +131,16 @@ impl<D: Kernels> Mlp<D> {
     ) -> Result<Self, LoadError> {
         let (fc1, fc2) = (format!("{name}.fc1"), format!("{name}.fc2"));
         let Some(moe) = c.experts(layer) else {
-            let (fc1, fc2) = (l.dense(&fc1, c.ff_dim, c.dim)?, l.dense(&fc2, c.dim, c.ff_dim)?);
+            let fc1 = l.inner_dense(&fc1, c.ff_dim, c.dim)?;
+            let fc2 = l.inner_dense(&fc2, c.dim, c.ff_dim)?;
             return Ok(Mlp::Dense { fc1, fc2 });
         };
         let &MoeConfig { num_experts, experts_per_token, expert_inner_dim: inner, .. } = moe;
         Ok(Mlp::Experts(Experts {
             top: experts_per_token,
             router: l.dense(&format!("{name}.router"), num_experts, c.dim)?,
-            up: l.weight(&[&format!("{fc1}.weight")], [num_experts, 2 * inner, c.dim])?,
-            down: l.weight(&[&format!("{fc2}.weight")], [num_experts, c.dim, inner])?,
+            up: l.inner_weight(&format!("{fc1}.weight"), [num_experts, 2 * inner, c.dim])?,
+            down: l.inner_weight(&format!("{fc2}.weight"), [num_experts, c.dim, inner])?,
         }))
     }
 
@@ -377,9 +378,9 @@ impl<D: Kernels> Text<D> {
             let name = |leaf: &str| format!("model.text.blocks.{i}.{leaf}");
             blocks.push(Block {
                 ln: l.norm(&name("ln"), c.dim)?,
-                qkv: l.dense(&name("attn.qkv"), c.qkv_dim(), c.dim)?,
+                qkv: l.inner_dense(&name("attn.qkv"), c.qkv_dim(), c.dim)?,
                 tau: c.tau_attn.then(|| Scaling::load(l, c, &name("attn.tau"))).transpose()?,
-                proj: l.dense(&name("attn.proj"), c.dim, c.dim)?,
+                proj: l.inner_dense(&name("attn.proj"), c.dim, c.dim)?,
                 mlp: Mlp::load(l, c, i, &name("mlp"))?,
             });
         }

@@ -61,11 +61,11 @@ impl<D: Kernels> Vision<D> {
             let name = |leaf: &str| format!("model.vision.blocks.{i}.{leaf}");
             blocks.push(Block {
                 ln1: l.norm(&name("ln1"), dim)?,
-                qkv: l.dense(&name("attn.qkv"), 3 * dim, dim)?,
-                proj: l.dense(&name("attn.proj"), dim, dim)?,
+                qkv: l.inner_dense(&name("attn.qkv"), 3 * dim, dim)?,
+                proj: l.inner_dense(&name("attn.proj"), dim, dim)?,
                 ln2: l.norm(&name("ln2"), dim)?,
-                fc1: l.dense(&name("mlp.fc1"), ff, dim)?,
-                fc2: l.dense(&name("mlp.fc2"), dim, ff)?,
+                fc1: l.inner_dense(&name("mlp.fc1"), ff, dim)?,
+                fc2: l.inner_dense(&name("mlp.fc2"), dim, ff)?,
             });
         }
         Ok(Vision {
@@ -73,8 +73,12 @@ impl<D: Kernels> Vision<D> {
             pos_emb: l.tensor("model.vision.pos_emb", [c.patches(), dim], DType::F32)?,
             blocks,
             post_ln: l.norm("model.vision.post_ln", dim)?,
-            proj_fc1: l.dense("model.vision.proj_mlp.fc1", c.proj_inner_dim, 2 * dim)?,
-            proj_fc2: l.dense("model.vision.proj_mlp.fc2", c.proj_out_dim, c.proj_inner_dim)?,
+            proj_fc1: l.inner_dense("model.vision.proj_mlp.fc1", c.proj_inner_dim, 2 * dim)?,
+            proj_fc2: l.inner_dense(
+                "model.vision.proj_mlp.fc2",
+                c.proj_out_dim,
+                c.proj_inner_dim,
+            )?,
             config: c.clone(),
             dtype,
         })

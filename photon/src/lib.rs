@@ -74,8 +74,9 @@ pub use engine::EngineOptions;
 pub use error::{BuildError, OpenError, RunError};
 pub use image::Image;
 pub use model::Model;
-pub use photon_core::DType;
+pub use photon_core::{DType, WeightFormat};
 pub use photon_models::{
+    Quant,
     config::Family,
     image::{ImageError, Limits, ResizeOrder, Tiling},
     prompt::{CaptionLength, Rejected, Sampling, Skill, SpatialRef},
@@ -231,6 +232,12 @@ impl Builder {
     /// Type of weights; by default the checkpoint's own.
     pub fn dtype(mut self, dtype: DType) -> Self {
         self.options.dtype = Some(dtype);
+        self
+    }
+
+    /// Matrices to quantize; none by default.
+    pub fn quant(mut self, quant: Quant) -> Self {
+        self.options.quant = quant;
         self
     }
 

@@ -1,5 +1,7 @@
 //! What experts are made of: [`Route`], [`GroupedLinear`] and [`WeightedSum`].
-use photon_core::{Activation, Copy, DType, GroupedLinear, Kernels, Nest, Route, WeightedSum};
+use photon_core::{
+    Activation, Copy, DType, GroupedLinear, Kernels, Nest, Route, WeightFormat, WeightedSum,
+};
 
 use crate::{
     Options,
@@ -18,7 +20,7 @@ struct Config {
     n: usize,
     k: usize,
     x: DType,
-    w: DType,
+    w: WeightFormat,
     out: DType,
     accumulate: bool,
     poison: bool,

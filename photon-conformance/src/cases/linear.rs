@@ -1,5 +1,5 @@
 //! [`Linear`] against the oracle: every type, ragged and real shapes, column views, the residual.
-use photon_core::{Activation, DType, Kernels, Linear};
+use photon_core::{Activation, DType, Kernels, Linear, WeightFormat};
 
 use crate::{
     Options, oracle,
@@ -13,7 +13,7 @@ struct Config {
     n: usize,
     k: usize,
     x: DType,
-    w: DType,
+    w: WeightFormat,
     out: DType,
     /// Five bits: bias, GELU, accumulate, x a column view, out a column view.
     flags: usize,
@@ -135,8 +135,9 @@ pub(crate) fn real_shapes<D: Kernels>(device: &D, options: &Options) {
     ];
     for (i, (rows, n, k, flags, sparse)) in shapes.into_iter().enumerate() {
         let last = options.floats.len() - 1;
-        // What the models store: 16-bit activations and weights, where the device has them.
-        let (x, w, out) = (options.float(last), options.weight(options.weights.len() - 1), last);
+        // What the models store: 16-bit activations and small weights, where the device has them.
+        let (x, w, out) =
+            (options.float(last), options.weight(2 * options.weights.len() - 1 - i), last);
         let out = if i % 2 == 0 { options.float(out) } else { options.float(0) };
         let seed = 20_000 + i as u64;
         check(rig, Config { rows, n, k, x, w, out, flags, sparse, seed });

@@ -40,9 +40,8 @@ impl<D: Kernels> Pass<D> {
         use Fill::*;
         let rig = &mut Rig::new(device, options);
         let rng = &mut Rng::new(1);
-        let weight_type = options.weight(0);
         let weights = [(1, 16, 8), (1, 8, 12), (3, 8, 8)]
-            .map(|(count, n, k)| rig.weights(count, n, k, weight_type, rng).0);
+            .map(|(count, n, k)| rig.weights(count, n, k, options.weight(2 * count), rng).0);
         let (f, other, vector) = (options.float(0), options.float(1), DType::F32);
         let list: [(&'static str, Fill, [usize; 2], DType); 49] = [
             ("x", Floats, [6, 8], f),

@@ -1,7 +1,7 @@
 //! The vision side and the coordinate heads: [`Patchify`], [`PatchEmbed`], [`Attention`],
 //! [`StitchPool`] and [`Fourier`].
 use photon_core::{
-    Attention, DType, Fourier, Kernels, PatchEmbed, Patchify, StitchPool, reference,
+    Attention, DType, Fourier, Kernels, PatchEmbed, Patchify, StitchPool, WeightFormat, reference,
 };
 
 use crate::{
@@ -74,7 +74,7 @@ fn check_patch_embed<D: Kernels>(
     [num_crops, size, patch, dim]: [usize; 4],
     out_type: DType,
     scratch_type: DType,
-    w_type: DType,
+    w_type: WeightFormat,
     seed: u64,
 ) {
     let about = format!(

@@ -4,7 +4,7 @@ use photon_core::{
     Activate, Activation, Attention, Copy, Cx, DType, Fourier, GatedGelu, Gather, GroupedLinear,
     Kernels, LayerNorm, Linear, Nest, PagedAttention, Patchify, RopeStore, Route, Sample,
     SampleParams, Scatter, StitchPool, Tau, Tensor, Tile, Weight, WeightFormat, WeightedSum, kv,
-    sampler,
+    quant, sampler,
 };
 
 use super::Naive;
@@ -93,10 +93,17 @@ fn copy_bits(out: &Tensor<Naive>, x: &Tensor<Naive>) {
 }
 
 fn weights(w: &Weight<Naive>) -> Vec<f32> {
-    let WeightFormat::Float(dtype) = w.format() else {
-        unreachable!("no other format is accepted");
+    let buffer = w.buffer().lock();
+    if let WeightFormat::Float(dtype) = w.format() {
+        return buffer.chunks_exact(dtype.size()).map(|b| decode(b, dtype)).collect();
+    }
+    let elements = w.n() * w.format().row_bytes(w.k());
+    let matrix = |packed: &[u8]| {
+        let (codes, scales) = packed.split_at(elements);
+        let scales = scales.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        quant::dequantize(w.format(), w.k(), codes, &scales.collect::<Vec<_>>())
     };
-    w.buffer().lock().chunks_exact(dtype.size()).map(|b| decode(b, dtype)).collect()
+    buffer.chunks_exact(w.matrix_bytes()).flat_map(matrix).collect()
 }
 
 /// The index as a row of `rows`, if it is one.

@@ -156,7 +156,7 @@ impl Device for Mutant {
     fn weight(&self, data: WeightData<'_>) -> Result<Weight<Self>> {
         match Naive.weight(data) {
             Err(Error::UnsupportedFormat { .. }) if self.0 == AcceptsAnyWeight => {
-                Ok(Weight::new(&data, Naive.alloc(1)?, 1, None))
+                Ok(Weight::new(&data, Naive.alloc(1)?, 1))
             }
             weight => Ok(weight?.on()),
         }

@@ -26,6 +26,8 @@ pub(super) struct Epilogue<'a, O> {
     pub(super) out: RowsMut<'a, O>,
     /// The places of the rows of sums in `out`, if they differ.
     pub(super) members: Option<&'a [usize]>,
+    /// What sums count times, one per column, padded to whole panels.
+    pub(super) scales: Option<&'a [f32]>,
     /// One per column.
     pub(super) bias: Option<&'a [f32]>,
     pub(super) activation: Activation,
@@ -47,16 +49,18 @@ pub(super) unsafe fn store_piece<S: Simd, O: Float>(
         let place = epilogue.members.map_or(first + row, |members| members[first + row]);
         // SAFETY: the caller keeps pieces disjoint, and this function takes one row at a time.
         let out = unsafe { epilogue.out.part(place, columns.clone()) };
+        let scales = epilogue.scales.map(|scales| &scales[columns.start..]);
         let bias = epilogue.bias.map(|bias| &bias[columns.clone()]);
         let sums = &piece.sums[row * piece.stride..];
         let Epilogue { activation, accumulate, .. } = *epilogue;
-        s.run(Row { out, sums, bias, activation, accumulate });
+        s.run(Row { out, sums, scales, bias, activation, accumulate });
     }
 }
 
 struct Row<'a, O> {
     out: &'a mut [O],
     sums: &'a [f32],
+    scales: Option<&'a [f32]>,
     bias: Option<&'a [f32]>,
     activation: Activation,
     accumulate: bool,
@@ -65,8 +69,11 @@ struct Row<'a, O> {
 impl<O: Element> Row<'_, O> {
     /// One vector, from column `at` on.
     #[inline(always)]
-    fn vector<S: Simd>(&self, s: S, sums: &[f32], bias: Option<&[f32]>, old: &[O]) -> S::V {
-        let mut x = load(s, sums);
+    fn vector<S: Simd>(&self, s: S, at: usize, bias: Option<&[f32]>, old: &[O]) -> S::V {
+        let mut x = load(s, &self.sums[at..]);
+        if let Some(scales) = self.scales {
+            x = s.mul(x, load(s, &scales[at..]));
+        }
         if let Some(bias) = bias {
             x = s.add(x, load(s, bias));
         }
@@ -87,7 +94,7 @@ impl<O: Element> Op for Row<'_, O> {
         let whole = columns / S::LANES * S::LANES;
         for at in (0..whole).step_by(S::LANES) {
             let bias = self.bias.map(|bias| &bias[at..]);
-            let x = self.vector(s, &self.sums[at..], bias, &self.out[at..]);
+            let x = self.vector(s, at, bias, &self.out[at..]);
             store(s, &mut self.out[at..], x);
         }
         let rest = columns - whole;
@@ -98,7 +105,7 @@ impl<O: Element> Op for Row<'_, O> {
                 bias[..rest].copy_from_slice(&all[whole..]);
             }
             out[..rest].copy_from_slice(&self.out[whole..]);
-            let x = self.vector(s, &self.sums[whole..], Some(&bias), &out);
+            let x = self.vector(s, whole, Some(&bias), &out);
             store(s, &mut out, x);
             self.out[whole..].copy_from_slice(&out[..rest]);
         }

@@ -12,12 +12,12 @@
 use half::{bf16, f16};
 use photon_core::{DType, WeightFormat};
 
-use super::tile::{Format, Halves, Pairs, Single};
+use super::tile::{Format, Halves, Nibbles, Pairs, Single};
 use crate::{
     elements::{Float, Rows},
     isa::Isa,
     pool::{Parts, Pool},
-    simd::{Convert, Simd},
+    simd::{Convert, Fp8, Simd},
 };
 
 /// Columns of a panel.
@@ -45,6 +45,12 @@ pub(super) enum Layout {
     Bf16(usize),
     /// Two elements of k side by side.
     Bf16Pairs,
+    /// Behind the panels, a scale for each column.
+    Int8,
+    /// As `Int8`.
+    Fp8,
+    /// For vectors of so many lanes, with so many steps to a scale.
+    Int4(usize, usize),
 }
 
 impl Layout {
@@ -58,18 +64,45 @@ impl Layout {
                 Isa::Avx512 => Layout::Bf16(16),
                 Isa::Avx512Bf16 => Layout::Bf16Pairs,
             }),
+            WeightFormat::Int8 => Some(Layout::Int8),
+            WeightFormat::Fp8 => Some(Layout::Fp8),
+            WeightFormat::Int4 { group: group @ (32 | 128) } => {
+                let lanes = match isa {
+                    Isa::Portable | Isa::Avx2 => 8,
+                    Isa::Avx512 | Isa::Avx512Bf16 => 16,
+                };
+                Some(Layout::Int4(lanes, group as usize))
+            }
             _ => None,
         }
+    }
+
+    /// Floats behind the panels of a `[n, k]` matrix.
+    pub(super) fn num_scales(self, n: usize, k: usize) -> usize {
+        let columns = n.next_multiple_of(PANEL);
+        match self {
+            Layout::Int8 | Layout::Fp8 => columns,
+            Layout::Int4(_, group) => 2 * columns * steps::<Single<i8>>(k).div_ceil(group),
+            _ => 0,
+        }
+    }
+
+    /// Whether a column has one scale, which its sums are multiplied with.
+    pub(super) fn scales_columns(self) -> bool {
+        matches!(self, Layout::Int8 | Layout::Fp8)
     }
 
     /// Bytes of a packed `[n, k]` matrix.
     pub(super) fn bytes(self, n: usize, k: usize) -> Option<usize> {
         let (steps, step_bytes) = match self {
-            Layout::F32 => (steps::<Single<f32>>(k), 4),
-            Layout::F16 | Layout::Bf16(_) => (steps::<Single<bf16>>(k), 2),
-            Layout::Bf16Pairs => (steps::<Pairs>(k), 4),
+            Layout::F32 => (steps::<Single<f32>>(k), 4 * PANEL),
+            Layout::F16 | Layout::Bf16(_) => (steps::<Single<bf16>>(k), 2 * PANEL),
+            Layout::Bf16Pairs => (steps::<Pairs>(k), 4 * PANEL),
+            Layout::Int8 | Layout::Fp8 => (steps::<Single<i8>>(k), PANEL),
+            Layout::Int4(..) => (steps::<Single<i8>>(k), PANEL / 2),
         };
-        n.div_ceil(PANEL).checked_mul(PANEL)?.checked_mul(steps)?.checked_mul(step_bytes)
+        let panels = n.div_ceil(PANEL).checked_mul(steps)?.checked_mul(step_bytes)?;
+        panels.checked_add(self.num_scales(n, k).checked_mul(size_of::<f32>())?)
     }
 }
 
@@ -91,6 +124,15 @@ impl Layout {
             Layout::Bf16(16) => f.call::<Halves<16>>(),
             Layout::Bf16(lanes) => unreachable!("no vectors of {lanes} lanes"),
             Layout::Bf16Pairs => f.call::<Pairs>(),
+            Layout::Int8 => f.call::<Single<i8>>(),
+            Layout::Fp8 => f.call::<Single<Fp8>>(),
+            Layout::Int4(8, 32) => f.call::<Nibbles<8, 32>>(),
+            Layout::Int4(8, 128) => f.call::<Nibbles<8, 128>>(),
+            Layout::Int4(16, 32) => f.call::<Nibbles<16, 32>>(),
+            Layout::Int4(16, 128) => f.call::<Nibbles<16, 128>>(),
+            Layout::Int4(lanes, group) => {
+                unreachable!("no vectors of {lanes} lanes with groups of {group}")
+            }
         }
     }
 }
@@ -131,6 +173,48 @@ pub(super) fn pack_weights<F: Format>(
             }
         }
     });
+}
+
+/// Packs a matrix of nibbles for vectors of `lanes` into zeroed `out`.
+pub(super) fn pack_nibbles(
+    pool: &Pool,
+    (n, k): (usize, usize),
+    lanes: usize,
+    bytes: &[u8],
+    out: &mut [u8],
+) {
+    let (row_bytes, step_len) = (k.div_ceil(2), PANEL / 2);
+    let panel_len = steps::<Single<i8>>(k) * step_len;
+    assert_eq!(bytes.len(), n * row_bytes);
+    let panels = n.div_ceil(PANEL);
+    let out = Parts::new(out);
+    pool.run(panels, &|panel| {
+        // SAFETY: each task takes another panel.
+        let out = unsafe { out.part(panel * panel_len..(panel + 1) * panel_len) };
+        for (column, row) in (panel * PANEL..n.min((panel + 1) * PANEL)).enumerate() {
+            let row = &bytes[row * row_bytes..(row + 1) * row_bytes];
+            let (place, shift) = (
+                column / (2 * lanes) * lanes + column % lanes,
+                if column / lanes % 2 == 0 { 0 } else { 4 },
+            );
+            for step in 0..k {
+                let code = row[step / 2] >> (4 * (step % 2)) & 15;
+                out[step * step_len + place] |= code << shift;
+            }
+        }
+    });
+}
+
+/// Lays out the scales of a matrix of `[n]` rows, `per_row` to each, in zeroed `out`: those of a panel
+/// together, of its rows' first scales first.
+pub(super) fn pack_scales(n: usize, per_row: usize, scales: &[f32], out: &mut [f32]) {
+    assert_eq!(scales.len(), n * per_row);
+    for (row, scales) in scales.chunks_exact(per_row).enumerate() {
+        let (panel, column) = (row / PANEL, row % PANEL);
+        for (i, scale) in scales.iter().enumerate() {
+            out[(panel * per_row + i) * PANEL + column] = *scale;
+        }
+    }
 }
 
 /// Elements of a packed strip.

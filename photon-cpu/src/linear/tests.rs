@@ -285,7 +285,7 @@ fn pairs_are_exact_without_the_instruction() {
         #[inline(always)]
         fn call<S: Simd>(self, s: S) {
             let Emulated { pool, dims: (rows, n, k), x, weights, out } = self;
-            let product = Product::<S, tile::Pairs> { s, pool, n, k, weights };
+            let product = Product::<S, tile::Pairs> { s, pool, n, k, weights, scales: &[] };
             let pack = |rows: (usize, usize), packed: &mut [bf16]| {
                 let x = Rows::<f32>::new(x);
                 layout::pack_activations::<S, tile::Pairs, f32>(
@@ -301,6 +301,7 @@ fn pairs_are_exact_without_the_instruction() {
             let epilogue = Epilogue::<f32> {
                 out: RowsMut::new(out),
                 members: None,
+                scales: None,
                 bias,
                 activation,
                 accumulate: false,
@@ -365,8 +366,9 @@ fn weights_pack_from_unaligned_bytes_and_unknown_formats_are_refused() {
     for (at, x) in noise(n * k, 2).into_iter().enumerate() {
         assert_eq!(packed[at % k * PANEL + at / k], f16::from_f32(x));
     }
-    let error = cpu.weight(WeightData { format: WeightFormat::Int8, ..data }).unwrap_err();
-    assert_eq!(error.to_string(), "cpu has no kernel for int8 weights");
+    let error =
+        cpu.weight(WeightData { format: WeightFormat::Int4 { group: 20 }, ..data }).unwrap_err();
+    assert_eq!(error.to_string(), "cpu has no kernel for int4 (groups of 20) weights");
 }
 
 #[test]

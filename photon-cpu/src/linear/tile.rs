@@ -10,22 +10,48 @@ use std::marker::PhantomData;
 use half::bf16;
 
 use super::layout::{PANEL, ROWS};
-use crate::simd::{Element, Op, Simd};
+use crate::simd::{Element, Op, Readable, Simd, load, store};
 
 /// How weights and activations are stored and multiplied. The unit of k is a step.
 pub(super) trait Format: Copy + Send + Sync + 'static {
     /// What weights are stored as.
-    type Weight: Element + bytemuck::Pod;
+    type Weight: bytemuck::Pod + Send + Sync;
     /// What activations are packed as.
     type Activation: Element + bytemuck::Pod;
     /// Elements of k in a step.
     const PER_STEP: usize;
     /// Whether tiles of many rows multiply f32 copies of the weights, made once for all rows.
     const WIDEN: bool;
+    /// Whether tiles of few rows do as well.
+    const ALWAYS_WIDEN: bool = false;
+    /// Elements of a step of a panel.
+    const STEP_LEN: usize = PANEL * Self::PER_STEP;
 
     /// Where a step holds `column`, counted in columns.
     fn place(column: usize) -> usize {
         column
+    }
+    /// Writes steps of a panel as f32, from `first` on, `slab.0` columns beside each other and such
+    /// slabs `slab.1` apart. `scales` are the panel's, where there are some for each group of steps.
+    #[inline(always)]
+    fn widen<S: Simd>(
+        s: S,
+        packed: &[Self::Weight],
+        _scales: &[f32],
+        _first: usize,
+        slab: (usize, usize),
+        wide: &mut [f32],
+    ) {
+        assert!(Self::PER_STEP == 1, "pairs are never widened");
+        for (step, packed) in packed.chunks_exact(Self::STEP_LEN).enumerate() {
+            for (pair, packed) in packed.chunks_exact(2 * S::LANES).enumerate() {
+                let wide = &mut wide[place_in_slabs(2 * S::LANES * pair, step, slab)..];
+                // SAFETY: the chunk has `2 * LANES` elements, and one element per step.
+                let [first, second] = unsafe { Self::columns(s, packed.as_ptr()) };
+                store(s, wide, first);
+                store(s, &mut wide[S::LANES..], second);
+            }
+        }
     }
     /// Two vectors of columns of one step.
     ///
@@ -41,11 +67,17 @@ pub(super) trait Format: Copy + Send + Sync + 'static {
     fn multiply<S: Simd>(s: S, row: S::V, columns: S::V, sum: S::V) -> S::V;
 }
 
+/// Where column `column` of step `step` is.
+#[inline(always)]
+fn place_in_slabs(column: usize, step: usize, (width, len): (usize, usize)) -> usize {
+    column / width * len + step * width + column % width
+}
+
 /// One element of k per step, columns in order, multiplied as f32.
 #[derive(Clone, Copy)]
 pub(super) struct Single<T>(PhantomData<T>);
 
-impl<T: Element + bytemuck::Pod> Format for Single<T> {
+impl<T: Readable + bytemuck::Pod> Format for Single<T> {
     type Weight = T;
     type Activation = f32;
     const PER_STEP: usize = 1;
@@ -93,6 +125,67 @@ impl<const LANES: usize> Format for Halves<LANES> {
         // SAFETY: `2 * LANES` bf16 are as large as `LANES` f32, and the load need not be aligned.
         let both = unsafe { s.read_f32(p.cast()) };
         [s.lower(both), s.upper(both)]
+    }
+    #[inline(always)]
+    unsafe fn row<S: Simd>(s: S, p: *const f32) -> S::V {
+        // SAFETY: the caller vouches for an element.
+        s.splat(unsafe { *p })
+    }
+    #[inline(always)]
+    fn multiply<S: Simd>(s: S, row: S::V, columns: S::V, sum: S::V) -> S::V {
+        s.fma(row, columns, sum)
+    }
+}
+
+/// Four bits of k per step, always multiplied as f32 copies: of each `2 * LANES` columns the first half
+/// lies in the lower halves of bytes. Behind the elements of all panels come, for each panel and each
+/// `GROUP` steps, the scales of its columns and then the offsets.
+#[derive(Clone, Copy)]
+pub(super) struct Nibbles<const LANES: usize, const GROUP: usize>;
+
+impl<const LANES: usize, const GROUP: usize> Format for Nibbles<LANES, GROUP> {
+    type Weight = u8;
+    type Activation = f32;
+    const PER_STEP: usize = 1;
+    const WIDEN: bool = true;
+    const ALWAYS_WIDEN: bool = true;
+    const STEP_LEN: usize = PANEL / 2;
+
+    #[inline(always)]
+    fn widen<S: Simd>(
+        s: S,
+        packed: &[u8],
+        scales: &[f32],
+        first: usize,
+        slab: (usize, usize),
+        wide: &mut [f32],
+    ) {
+        assert!(LANES == S::LANES, "packed for another instruction set");
+        let steps = packed.len() / Self::STEP_LEN;
+        let mut step = 0;
+        while step < steps {
+            let group = (first + step) / GROUP;
+            let end = steps.min((group + 1) * GROUP - first);
+            let scales = &scales[group * 2 * PANEL..][..2 * PANEL];
+            for pair in 0..PANEL / (2 * LANES) {
+                let column = 2 * LANES * pair;
+                let scale = [load(s, &scales[column..]), load(s, &scales[column + LANES..])];
+                let offsets = &scales[PANEL + column..];
+                let offset = [load(s, offsets), load(s, &offsets[LANES..])];
+                for step in step..end {
+                    let bytes = &packed[step * Self::STEP_LEN + pair * LANES..][..LANES];
+                    // SAFETY: the slice has `LANES` bytes.
+                    let [low, high] = unsafe { s.read_nibbles(bytes.as_ptr()) };
+                    let wide = &mut wide[place_in_slabs(column, step, slab)..];
+                    store(s, wide, s.fma(low, scale[0], offset[0]));
+                    store(s, &mut wide[LANES..], s.fma(high, scale[1], offset[1]));
+                }
+            }
+            step = end;
+        }
+    }
+    unsafe fn columns<S: Simd>(_: S, _: *const u8) -> [S::V; 2] {
+        unreachable!("always widened")
     }
     #[inline(always)]
     unsafe fn row<S: Simd>(s: S, p: *const f32) -> S::V {

@@ -154,6 +154,12 @@ impl Simd for Portable {
         unsafe { p.cast::<[i8; 8]>().read_unaligned() }.map(f32::from)
     }
     #[inline(always)]
+    unsafe fn read_nibbles(self, p: *const u8) -> [V; 2] {
+        // SAFETY: the caller vouches for `LANES` bytes, which are always aligned.
+        let bytes = unsafe { p.cast::<[u8; 8]>().read_unaligned() };
+        [bytes.map(|b| f32::from(b & 15)), bytes.map(|b| f32::from(b >> 4))]
+    }
+    #[inline(always)]
     unsafe fn read_fp8(self, p: *const Fp8) -> V {
         // SAFETY: the caller vouches for `LANES` elements; bytes are always aligned.
         unsafe { p.cast::<[u8; 8]>().read_unaligned() }.map(photon_core::kv::from_fp8)

@@ -152,6 +152,15 @@ impl Simd for Avx2 {
         unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
     }
     #[inline(always)]
+    unsafe fn read_nibbles(self, p: *const u8) -> [__m256; 2] {
+        // SAFETY: `self` proves the instructions, the caller vouches for eight bytes.
+        unsafe {
+            let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
+            let low = _mm256_and_si256(bytes, _mm256_set1_epi32(15));
+            [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(bytes))]
+        }
+    }
+    #[inline(always)]
     unsafe fn read_fp8(self, p: *const Fp8) -> __m256 {
         // A code moved to f16's place, sign apart, is short by 2^8, the difference of the biases.
         // SAFETY: `self` proves the instructions, the caller vouches for eight elements.
@@ -360,6 +369,15 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     unsafe fn read_int8(self, p: *const i8) -> __m512 {
         // SAFETY: `self` proves the instructions, the caller vouches for sixteen elements.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn read_nibbles(self, p: *const u8) -> [__m512; 2] {
+        // SAFETY: `self` proves the instructions, the caller vouches for sixteen bytes.
+        unsafe {
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
+            let low = _mm512_and_si512(bytes, _mm512_set1_epi32(15));
+            [_mm512_cvtepi32_ps(low), _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(bytes))]
+        }
     }
     #[inline(always)]
     unsafe fn read_fp8(self, p: *const Fp8) -> __m512 {

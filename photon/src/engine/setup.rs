@@ -8,7 +8,7 @@ use std::{
 
 use photon_core::{DType, Kernels};
 use photon_models::{
-    KvCache, Moondream, Precision,
+    KvCache, Moondream, Precision, Quant,
     adapter::{Adapter, MAX_RANK},
     checkpoint::Checkpoint,
     config::Config,
@@ -32,6 +32,8 @@ pub struct EngineOptions {
     pub threads: Option<usize>,
     /// Type of weights; the checkpoint's own if `None`.
     pub dtype: Option<DType>,
+    /// Matrices that are quantized when the model is loaded; none by default.
+    pub quant: Quant,
     /// Type of keys and values: a float, or [`DType::Int8`] or [`DType::Fp8`], which take half the
     /// memory of 16 bits and change answers a little. That of the weights if `None`.
     pub kv_dtype: Option<DType>,
@@ -94,7 +96,8 @@ pub(crate) fn precision(dtype: DType, options: &EngineOptions) -> Precision {
         DType::F32 => Precision::F32,
         dtype => Precision::mixed(dtype),
     };
-    Precision { kv: options.kv_dtype.unwrap_or(precision.kv), ..precision }
+    let kv = options.kv_dtype.unwrap_or(precision.kv);
+    Precision { kv, quant: options.quant, ..precision }
 }
 
 pub(crate) fn crop_config(config: &Config, resize: ResizeOrder) -> CropConfig {
