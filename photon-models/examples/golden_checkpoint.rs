@@ -41,12 +41,14 @@ fn write(out: &std::path::Path, family: &str) -> Result<(), Error> {
     let parsed = Config::from_json(config.to_string().as_bytes(), family)?;
     let tensors = expected_tensors(&parsed);
     let checkpoint = Checkpoint::synthetic(0, tensors.clone());
-    let made: Vec<_> =
-        tensors.iter().map(|(name, _)| (name, checkpoint.bytes(name).expect("made"))).collect();
+    let made: Vec<_> = tensors
+        .iter()
+        .map(|(name, shape)| (name, shape, checkpoint.floats(name).expect("made").1))
+        .collect();
     let views: BTreeMap<&str, TensorView<'_>> = made
         .iter()
-        .map(|(name, (info, bytes))| {
-            Ok((name.as_str(), TensorView::new(Dtype::F32, info.shape.clone(), bytes)?))
+        .map(|(name, shape, bytes)| {
+            Ok((name.as_str(), TensorView::new(Dtype::F32, shape.to_vec(), bytes)?))
         })
         .collect::<Result<_, Error>>()?;
     std::fs::create_dir_all(out)?;

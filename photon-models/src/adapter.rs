@@ -181,8 +181,8 @@ impl Adapter {
             if !(1..=MAX_RANK).contains(&rank) {
                 return Err(wrong(format!("{tensor} has rank {rank}, not in 1..={MAX_RANK}")));
             }
-            let (info, bytes) = checkpoint.bytes(tensor).expect("it was just listed");
-            let wide = convert(&bytes, info.dtype, DType::F32);
+            let (from, bytes) = checkpoint.floats(tensor).expect("it was just listed");
+            let wide = convert(&bytes, from, DType::F32);
             let values = wide.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
             let matrices = Matrices { dims: shape, values: values.collect() };
             if !matrices.values.iter().all(|v| v.is_finite()) {

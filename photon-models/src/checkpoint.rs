@@ -1,10 +1,14 @@
-//! Where weights come from: safetensors on disk or in memory, or the synthetic rule.
+//! Where weights come from: safetensors or PyTorch's files on disk, or in memory, or the synthetic rule.
 //!
-//! A [`Checkpoint`] is a table of names, shapes and types, plus a way to the bytes. Coverage is
+//! A [`Checkpoint`] is a table of names, shapes and formats, plus a way to the bytes; the names are those
+//! of the Hugging Face repositories, whoever wrote the files (`layout`). Coverage is
 //! checked both ways before anything is loaded: a tensor the model needs and the checkpoint lacks is
 //! an error, and so is one the model does not know.
+mod layout;
 mod mapped;
+mod raw;
 mod synthetic;
+mod torch;
 
 use std::{
     borrow::Cow,
@@ -13,10 +17,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use photon_core::DType;
+use photon_core::{DType, WeightFormat, quant::Quantized};
 use safetensors::SafeTensors;
 
+pub use layout::Layout;
 pub use synthetic::Synthetic;
+
+use layout::Source;
+use raw::{Element, Raw};
 
 /// Most bytes of an index or a configuration file.
 const MAX_JSON_BYTES: u64 = 16 << 20;
@@ -35,12 +43,13 @@ pub enum CheckpointError {
     },
     /// No weights where they were looked for.
     #[error(
-        "no weights in {}: expected model.safetensors, or model.safetensors.index.json and its shards",
+        "no weights in {}: expected model.safetensors, or model.safetensors.index.json and its shards, or \
+         one .pt file",
         .0.display()
     )]
     NoWeights(PathBuf),
-    /// Not a safetensors file, or one cut short.
-    #[error("{name} is not a complete safetensors file ({why}): copy or download it again")]
+    /// Not a file of weights, or one cut short.
+    #[error("{name} is not a complete file of weights ({why}): copy or download it again")]
     Damaged {
         /// The file.
         name: String,
@@ -55,13 +64,13 @@ pub enum CheckpointError {
         /// What is wrong.
         why: String,
     },
-    /// A tensor of a type that is not a float.
-    #[error("tensor {name} is {dtype}; weights must be f32, f16 or bf16")]
-    Type {
+    /// A tensor that no weight is stored as.
+    #[error("tensor {name} cannot be read: {why}")]
+    Tensor {
         /// The tensor.
         name: String,
-        /// Its type.
-        dtype: String,
+        /// What is wrong.
+        why: String,
     },
     /// A tensor that cannot be quantized.
     #[error("tensor {name} holds numbers that are not finite: the checkpoint is damaged")]
@@ -84,13 +93,22 @@ pub enum CheckpointError {
     Coverage(String),
 }
 
-/// Shape and element type of one tensor.
+/// Shape and format of one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
     /// Outermost first.
     pub shape: Vec<usize>,
     /// How the checkpoint stores it.
-    pub dtype: DType,
+    pub format: WeightFormat,
+}
+
+impl TensorInfo {
+    /// Bytes of its elements and scales.
+    pub fn bytes(&self) -> u64 {
+        let cols = self.shape.last().copied().unwrap_or(1).max(1);
+        let rows = self.shape.iter().product::<usize>() / cols;
+        (rows * (self.format.row_bytes(cols) + 4 * self.format.row_scales(cols))) as u64
+    }
 }
 
 #[derive(Debug)]
@@ -108,47 +126,47 @@ impl Bytes {
     }
 }
 
-/// One tensor's place in a file.
-#[derive(Clone, Debug)]
-struct Entry {
-    info: TensorInfo,
-    file: usize,
-    start: usize,
-    end: usize,
-}
-
 /// A source of named tensors.
 #[derive(Debug)]
 pub enum Checkpoint {
-    /// Safetensors.
+    /// Files.
     Files(Files),
     /// Values made from names.
     Synthetic(Synthetic),
 }
 
-/// One or several safetensors files.
+/// Files that were opened.
 #[derive(Debug)]
 pub struct Files {
     files: Vec<Bytes>,
-    entries: BTreeMap<String, Entry>,
+    layout: Layout,
+    tensors: BTreeMap<String, Source>,
 }
 
 impl Checkpoint {
-    /// Opens a model directory, or a `.safetensors` file. Files are mapped, not read.
+    /// Opens a model directory, or a file of safetensors or of PyTorch. Files are mapped, not read.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let mut files = Files { files: Vec::new(), entries: BTreeMap::new() };
+        let mut opened = Opened::default();
         for shard in shards(path)? {
             let name = shard.display().to_string();
-            files.add(&name, Bytes::Mapped(mapped::map(&shard)?))?;
+            opened.add(&name, Bytes::Mapped(mapped::map(&shard)?))?;
         }
-        Ok(Checkpoint::Files(files))
+        opened.finish()
     }
 
-    /// A safetensors file that is part of the program.
+    /// A file that is part of the program.
     pub fn embedded(name: &str, bytes: &'static [u8]) -> Result<Self, CheckpointError> {
-        let mut files = Files { files: Vec::new(), entries: BTreeMap::new() };
-        files.add(name, Bytes::Static(bytes))?;
-        Ok(Checkpoint::Files(files))
+        let mut opened = Opened::default();
+        opened.add(name, Bytes::Static(bytes))?;
+        opened.finish()
+    }
+
+    /// Who laid the files out; nothing for weights that were made.
+    pub fn layout(&self) -> Option<Layout> {
+        match self {
+            Checkpoint::Files(f) => Some(f.layout),
+            Checkpoint::Synthetic(_) => None,
+        }
     }
 
     /// Weights by the synthetic rule for exactly these tensors.
@@ -156,28 +174,45 @@ impl Checkpoint {
         Checkpoint::Synthetic(Synthetic::new(seed, tensors))
     }
 
-    /// Names, shapes and types, by name.
+    /// Names, shapes and formats, by name.
     pub fn tensors(&self) -> BTreeMap<&str, TensorInfo> {
         match self {
             Checkpoint::Files(f) => {
-                f.entries.iter().map(|(name, e)| (name.as_str(), e.info.clone())).collect()
+                let info = |s: &Source| TensorInfo { shape: s.shape(), format: s.format() };
+                f.tensors.iter().map(|(name, s)| (name.as_str(), info(s))).collect()
             }
             Checkpoint::Synthetic(s) => s.tensors().collect(),
         }
     }
 
-    /// The little-endian elements of a tensor, or `None` if there is none of that name.
-    pub fn bytes(&self, name: &str) -> Option<(TensorInfo, Cow<'_, [u8]>)> {
+    /// Shape and format of a tensor.
+    pub fn info(&self, name: &str) -> Option<TensorInfo> {
         match self {
             Checkpoint::Files(f) => {
-                let entry = f.entries.get(name)?;
-                let bytes = &f.files[entry.file].get()[entry.start..entry.end];
-                Some((entry.info.clone(), Cow::Borrowed(bytes)))
+                let source = f.tensors.get(name)?;
+                Some(TensorInfo { shape: source.shape(), format: source.format() })
             }
             Checkpoint::Synthetic(s) => {
-                let (info, bytes) = s.bytes(name)?;
-                Some((info, Cow::Owned(bytes)))
+                s.tensors().find_map(|(n, info)| (n == name).then_some(info))
             }
+        }
+    }
+
+    /// The elements of a tensor as little-endian floats of the type that is returned, or `None` if there
+    /// is none of that name. Codes are made f32.
+    pub fn floats(&self, name: &str) -> Option<(DType, Cow<'_, [u8]>)> {
+        match self {
+            Checkpoint::Files(f) => Some(f.tensors.get(name)?.floats(|raw| f.bytes(raw))),
+            Checkpoint::Synthetic(s) => Some((DType::F32, s.bytes(name)?.into())),
+        }
+    }
+
+    /// The codes and scales of a tensor whose format has them, as [`quant`](photon_core::quant) lays
+    /// them out.
+    pub fn coded(&self, name: &str) -> Option<Quantized> {
+        match self {
+            Checkpoint::Files(f) => f.tensors.get(name)?.coded(|raw| f.bytes(raw)),
+            Checkpoint::Synthetic(_) => None,
         }
     }
 
@@ -216,42 +251,71 @@ impl Checkpoint {
 }
 
 impl Files {
+    fn bytes(&self, raw: &Raw) -> &[u8] {
+        &self.files[raw.file].get()[raw.bytes.clone()]
+    }
+}
+
+/// Files being opened.
+#[derive(Default)]
+struct Opened {
+    files: Vec<Bytes>,
+    raw: BTreeMap<String, Raw>,
+}
+
+impl Opened {
     fn add(&mut self, name: &str, bytes: Bytes) -> Result<(), CheckpointError> {
         let damaged = |why: String| CheckpointError::Damaged { name: name.into(), why };
-        let data = bytes.get();
-        let (header_bytes, metadata) =
-            SafeTensors::read_metadata(data).map_err(|e| damaged(e.to_string()))?;
-        let base = 8 + header_bytes;
-        let file = self.files.len();
-        for (tensor, info) in metadata.tensors() {
-            let (start, end) = (base + info.data_offsets.0, base + info.data_offsets.1);
-            if end > data.len() {
-                let why = format!("{tensor} ends at byte {end}, the file has {}", data.len());
-                return Err(damaged(why));
-            }
-            let dtype = match info.dtype {
-                safetensors::Dtype::F32 => DType::F32,
-                safetensors::Dtype::F16 => DType::F16,
-                safetensors::Dtype::BF16 => DType::Bf16,
-                other => {
-                    let dtype = format!("{other:?}");
-                    return Err(CheckpointError::Type { name: tensor, dtype });
-                }
-            };
+        let (data, file) = (bytes.get(), self.files.len());
+        let tensors = match torch::is_zip(data) {
+            true => torch::tensors(data, file).map_err(damaged)?,
+            false => safetensors(data, file).map_err(damaged)?,
+        };
+        for (tensor, raw) in tensors {
             // Left in the names by torch.compile.
             let tensor = tensor.replace("._orig_mod", "");
-            let info = TensorInfo { shape: info.shape.clone(), dtype };
-            let entry = Entry { info, file, start, end };
-            if self.entries.insert(tensor.clone(), entry).is_some() {
+            if self.raw.insert(tensor.clone(), raw).is_some() {
                 return Err(damaged(format!("{tensor} appears twice")));
             }
         }
         self.files.push(bytes);
         Ok(())
     }
+
+    fn finish(self) -> Result<Checkpoint, CheckpointError> {
+        let wrong = |layout::Wrong { name, why }| CheckpointError::Tensor { name, why };
+        let (layout, tensors) = layout::canonical(self.raw).map_err(wrong)?;
+        Ok(Checkpoint::Files(Files { files: self.files, layout, tensors }))
+    }
 }
 
-/// The safetensors files of a model directory, or the file itself.
+/// The tensors of a safetensors file.
+fn safetensors(data: &[u8], file: usize) -> Result<Vec<(String, Raw)>, String> {
+    use safetensors::Dtype;
+    let (header_bytes, metadata) = SafeTensors::read_metadata(data).map_err(|e| e.to_string())?;
+    let base = 8 + header_bytes;
+    let mut tensors = Vec::new();
+    for (name, info) in metadata.tensors() {
+        let bytes = base + info.data_offsets.0..base + info.data_offsets.1;
+        if bytes.end > data.len() {
+            let (end, len) = (bytes.end, data.len());
+            return Err(format!("{name} ends at byte {end}, the file has {len}"));
+        }
+        let element = match info.dtype {
+            Dtype::F32 => Element::F32,
+            Dtype::F16 => Element::F16,
+            Dtype::BF16 => Element::Bf16,
+            Dtype::F8_E4M3 => Element::F8,
+            Dtype::U8 => Element::U8,
+            Dtype::I8 => Element::I8,
+            _ => Element::Other,
+        };
+        tensors.push((name, Raw { element, shape: info.shape.clone(), file, bytes }));
+    }
+    Ok(tensors)
+}
+
+/// The files with the weights of a model directory, or the file itself.
 fn shards(path: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     if path.is_file() {
         return Ok(vec![path.to_path_buf()]);
@@ -262,7 +326,7 @@ fn shards(path: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     }
     let index = path.join("model.safetensors.index.json");
     if !index.is_file() {
-        return Err(CheckpointError::NoWeights(path.to_path_buf()));
+        return torch_file(path).map(|file| vec![file]);
     }
     let wrong = |why: String| CheckpointError::Index { path: index.clone(), why };
     let text = read_small(&index)?;
@@ -280,6 +344,18 @@ fn shards(path: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
         names.insert(name);
     }
     Ok(names.into_iter().map(|name| path.join(name)).collect())
+}
+
+/// The only `.pt` file of a folder.
+fn torch_file(folder: &Path) -> Result<PathBuf, CheckpointError> {
+    let entries = std::fs::read_dir(folder)
+        .map_err(|source| CheckpointError::Io { path: folder.to_path_buf(), source })?;
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut files = paths.filter(|path| path.extension().is_some_and(|e| e == "pt"));
+    match (files.next(), files.next()) {
+        (Some(file), None) => Ok(file),
+        _ => Err(CheckpointError::NoWeights(folder.to_path_buf())),
+    }
 }
 
 /// Reads a file that ought to be small.

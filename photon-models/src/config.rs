@@ -389,6 +389,9 @@ impl Config {
         if let Some(inner) = given.get_mut("config").filter(|inner| !inner.is_null()) {
             given = inner.take();
         }
+        if !given.is_object() {
+            return Err(ConfigError::Value("it is no JSON object".into()));
+        }
         let mut whole = serde_json::to_value(Config::of(family))?;
         for part in ["text", "vision", "region", "tokenizer"] {
             let Some(given) = given.get_mut(part).map(serde_json::Value::take) else { continue };
@@ -547,7 +550,7 @@ mod tests {
         refuses("{\"vision\": {\"overlap_margin\": 14}}", "leaves no window");
         refuses("{\"tokenizer\": {\"coord_id\": 60000}}", "id 60000 is not in the vocabulary");
         refuses("{\"text\": 5}", "not valid");
-        refuses("[1]", "not valid");
+        refuses("[1]", "no JSON object");
         refuses("not json", "not valid");
     }
 }

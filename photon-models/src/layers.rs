@@ -1,4 +1,6 @@
 //! The two layers everything is made of, and the loader that fills them.
+use std::borrow::Cow;
+
 use photon_core::{
     Activation, Cx, DType, Device, Kernels, LayerNorm, Linear, Tensor, Weight, WeightData,
     WeightFormat, convert, quant,
@@ -42,10 +44,15 @@ pub(crate) struct Loader<'a, D: Device> {
 
 impl<D: Device> Loader<'_, D> {
     fn floats(&mut self, name: &str, to: DType) -> Result<Vec<u8>, LoadError> {
-        let found = self.checkpoint.bytes(name);
-        let (info, bytes) = found.expect("Checkpoint::check found every tensor of the model");
-        (self.progress)(bytes.len() as u64);
-        Ok(convert(&bytes, info.dtype, to).into_owned())
+        let (from, bytes) = self.stored(name);
+        Ok(convert(&bytes, from, to).into_owned())
+    }
+
+    fn stored(&mut self, name: &str) -> (DType, Cow<'_, [u8]>) {
+        let found = self.checkpoint.floats(name);
+        let found = found.expect("Checkpoint::check found every tensor of the model");
+        (self.progress)(found.1.len() as u64);
+        found
     }
 
     /// A row-major tensor.
@@ -89,14 +96,33 @@ impl<D: Device> Loader<'_, D> {
         name: &str,
         [count, n, k]: [usize; 3],
     ) -> Result<Weight<D>, LoadError> {
-        let Some(format) = self.quant else { return self.weight(&[name], [count, n, k]) };
-        let found = self.checkpoint.bytes(name);
-        let (info, bytes) = found.expect("Checkpoint::check found every tensor of the model");
-        (self.progress)(bytes.len() as u64);
-        let coded = quantize(format, k, &bytes, info.dtype)
-            .ok_or_else(|| CheckpointError::NotFinite { name: name.into() })?;
+        let stored = self.format(name);
+        let coded = match self.quant {
+            // What is quantized already stays so, unless another format is asked for.
+            None => self.checkpoint.coded(name),
+            Some(format) if format == stored => self.checkpoint.coded(name),
+            Some(_) => None,
+        };
+        let (format, coded) = match (coded, self.quant) {
+            (Some(coded), _) => {
+                (self.progress)(coded.bytes.len() as u64);
+                (stored, Some(coded).filter(|c| c.scales.iter().all(|scale| scale.is_finite())))
+            }
+            (None, Some(format)) => {
+                let (from, bytes) = self.stored(name);
+                (format, quantize(format, k, &bytes, from))
+            }
+            (None, None) => return self.weight(&[name], [count, n, k]),
+        };
+        let coded = coded.ok_or_else(|| CheckpointError::NotFinite { name: name.into() })?;
         let quant::Quantized { bytes, scales } = &coded;
         Ok(self.device.weight(WeightData { count, n, k, format, bytes, scales })?)
+    }
+
+    /// How the checkpoint stores a tensor.
+    fn format(&self, name: &str) -> WeightFormat {
+        let info = self.checkpoint.info(name);
+        info.expect("Checkpoint::check found every tensor of the model").format
     }
 
     /// Weight matrices `[count, n, k]` from tensors that together are that, one after the other.

@@ -4,7 +4,7 @@ use photon_core::{Cx, DType, Device, Gather, Kernels, Scatter, Tensor, WeightFor
 use crate::{
     adapter::AdapterSlots,
     batch::Batch,
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, TensorInfo},
     config::Config,
     image::Tiling,
     kv::KvCache,
@@ -88,11 +88,7 @@ impl<D: Kernels> Moondream<D> {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, LoadError> {
         checkpoint.check(&expected_tensors(config))?;
-        let bytes = |shape: &[usize], dtype: DType| {
-            shape.iter().product::<usize>() as u64 * dtype.size() as u64
-        };
-        let total =
-            checkpoint.tensors().values().map(|info| bytes(&info.shape, info.dtype)).sum::<u64>();
+        let total = checkpoint.tensors().values().map(TensorInfo::bytes).sum::<u64>();
         let mut taken = 0;
         let mut loader = Loader {
             device,

@@ -44,6 +44,9 @@ pub(crate) struct Args {
     /// How many photon processes run at once
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=64))]
     parallel: u64,
+    /// Quantize the model's weights, as `photon --quant` takes it
+    #[arg(long, value_name = "FORMAT")]
+    quant: Option<OsString>,
     /// Print one JSON object rather than a table
     #[arg(long)]
     json: bool,
@@ -53,7 +56,7 @@ pub(crate) struct Args {
     /// Tell every wrong answer on stderr
     #[arg(long)]
     show_misses: bool,
-    /// Further arguments for every photon run, such as `-- --quant int8`
+    /// Further arguments for every photon run, such as `-- --kv-dtype int8`
     #[arg(last = true, value_name = "PHOTON_ARGS")]
     extra: Vec<OsString>,
 }
@@ -65,8 +68,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => build_photon()?,
     };
     let model = args.model.iter().flat_map(|model| ["--model".into(), model.clone()]);
-    let engine =
-        Engine { program: vec![program.into()], extra: model.chain(args.extra.clone()).collect() };
+    let quant = args.quant.iter().flat_map(|quant| ["--quant".into(), quant.clone()]);
+    let extra = model.chain(quant).chain(args.extra.clone()).collect();
+    let engine = Engine { program: vec![program.into()], extra };
     let started = Instant::now();
     let (scores, misses) = evaluate(&engine, args)?;
     let verdicts = verdicts(&scores);

@@ -5,7 +5,7 @@
 //! exactly, so golden outputs need no weight files and benchmarks at real size need no download.
 use std::collections::BTreeMap;
 
-use photon_core::DType;
+use photon_core::{DType, WeightFormat};
 
 use super::TensorInfo;
 
@@ -24,11 +24,12 @@ impl Synthetic {
     }
 
     pub(super) fn tensors(&self) -> impl Iterator<Item = (&str, TensorInfo)> {
-        let info = |shape: &Vec<usize>| TensorInfo { shape: shape.clone(), dtype: DType::F32 };
+        let format = WeightFormat::Float(DType::F32);
+        let info = move |shape: &Vec<usize>| TensorInfo { shape: shape.clone(), format };
         self.shapes.iter().map(move |(name, shape)| (name.as_str(), info(shape)))
     }
 
-    pub(super) fn bytes(&self, name: &str) -> Option<(TensorInfo, Vec<u8>)> {
+    pub(super) fn bytes(&self, name: &str) -> Option<Vec<u8>> {
         let shape = self.shapes.get(name)?;
         let count: usize = shape.iter().product();
         let (offset, amplitude) = rule(name, shape);
@@ -39,7 +40,7 @@ impl Synthetic {
             let value = offset + amplitude * (2.0 * (u * (-24f32).exp2()) - 1.0);
             out.copy_from_slice(&value.to_le_bytes());
         }
-        Some((TensorInfo { shape: shape.clone(), dtype: DType::F32 }, bytes))
+        Some(bytes)
     }
 }
 
@@ -80,7 +81,7 @@ mod tests {
     #[test]
     fn the_rule_gives_the_recorded_values() {
         let source = Synthetic::new(0, vec![("model.text.wte".into(), vec![2, 2])]);
-        let (_, bytes) = source.bytes("model.text.wte").unwrap();
+        let bytes = source.bytes("model.text.wte").unwrap();
         let values: Vec<f32> =
             bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
         assert_eq!(values, WTE);

@@ -49,8 +49,8 @@ fn base(config: &Config) -> Tensors {
     let expected = expected_tensors(config);
     let source = Checkpoint::synthetic(0, expected.clone());
     let floats = |name: &str| {
-        let (info, bytes) = source.bytes(name).unwrap();
-        let bytes = convert(&bytes, info.dtype, DType::F32).into_owned();
+        let (from, bytes) = source.floats(name).unwrap();
+        let bytes = convert(&bytes, from, DType::F32).into_owned();
         bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
     };
     expected.into_iter().map(|(name, shape)| (name.clone(), (shape, floats(&name)))).collect()

@@ -4,10 +4,10 @@
 //! features, K of the first and V of the last layer over BOS and image, and the logits of the first
 //! token of each prompt. `photon` checks the token sequences that follow.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test's helpers")]
-use photon_core::{Arena, Cx, DType, Device, Kernels, SampleParams, Tensor};
+use photon_core::{Arena, Cx, DType, Device, Kernels, SampleParams, Tensor, WeightFormat};
 use photon_cpu::{Cpu, CpuOptions};
 use photon_models::{
-    KvCache, Moondream, Precision,
+    KvCache, Moondream, Precision, Quant,
     batch::{BatchBuilder, Row},
     checkpoint::Checkpoint,
     config::{Config, Family, TauGelu},
@@ -16,6 +16,7 @@ use photon_models::{
     prompt::Input,
 };
 use safetensors::SafeTensors;
+use serde_json::Value;
 
 const PICTURES: [&str; 4] = ["chart_800x557", "small_200x150", "square_910x910", "wide_1200x300"];
 const BLOCK_SIZE: usize = 16;
@@ -240,6 +241,39 @@ fn every_stage_matches_the_reference_in_bf16() {
     matches_reference(Precision::mixed(DType::Bf16), 0.0, 3e-2);
 }
 
+/// The logits after a question about a picture.
+fn query_logits(run: &mut Run, config: &Config, picture: &str, prompt: &Value) -> Vec<f32> {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/images");
+    let bytes = std::fs::read(format!("{dir}/{picture}.png")).unwrap();
+    let crops = CropConfig::default().crops(&decode(&bytes, &Limits::default()).unwrap()).unwrap();
+    run.pass(|model, cx, _, image| {
+        let size = config.vision.crop_size;
+        let mut staged = cx.tensor([crops.tiling.num_crops(), size, size, 3], DType::U8);
+        cx.upload(&mut staged, &crops.crops);
+        let features = model.encode_crops(cx, &staged);
+        model.project_images(cx, &features, &[crops.tiling], image);
+    });
+    let inputs = inputs(prompt, config.vision.patches());
+    let blocks: Vec<u32> = (1..=inputs.len().div_ceil(BLOCK_SIZE) as u32).collect();
+    let row = Row {
+        inputs: &inputs,
+        start: 0,
+        block_table: &blocks,
+        prefix_len: config.text.prefix_attn,
+        image_offset: 0,
+        adapter: None,
+        sample: Some(SampleParams::GREEDY),
+    };
+    let logits = run.pass(|model, cx, kv, image| {
+        let mut batch = BatchBuilder::new(BLOCK_SIZE);
+        batch.push(&row);
+        let batch = batch.upload(cx);
+        let hidden = model.forward(cx, &batch, Some(image), None, kv);
+        model.logits(cx, &hidden)
+    });
+    download(&run.device, &mut run.stream, &logits)
+}
+
 /// The first token's logits, which see the whole of the text model; the vision model and its weights
 /// are those of the other family's golden numbers, where every stage is compared.
 fn moondream3_matches_reference(precision: Precision, absolute: f32, relative: f32) {
@@ -249,39 +283,51 @@ fn moondream3_matches_reference(precision: Precision, absolute: f32, relative: f
         config.text.tau_gelu = tau_gelu;
         let mut run = Run::new(&config, precision);
         for picture in PICTURES {
-            let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/images");
-            let bytes = std::fs::read(format!("{dir}/{picture}.png")).unwrap();
-            let rgb = decode(&bytes, &Limits::default()).unwrap();
-            let crops = CropConfig::default().crops(&rgb).unwrap();
-            run.pass(|model, cx, _, image| {
-                let size = config.vision.crop_size;
-                let mut staged = cx.tensor([crops.tiling.num_crops(), size, size, 3], DType::U8);
-                cx.upload(&mut staged, &crops.crops);
-                let features = model.encode_crops(cx, &staged);
-                model.project_images(cx, &features, &[crops.tiling], image);
-            });
-            let record = &golden.json["tau_gelu"][name][picture]["query"]["prompt"];
-            let inputs = inputs(record, config.vision.patches());
-            let blocks: Vec<u32> = (1..=inputs.len().div_ceil(BLOCK_SIZE) as u32).collect();
-            let row = Row {
-                inputs: &inputs,
-                start: 0,
-                block_table: &blocks,
-                prefix_len: config.text.prefix_attn,
-                image_offset: 0,
-                adapter: None,
-                sample: Some(SampleParams::GREEDY),
-            };
-            let logits = run.pass(|model, cx, kv, image| {
-                let mut batch = BatchBuilder::new(BLOCK_SIZE);
-                batch.push(&row);
-                let batch = batch.upload(cx);
-                let hidden = model.forward(cx, &batch, Some(image), None, kv);
-                model.logits(cx, &hidden)
-            });
-            let logits = download(&run.device, &mut run.stream, &logits);
+            let prompt = &golden.json["tau_gelu"][name][picture]["query"]["prompt"];
+            let logits = query_logits(&mut run, &config, picture, prompt);
             let want = golden.floats(&format!("{name}.{picture}.query_logits"));
             close(&format!("{picture} {name}"), &logits, &want, absolute, relative);
+        }
+    }
+}
+
+/// What quantizing costs, in the range of the logits: printed, and not more than the bounds, which are
+/// half as much again as was seen. Random weights have no structure that would forgive anything.
+#[test]
+fn quantized_logits_are_near_the_reference() {
+    let all = |format| Quant { text: Some(format), vision: Some(format) };
+    let formats = [
+        ("none", Quant::NONE, [0.001; 2]),
+        ("int8", all(WeightFormat::Int8), [0.013, 0.036]),
+        ("fp8", all(WeightFormat::Fp8), [0.075, 0.25]),
+        ("int4-32", all(WeightFormat::Int4 { group: 32 }), [0.22, 0.55]),
+        ("int4", all(WeightFormat::Int4 { group: 128 }), [0.22, 0.68]),
+    ];
+    for (name, quant, bounds) in formats {
+        for (family, bound) in [Family::Moondream2, Family::Moondream3].into_iter().zip(bounds) {
+            let golden = Golden::open(family);
+            let config = golden.config();
+            let mut run = Run::new(&config, Precision { quant, ..Precision::F32 });
+            let (mut largest, mut squares, mut count) = (0.0f32, 0.0f64, 0);
+            for picture in &PICTURES[..2] {
+                let (record, prefix) = match family {
+                    Family::Moondream2 => (&golden.json["images"][picture], ""),
+                    Family::Moondream3 => (&golden.json["tau_gelu"]["tanh"][picture], "tanh."),
+                };
+                let got = query_logits(&mut run, &config, picture, &record["query"]["prompt"]);
+                let want = golden.floats(&format!("{prefix}{picture}.query_logits"));
+                let low = want.iter().copied().fold(f32::MAX, f32::min);
+                let high = want.iter().copied().fold(f32::MIN, f32::max);
+                for (got, want) in got.iter().zip(&want) {
+                    let error = (got - want).abs() / (high - low);
+                    largest = largest.max(error);
+                    squares += f64::from(error).powi(2);
+                    count += 1;
+                }
+            }
+            let rms = (squares / f64::from(count)).sqrt();
+            println!("{family} {name}: largest {largest:.4}, rms {rms:.4} of the range of logits");
+            assert!(largest <= bound, "{family} {name}: {largest}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use photon_core::{DType, Kernels};
+use photon_core::{DType, Kernels, WeightFormat};
 use photon_models::{
     KvCache, Moondream, Precision, Quant,
     adapter::{Adapter, MAX_RANK},
@@ -88,7 +88,12 @@ pub(crate) struct Started {
 fn checkpoint_dtype(checkpoint: &Checkpoint) -> DType {
     let tensors = checkpoint.tensors();
     let largest = tensors.values().max_by_key(|info| info.shape.iter().product::<usize>());
-    largest.map_or(DType::F32, |info| info.dtype)
+    match largest.map(|info| info.format) {
+        Some(WeightFormat::Float(dtype)) => dtype,
+        // Beside codes everything is in 16 bits.
+        Some(_) => DType::Bf16,
+        None => DType::F32,
+    }
 }
 
 pub(crate) fn precision(dtype: DType, options: &EngineOptions) -> Precision {

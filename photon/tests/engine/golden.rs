@@ -20,23 +20,23 @@ fn recorded(name: &str) -> Value {
 }
 
 pub(crate) fn tiny(dtype: DType) -> Photon {
-    Photon::builder().model(synthetic(&golden()["config"])).dtype(dtype).build().unwrap()
+    synthetic(&golden()["config"], dtype)
 }
 
 /// The model whose outputs were recorded.
-fn synthetic(config: &Value) -> Model {
-    // Models are opened when they are built, so the folder has to stay.
-    let dir = tempfile::tempdir().unwrap().keep();
+fn synthetic(config: &Value, dtype: DType) -> Photon {
+    let dir = tempfile::tempdir().unwrap();
     let config = serde_json::json!({ "config": config });
-    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
-    std::fs::copy(format!("{DATA}/tokenizer.json"), dir.join("tokenizer.json")).unwrap();
-    Model::Synthetic { family: Family::Moondream2, dir: Some(dir), seed: 0 }
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    std::fs::copy(format!("{DATA}/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
+    let dir = Some(dir.path().to_path_buf());
+    let model = Model::Synthetic { family: Family::Moondream2, dir, seed: 0 };
+    Photon::builder().model(model).dtype(dtype).build().unwrap()
 }
 
 /// A tiny Moondream 3 with experts, tau by its newer GELU.
-pub(crate) fn tiny3(dtype: DType) -> Photon {
-    let config = &recorded("moondream3")["config"];
-    Photon::builder().model(synthetic(config)).dtype(dtype).build().unwrap()
+fn tiny3(dtype: DType) -> Photon {
+    synthetic(&recorded("moondream3")["config"], dtype)
 }
 
 fn run(photon: &Photon, skill: Skill, image: Option<&Image>) -> Response {
