@@ -49,6 +49,9 @@ pub(crate) enum Command {
     /// Download a model from the Hugging Face hub
     #[command(arg_required_else_help = true)]
     Pull(PullArgs),
+    /// Say what is in a file of weights, and what a model lacks
+    #[command(arg_required_else_help = true)]
+    Inspect(InspectArgs),
     /// Say what this machine has, what Photon would use, and what is wrong
     Doctor(DoctorArgs),
     /// Measure how fast this machine is
@@ -504,6 +507,19 @@ pub(crate) struct PullArgs {
     #[arg(long)]
     pub(crate) offline: bool,
     /// Print the paths as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct InspectArgs {
+    /// A folder with a model, or a .safetensors or .pt file of a model or an adapter
+    #[arg(value_name = "FILE|DIR")]
+    pub(crate) path: PathBuf,
+    /// List every tensor
+    #[arg(long)]
+    pub(crate) tensors: bool,
+    /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
 }

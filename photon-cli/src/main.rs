@@ -9,6 +9,7 @@ mod args;
 mod batch;
 mod bench;
 mod draw;
+mod inspect;
 mod models;
 mod output;
 mod rng;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         Command::Batch(a) => batch::batch(&a),
         Command::Models(a) => models::list(&a),
         Command::Pull(a) => models::pull(&a),
+        Command::Inspect(a) => inspect::inspect(&a),
         Command::Doctor(a) => models::doctor(&a),
         Command::Bench(a) => bench::bench(&a),
     };

@@ -12,11 +12,7 @@ use crate::{
 };
 
 fn state(hub: &Hub, model: &KnownModel) -> &'static str {
-    match (model.supported, hub.find(model)) {
-        (false, _) => "not supported yet",
-        (true, Some(_)) => "ready",
-        (true, None) => "not pulled",
-    }
+    if hub.find(model).is_some() { "ready" } else { "not pulled" }
 }
 
 pub(crate) fn list(args: &ModelsArgs) -> Result<(), Failure> {

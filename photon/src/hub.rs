@@ -222,16 +222,12 @@ impl Hub {
     /// An interrupted pull is taken up where it stopped, also one that Python began.
     ///
     /// # Errors
-    /// Every failure is one line that says what to do, see [`HubError`]. A model this build cannot
-    /// run is refused before any request.
+    /// Every failure is one line that says what to do, see [`HubError`].
     pub fn pull(
         &self,
         model: &KnownModel,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<ModelFiles, HubError> {
-        if !model.supported {
-            return Err(HubError::NotSupported { name: model.name.to_owned() });
-        }
         let cache_dir = self.cache_dir.as_deref().ok_or(HubError::NoCacheDir)?;
         let cache = Cache::new(cache_dir);
         let cached = find_cached(&cache, model);

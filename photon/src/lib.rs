@@ -57,6 +57,7 @@ mod error;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod image;
+pub mod inspect;
 mod model;
 mod request;
 mod stats;

@@ -75,9 +75,6 @@ impl Model {
                 "{name:?} is neither a folder nor a model Photon knows (see: photon models)"
             ));
         };
-        if !known.supported {
-            return no_model(format!("{} cannot be run by this version of Photon", known.name));
-        }
         let Some(files) = Hub::from_env().find(known) else {
             let name = known.name;
             return no_model(format!(
@@ -158,8 +155,8 @@ impl Model {
     }
 }
 
-fn read(path: &PathBuf) -> Result<Vec<u8>, LoadError> {
-    let error = |source| CheckpointError::Io { path: path.clone(), source };
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
+    let error = |source| CheckpointError::Io { path: path.to_path_buf(), source };
     Ok(std::fs::read(path).map_err(error)?)
 }
 

@@ -187,7 +187,38 @@ fn what_cannot_be_read_exits_with_1_and_one_line() {
     fails(&["caption", &image, "--model", "moondream2"], 1, "photon pull moondream2");
     let empty = folder.path("");
     fails(&["caption", &image, "--model", empty.to_str().unwrap()], 1, "has no config.json");
-    fails(&["pull", "moondream3-preview"], 1, "not yet supported");
+    fails(&["inspect", "no-such-file.pt"], 1, "no-such-file.pt");
+    fails(&["inspect", &folder.file("text.safetensors", b"plain text")], 1, "not a complete file");
+    fails(&["caption", &image, "--adapter", "no-such-adapter"], 1, "no-such-adapter");
+    fails(&["caption", &image, "--quant", "int5"], 2, "there are int8, int4");
+}
+
+#[test]
+fn weights_are_described() {
+    let data = |name: &str| {
+        format!("{}/../photon-models/tests/data/formats/{name}", env!("CARGO_MANIFEST_DIR"))
+    };
+    let demo = format!("{}/../photon/demo", env!("CARGO_MANIFEST_DIR"));
+    let text = succeeds(&["inspect", &demo]);
+    assert!(text.contains("Moondream 2") && text.contains("nothing is missing"), "{text}");
+    assert!(succeeds(&["inspect", &data("adapter.pt")]).contains("rank 4"), "an adapter");
+    // A tiny model without its config.json is measured by the published one.
+    let output = run(&["inspect", &data("kestrel.pt"), "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&found["family"], &found["layout"]), (&"Moondream 3".into(), &"Kestrel".into()));
+    let tensors = found["tensors"].as_array().unwrap();
+    assert!(tensors.iter().any(|t| t["format"] == "fp8 (e4m3)"), "{tensors:?}");
+    assert!(!found["missing"].as_array().unwrap().is_empty());
+}
+
+#[test]
+fn quantized_weights_and_adapters_answer() {
+    let image = asset("shapes.png");
+    let plain = succeeds(&["caption", &image, "--length", "short"]);
+    let quant = succeeds(&["caption", &image, "--length", "short", "--quant", "int8"]);
+    assert_eq!(plain, quant, "int8 does not change this caption");
+    assert!(!succeeds(&["caption", &image, "--quant", "text=int4,vision=fp8"]).is_empty());
 }
 
 #[test]

@@ -13,9 +13,6 @@ pub enum HubError {
     #[error("unknown model {name:?}; known models: {known}")]
     UnknownModel { name: String, known: String },
 
-    #[error("{name} is not yet supported by this version of photon; pull moondream2 instead")]
-    NotSupported { name: String },
-
     #[error(
         "no folder to download into: set HF_HOME (or HF_HUB_CACHE), since there is no home folder"
     )]

@@ -23,8 +23,6 @@ pub struct KnownModel {
     pub tokenizer_repo: &'static str,
     /// The tag, branch or commit of the tokenizer.
     pub tokenizer_revision: &'static str,
-    /// Whether this build can run the model; the others are known but refused.
-    pub supported: bool,
 }
 
 /// How a repository stores its weights.
@@ -44,7 +42,6 @@ const MODELS: &[KnownModel] = &[
         weights: WeightFiles::Single("model.safetensors"),
         tokenizer_repo: STARMIE,
         tokenizer_revision: STARMIE_COMMIT,
-        supported: true,
     },
     KnownModel {
         name: "moondream3-preview",
@@ -53,7 +50,6 @@ const MODELS: &[KnownModel] = &[
         weights: WeightFiles::Sharded("model.safetensors.index.json"),
         tokenizer_repo: STARMIE,
         tokenizer_revision: STARMIE_COMMIT,
-        supported: false,
     },
     KnownModel {
         name: "moondream3.1-9B-A2B",
@@ -62,11 +58,10 @@ const MODELS: &[KnownModel] = &[
         weights: WeightFiles::Single("model.safetensors"),
         tokenizer_repo: STARMIE,
         tokenizer_revision: STARMIE_COMMIT,
-        supported: false,
     },
 ];
 
-/// Every model this version knows, those it cannot run included.
+/// Every model this version knows.
 pub fn known_models() -> &'static [KnownModel] {
     MODELS
 }

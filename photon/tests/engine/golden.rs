@@ -140,7 +140,7 @@ fn moondream_3_matches_the_reference() {
         let record = recorded("moondream3");
         let mut config = record["config"].clone();
         config["text"]["tau_gelu"] = gelu.into();
-        let photon = Photon::builder().model(synthetic(&config)).dtype(DType::F32).build().unwrap();
+        let photon = synthetic(&config, DType::F32);
         let mut requests = Vec::new();
         for (name, image, asked) in pictures() {
             // The same object for both skills.

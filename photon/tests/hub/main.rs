@@ -27,7 +27,6 @@ const MODEL: KnownModel = KnownModel {
     weights: WeightFiles::Single("model.safetensors"),
     tokenizer_repo: "moondream/starmie-v1",
     tokenizer_revision: TOKENIZER_COMMIT,
-    supported: true,
 };
 
 /// Bytes that differ from place to place, so that a wrong offset cannot go unnoticed.
@@ -566,20 +565,12 @@ fn shards_come_from_the_index_and_one_commit() {
 }
 
 #[test]
-fn known_models_are_found_by_name_and_refused_where_unsupported() {
+fn known_models_are_found_by_name() {
     assert_eq!(known_model("Moondream2").unwrap(), &MODEL);
     assert_eq!(known_model("vikhyatk/moondream2").unwrap(), &MODEL);
     let message = known_model("gpt-2").unwrap_err().to_string();
     assert!(message.contains("moondream2, moondream3-preview, moondream3.1-9B-A2B"), "{message}");
-    let supported: Vec<&str> =
-        known_models().iter().filter(|m| m.supported).map(|m| m.name).collect();
-    assert_eq!(supported, ["moondream2"]);
     assert!(known_models().iter().all(|m| m.tokenizer_repo == "moondream/starmie-v1"));
-
-    let (hub, cache) = (FakeHub::start(behavior()), TempDir::new().unwrap());
-    let message = failure(&client(&hub, &cache), known_model("moondream3-preview").unwrap());
-    assert!(message.contains("not yet supported by this version"), "{message}");
-    assert_eq!(hub.requests().len(), 0);
 }
 
 /// A hub as the given variables describe it.
