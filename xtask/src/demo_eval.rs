@@ -419,6 +419,7 @@ cat "$(dirname "$0")/$1.$picture.$asked"
         Args {
             photon: None,
             model: None,
+            quant: None,
             seed: EVALUATION_SEEDS,
             count: NUM_PICTURES,
             parallel: 2,
