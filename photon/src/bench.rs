@@ -195,13 +195,11 @@ impl<D: Kernels> Rig<'_, D> {
         start: usize,
         tables: &[Vec<u32>],
     ) -> photon_core::Result<()> {
-        let prefix_len = 1 + self.config.vision.patches();
         let rows = tables.iter().map(|block_table| Row {
             inputs,
             start,
             block_table,
-            prefix_len,
-            image_offset: 0,
+            images: &[0],
             adapter: None,
             sample: Some(SampleParams::GREEDY),
         });

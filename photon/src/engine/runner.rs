@@ -144,7 +144,7 @@ impl<D: Kernels> Runner<D> {
         device.upload(&mut stream, greedy.buffer(), 0, &records);
         let host = Some(device.host_buffer(max_rows * OUT_BYTES)?);
         let arena = Arena::new(&device, 0)?;
-        let batch = BatchBuilder::new(block_size);
+        let batch = BatchBuilder::new(block_size, v.patches());
         let graphs = HashMap::new();
         let mut runner = Runner {
             device,
@@ -190,25 +190,15 @@ impl<D: Kernels> Runner<D> {
         let context = model.config().text.max_context;
         let table = vec![0; context.div_ceil(limits.block_size)];
         let adapter = adapters.is_some().then_some(0);
-        let mut batch = BatchBuilder::new(limits.block_size);
+        let mut batch = BatchBuilder::new(limits.block_size, patches(model));
         let mut left = limits.max_tokens.max(limits.max_rows);
         for row in (0..limits.max_rows).rev() {
             let len = (left - row).min(context);
             let inputs = vec![Input::Coord(0.0); len];
             left -= len;
             let sample = Some(SampleParams::GREEDY);
-            let (start, prefix_len, image_offset) = (0, 0, 0);
-            let block_table = &table;
-            let inputs = &inputs;
-            batch.push(&Row {
-                inputs,
-                start,
-                block_table,
-                prefix_len,
-                image_offset,
-                adapter,
-                sample,
-            });
+            let (inputs, block_table) = (&inputs[..], &table[..]);
+            batch.push(&Row { inputs, start: 0, block_table, images: &[], adapter, sample });
         }
         let heads = Heads { coord: true, size: true };
         let text = Arena::measure(device, stream, |cx| {
