@@ -16,6 +16,8 @@ pub(crate) use bench::{
 #[command(after_help = "Examples:\n  \
     photon caption photo.jpg\n  \
     photon query photo.jpg \"what is on the table?\"\n  \
+    photon query before.jpg after.jpg --together \"what has changed?\"\n  \
+    photon chat photo.jpg\n  \
     photon detect photo.jpg \"red car\" --draw found.png\n  \
     photon batch --images 'photos/**/*.jpg' --skill caption -o captions.jsonl\n  \
     cat photo.jpg | photon point - \"door handle\" --json")]
@@ -29,6 +31,9 @@ pub(crate) enum Command {
     /// Answer a question about pictures, or without one
     #[command(arg_required_else_help = true)]
     Query(QueryArgs),
+    /// Talk about pictures, or without any
+    #[command(after_long_help = CHAT_HELP)]
+    Chat(ChatArgs),
     /// Describe pictures
     #[command(arg_required_else_help = true)]
     Caption(CaptionArgs),
@@ -246,7 +251,7 @@ impl SamplingArgs {
 #[derive(Clone, Debug, ClapArgs)]
 #[command(next_help_heading = "Output")]
 pub(crate) struct OutputArgs {
-    /// Print one JSON object per picture: the result, finish_reason, tokens, metrics
+    /// Print one JSON object per answer: the result, finish_reason, tokens, metrics
     #[arg(long)]
     pub(crate) json: bool,
     /// Print sizes and times to standard error
@@ -287,6 +292,9 @@ pub(crate) struct QueryArgs {
     /// model answers from what it knows
     #[arg(required = true, value_name = "IMAGE... QUESTION")]
     pub(crate) words: Vec<String>,
+    /// Ask about all pictures at once, not about each
+    #[arg(long, conflicts_with = "draw")]
+    pub(crate) together: bool,
     /// Think first, pointing at what the thoughts are about
     #[arg(long)]
     pub(crate) reasoning: bool,
@@ -302,6 +310,38 @@ pub(crate) struct QueryArgs {
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) draw: DrawArgs,
+}
+
+const CHAT_HELP: &str = "\
+At a terminal, type questions; /help lists what else can be typed. Otherwise every --message, or every
+line of standard input, is a turn, and every answer is printed.
+
+Examples:
+  photon chat photo.jpg
+  photon chat photo.jpg --system \"Answer in one word.\" --reasoning
+  photon chat a.jpg b.jpg --message \"what is in these?\" --message \"which is older?\" --json
+  printf 'what is this?\\n/image b.jpg\\nand this?\\n' | photon chat a.jpg";
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ChatArgs {
+    /// Pictures to show with the first question
+    #[arg(value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
+    /// A turn; several are a conversation
+    #[arg(long = "message", short, value_name = "TEXT")]
+    pub(crate) messages: Vec<String>,
+    /// How to answer: goes before the first question
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Think before each answer, pointing at what the thoughts are about
+    #[arg(long)]
+    pub(crate) reasoning: bool,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -398,10 +438,13 @@ A line of the input is a JSON object:
   {\"id\": \"a\", \"skill\": \"query\", \"image\": \"<base64>\", \"question\": \"what is this?\"}
   {\"id\": \"b\", \"skill\": \"detect\", \"image_path\": \"cars/1.jpg\", \"object\": \"car\"}
 with
-  skill       query, caption, detect, point or gaze
-  image       base64 or a data URI (or images: a list of one), or
-  image_path  a file, relative to the input's folder; this key is Photon's own
+  skill       query, chat, caption, detect, point or gaze
+  image       base64 or a data URI (images: a list of them, for query), or
+  image_path  a file, relative to the input's folder (image_paths: a list); Photon's own keys
   question, reasoning (true where nothing is said), spatial_refs  for query
+  messages    for chat, with reasoning: a list of {\"role\": \"system\", \"user\" or \"assistant\",
+              \"content\": a text or a list of {\"type\": \"text\", \"text\": ..},
+              {\"type\": \"image\", \"image\" or \"image_path\": ..} and OpenAI's image_url}
   length      short, normal or long, for caption
   object      for detect and point
   adapter     a file with an adapter (LoRA), like image_path; see --adapter-slots

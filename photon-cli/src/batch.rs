@@ -414,10 +414,12 @@ fn check(item: &Item, defaults: &Defaults) -> Result<(), LineError> {
     if item.too_long {
         return Err(too_long());
     }
-    let image = match line::parse(&item.line, defaults).request?.image {
-        Some(ImageSource::Encoded(bytes)) => Image::from_bytes(&bytes).map_err(RunError::from),
-        Some(ImageSource::File(path)) => Image::open(&path).map_err(RunError::from),
-        Some(ImageSource::Decoded(_)) | None => return Ok(()),
-    };
-    image.map(drop).map_err(LineError::from)
+    for image in line::parse(&item.line, defaults).request?.images {
+        match image {
+            ImageSource::Encoded(bytes) => drop(Image::from_bytes(&bytes).map_err(RunError::from)?),
+            ImageSource::File(path) => drop(Image::open(&path).map_err(RunError::from)?),
+            ImageSource::Decoded(_) => {}
+        }
+    }
+    Ok(())
 }

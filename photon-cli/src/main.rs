@@ -8,6 +8,7 @@
 mod args;
 mod batch;
 mod bench;
+mod chat;
 mod draw;
 mod inspect;
 mod models;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let done = match args.command {
         Command::Query(a) => run::query(a),
+        Command::Chat(a) => chat::chat(a),
         Command::Caption(a) => run::caption(a),
         Command::Detect(a) => run::detect(a),
         Command::Point(a) => run::point(a),

@@ -26,6 +26,11 @@ pub(crate) fn note(message: &str) {
     eprintln!("photon: {message}");
 }
 
+/// What stands before what somebody types, on standard error because answers have standard output.
+pub(crate) fn prompt(text: &str) {
+    eprint!("{text}");
+}
+
 /// One line for a program to read, on standard error because answers have standard output.
 pub(crate) fn raw_note(line: &str) {
     eprintln!("{line}");

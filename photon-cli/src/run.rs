@@ -27,6 +27,8 @@ use crate::{
 /// One command, whatever its skill.
 struct Job {
     images: Vec<String>,
+    /// All pictures are asked about at once.
+    together: bool,
     skill: Skill,
     /// What a mark on the picture is called.
     label: String,
@@ -46,6 +48,7 @@ pub(crate) fn query(a: QueryArgs) -> Result<(), Failure> {
     };
     run(Job {
         images,
+        together: a.together,
         skill,
         label: String::new(),
         model: a.model,
@@ -59,6 +62,7 @@ pub(crate) fn query(a: QueryArgs) -> Result<(), Failure> {
 pub(crate) fn caption(a: CaptionArgs) -> Result<(), Failure> {
     run(Job {
         images: a.images,
+        together: false,
         skill: Skill::Caption { length: a.length.into() },
         label: String::new(),
         model: a.model,
@@ -87,6 +91,7 @@ fn find(a: DetectArgs, skill: impl FnOnce(String) -> Skill) -> Result<(), Failur
     }
     run(Job {
         images,
+        together: false,
         label: object.clone(),
         skill: skill(object),
         model: a.model,
@@ -103,6 +108,7 @@ pub(crate) fn gaze(a: GazeArgs) -> Result<(), Failure> {
     };
     run(Job {
         images: a.images,
+        together: false,
         skill: Skill::Gaze { eye: [x, y] },
         label: "gaze".into(),
         model: a.model,
@@ -179,7 +185,7 @@ pub(crate) fn progress_bar(what: &str) -> ProgressBar {
     bar
 }
 
-fn read_image(name: &str) -> anyhow::Result<Image> {
+pub(crate) fn read_image(name: &str) -> anyhow::Result<Image> {
     if name != "-" {
         return Image::open(Path::new(name)).map_err(|error| match error {
             // What is wrong with a picture does not say which; a file that cannot be read does.
@@ -200,6 +206,10 @@ fn run(job: Job) -> Result<(), Failure> {
     let s = &job.sampling;
     let sampling = s.over(Sampling::default_for(&job.skill));
     sampling.check().map_err(|rejected| Failure::Usage(rejected.to_string()))?;
+    if job.together {
+        let checked = job.skill.check_images(job.images.len());
+        checked.map_err(|rejected| Failure::Usage(rejected.to_string()))?;
+    }
     if job.images.iter().filter(|name| *name == "-").count() > 1 {
         return Err(Failure::Usage("`-` can be given once: standard input is one picture".into()));
     }
@@ -212,23 +222,23 @@ fn run(job: Job) -> Result<(), Failure> {
     // Pictures are answered one after the other, in the order they were named.
     let photon = load(&job.model, |builder| builder.max_seqs(1))?;
     let budget = Budget { max_tokens: s.max_tokens, max_objects: job.max_objects };
-    let ask = |image: Option<Image>, index| {
-        let request = Request {
-            sampling,
-            budget,
-            adapter: job.model.adapter.clone(),
-            ..Request::new(job.skill.clone(), image.clone())
-        };
-        answer(&photon, &request, image.as_ref(), &job, index)
+    let request = |images: Vec<Image>| Request {
+        sampling,
+        budget,
+        adapter: job.model.adapter.clone(),
+        ..Request::new(job.skill.clone(), None::<Image>).with_images(images)
     };
-    if job.images.is_empty() {
-        return ask(None, None);
+    if job.images.is_empty() || job.together {
+        let images = job.images.iter().map(|name| read_image(name)).collect::<Result<_, _>>()?;
+        return answer(&photon, &request(images), None, &job, None);
     }
+    let ask = |image: Image, index| {
+        answer(&photon, &request(vec![image.clone()]), Some(&image), &job, Some(index))
+    };
     // A picture that cannot be read must not cost the answers of the others.
     let mut failed = 0;
     for (i, name) in job.images.iter().enumerate() {
-        let done =
-            read_image(name).map_err(Failure::from).and_then(|image| ask(Some(image), Some(i)));
+        let done = read_image(name).map_err(Failure::from).and_then(|image| ask(image, i));
         match done {
             Ok(()) => {}
             Err(Failure::Failed(error)) if job.images.len() > 1 => {
@@ -256,7 +266,7 @@ fn answer(
     index: Option<usize>,
 ) -> Result<(), Failure> {
     let size = image.map(Image::size);
-    let several = job.images.len() > 1;
+    let several = job.images.len() > 1 && !job.together;
     let name = index.map(|i| job.images[i].as_str());
     if let (true, false, Some(name)) = (several, job.output.json, name) {
         output::line(&format!("{name}:"))?;
@@ -285,7 +295,10 @@ fn answer(
     Ok(())
 }
 
-fn json_of(response: &Response, image: Option<&str>) -> anyhow::Result<serde_json::Value> {
+pub(crate) fn json_of(
+    response: &Response,
+    image: Option<&str>,
+) -> anyhow::Result<serde_json::Value> {
     let mut object = json!({});
     if let Some(image) = image {
         object["image"] = json!(image);

@@ -204,11 +204,6 @@ pub(crate) fn half_step(size: f64, dtype: DType) -> f64 {
     }
 }
 
-/// Which of the first `context` positions the token at `position` sees, tables aside.
-pub(crate) fn sees(position: i64, u: i64, prefix: i64) -> bool {
-    u <= position || (position < prefix && u < prefix)
-}
-
 /// Where the stitched map of local crops takes its patches from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stitch {

@@ -321,9 +321,8 @@ impl<'a, D: Kernels> Cx<'a, D> {
             "heads per kv head": op.heads % op.kv_heads => 0,
             "whole blocks": op.k_cache.rows() % op.block_size => 0,
             "row_starts": op.row_starts.shape().elements() => rows + 1,
-            "context_lens": op.context_lens.shape().elements() => rows,
-            "prefix_lens": op.prefix_lens.shape().elements() => rows);
-        let i32s = [op.block_tables, op.row_starts, op.context_lens, op.prefix_lens];
+            "visible": op.visible.shape().elements() => op.out.rows());
+        let i32s = [op.block_tables, op.row_starts, op.visible];
         let head_dim = op.out.cols() / op.heads;
         self.check_caches("paged_attention", op.k_cache, op.v_cache, op.kv_heads, head_dim);
         self.check("paged_attention", &[op.out, op.q], &[]);

@@ -241,10 +241,9 @@ pub struct RopeStore<'a, D: Device> {
 
 /// Attention of ragged queries over the paged cache, read through block tables.
 ///
-/// Row `r` owns tokens `row_starts[r] .. row_starts[r + 1]`; with `n` of them and
-/// `c = context_lens[r]`, token `i` of the row stands at position `p = c - n + i`. It sees position
-/// `u < c` if `u <= p`, or if both `p` and `u` are below `prefix_lens[r]` (the image block, which
-/// attends both ways). Position `u` lives in cache row
+/// Row `r` owns tokens `row_starts[r] .. row_starts[r + 1]`. Token `t` sees the first `visible[t]`
+/// positions of its row: those up to its own where attention is causal, those up to the end of its
+/// picture where it goes both ways. Position `u` lives in cache row
 /// `block_tables[r, u / block_size] * block_size + u % block_size`.
 /// Query head `h` uses key head `h / (heads / kv_heads)`.
 #[derive(Debug)]
@@ -262,10 +261,9 @@ pub struct PagedAttention<'a, D: Device> {
     pub block_tables: &'a Tensor<D>,
     /// `[rows + 1]`, i32, not decreasing, from 0 to `tokens`.
     pub row_starts: &'a Tensor<D>,
-    /// `[rows]`, i32: positions in the cache, this step's included.
-    pub context_lens: &'a Tensor<D>,
-    /// `[rows]`, i32: how many first positions attend both ways.
-    pub prefix_lens: &'a Tensor<D>,
+    /// `[tokens]`, i32: how many first positions each token sees. In any order, though in what models
+    /// ask for it does not decrease within a row.
+    pub visible: &'a Tensor<D>,
     /// Slots per block.
     pub block_size: usize,
     /// Query heads.

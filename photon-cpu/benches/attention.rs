@@ -68,8 +68,7 @@ fn decode(c: &mut Criterion) {
             let caches = caches(&cpu, layers, slots, dtype).expect("memory");
             let tables = ints(&cpu, 0..rows * blocks).expect("memory").reshape([rows, blocks]);
             let starts = ints(&cpu, 0..=rows).expect("memory");
-            let contexts = ints(&cpu, vec![CONTEXT; rows]).expect("memory");
-            let prefixes = ints(&cpu, vec![730; rows]).expect("memory");
+            let visible = ints(&cpu, vec![CONTEXT; rows]).expect("memory");
             let q = Tensor::zeros(&cpu, [rows, DIM], DType::F32).expect("memory");
             let mut out = Tensor::zeros(&cpu, [rows, DIM], DType::F32).expect("memory");
             group.throughput(Throughput::Bytes((2 * rows * CONTEXT * row_bytes) as u64));
@@ -85,8 +84,7 @@ fn decode(c: &mut Criterion) {
                         v_cache,
                         block_tables: &tables,
                         row_starts: &starts,
-                        context_lens: &contexts,
-                        prefix_lens: &prefixes,
+                        visible: &visible,
                         block_size: BLOCK_SIZE,
                         heads: HEADS,
                         kv_heads: HEADS,

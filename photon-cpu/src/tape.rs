@@ -268,7 +268,7 @@ impl Kernels for Tape {
         }
         paged_attention, PagedAttention {
             out;
-            q, k_cache, v_cache, block_tables, row_starts, context_lens, prefix_lens;
+            q, k_cache, v_cache, block_tables, row_starts, visible;
             block_size, heads, kv_heads, scale
         }
         stitch_pool, StitchPool { out; x; grid, margin, tiles }

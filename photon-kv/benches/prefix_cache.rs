@@ -5,21 +5,16 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use photon_kv::{Namespace, PrefixCache, TokenKey};
 
 /// A picture's prefix and a question that differs by `seed` from its first word on.
-fn prompt(seed: u32, len: usize) -> Vec<TokenKey> {
+fn prompt(picture: u8, seed: u32, len: usize) -> Vec<TokenKey> {
     let text = (0..len.saturating_sub(730) as u32).map(|i| TokenKey::text(seed * 7 + i % 50));
-    let image = (0..729).map(TokenKey::image);
-    [TokenKey::text(0)].into_iter().chain(image).chain(text).collect()
-}
-
-fn namespace(picture: u8) -> Namespace {
-    Namespace { image: Some([picture; 32]), ..Namespace::default() }
+    (0..730).map(|i| TokenKey::image(&[picture; 32], i)).chain(text).collect()
 }
 
 /// 500 sequences over 50 pictures.
 fn filled() -> PrefixCache {
     let mut cache = PrefixCache::new(40_000, 16);
     for seed in 0..500u32 {
-        let (namespace, keys) = (namespace((seed % 50) as u8), prompt(seed, 1000));
+        let (namespace, keys) = (Namespace::default(), prompt((seed % 50) as u8, seed, 1000));
         let (mut lease, _) = cache.acquire(&namespace, &keys);
         cache.copies_done();
         assert!(cache.grow(&mut lease, 1000));
@@ -31,7 +26,7 @@ fn filled() -> PrefixCache {
 
 fn lookup(c: &mut Criterion) {
     let mut cache = filled();
-    let (space, keys) = (namespace(7), prompt(257, 1000));
+    let (space, keys) = (Namespace::default(), prompt(7, 257, 1000));
     assert_eq!(cache.peek(&space, &keys), 1000);
     c.bench_function("peek, 1,000 tokens", |b| {
         b.iter(|| {
@@ -46,7 +41,7 @@ fn lookup(c: &mut Criterion) {
             hit
         });
     });
-    let other = prompt(9999, 1000);
+    let other = prompt(7, 9999, 1000);
     assert!((730..740).contains(&cache.peek(&space, &other)));
     c.bench_function("acquire and release, 1,000 tokens of which 730 are the image's", |b| {
         b.iter(|| {
@@ -56,10 +51,10 @@ fn lookup(c: &mut Criterion) {
             hit
         });
     });
-    let miss = namespace(200);
+    let miss = prompt(200, 257, 1000);
     c.bench_function("acquire and drop, a miss", |b| {
         b.iter(|| {
-            let (lease, hit) = cache.acquire(black_box(&miss), black_box(&keys));
+            let (lease, hit) = cache.acquire(black_box(&space), black_box(&miss));
             cache.drop_lease(lease);
             hit
         });
@@ -87,23 +82,24 @@ fn siblings(c: &mut Criterion) {
 }
 
 fn turnover(c: &mut Criterion) {
-    let keys = prompt(257, 1000);
+    let pictures: Vec<_> = (0..=255).map(|picture| prompt(picture, 257, 1000)).collect();
+    let space = Namespace::default();
     let mut small = PrefixCache::new(200, 16);
     let mut picture = 0u8;
     c.bench_function("a new picture in a full pool: acquire, grow, release", |b| {
         b.iter(|| {
             picture = picture.wrapping_add(1);
-            let space = namespace(picture);
-            let (mut lease, _) = small.acquire(&space, &keys);
+            let keys = &pictures[usize::from(picture)];
+            let (mut lease, _) = small.acquire(&space, keys);
             small.copies_done();
             assert!(small.grow(&mut lease, 1000));
-            small.release(lease, &space, &keys);
+            small.release(lease, &space, keys);
         });
     });
     let mut empty = PrefixCache::new(200, 16);
     c.bench_function("the pool: 63 blocks taken and given back", |b| {
         b.iter(|| {
-            let (mut lease, _) = empty.acquire(&namespace(0), &[]);
+            let (mut lease, _) = empty.acquire(&space, &[]);
             assert!(empty.grow(&mut lease, 1000));
             empty.drop_lease(lease);
         });

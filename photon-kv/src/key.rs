@@ -2,8 +2,8 @@
 
 /// A kind of token and its value in 64 bits; equal keys have equal embeddings.
 ///
-/// The two upper bits name the kind: an id, a patch of the namespace's image, a coordinate, a size.
-/// Coordinates and sizes are the bit patterns of non-negative floats, which need 31 bits each.
+/// The two upper bits name the kind: an id, a place in a picture, a coordinate, a size. Coordinates and
+/// sizes are the bit patterns of non-negative floats, which need 31 bits each.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TokenKey(u64);
 
@@ -15,9 +15,14 @@ impl TokenKey {
         TokenKey(id as u64)
     }
 
-    /// A patch of the image.
-    pub const fn image(index: u32) -> Self {
-        TokenKey(1 << KIND | index as u64)
+    /// The place-th position of those that a picture takes and that see each other both ways.
+    ///
+    /// What such a position holds depends on the whole picture, so each has 62 bits of the picture's
+    /// digest, four of them in a row all but 8 of its bits. Where it stands among them is known from the
+    /// keys before it.
+    pub fn image(digest: &[u8; 32], place: u32) -> Self {
+        let word = digest.as_chunks::<8>().0[place as usize % 4];
+        TokenKey(1 << KIND | u64::from_le_bytes(word) >> 2)
     }
 
     /// A coordinate, as the bits of its f32.
@@ -50,7 +55,7 @@ impl std::fmt::Debug for TokenKey {
         let float = |bits: u64| f32::from_bits(bits as u32 & 0x7FFF_FFFF);
         match self.0 >> KIND {
             0 => write!(f, "{value}"),
-            1 => write!(f, "image {value}"),
+            1 => write!(f, "image {value:x}"),
             2 => write!(f, "coord {}", float(value)),
             _ => write!(f, "size {} x {}", float(value >> 31), float(value)),
         }
@@ -64,9 +69,7 @@ pub struct Namespace {
     pub model: u32,
     /// The adapter on top of it.
     pub adapter: u32,
-    /// The digest of the image, if there is one.
-    pub image: Option<[u8; 32]>,
-    /// How the image was resized and cut.
+    /// How pictures were resized and cut.
     pub preprocess: u8,
     /// A secret of whoever must not learn what others have asked.
     pub tenant: u64,
@@ -79,9 +82,12 @@ mod tests {
     #[test]
     fn kinds_and_values_are_apart() {
         let one = 1f32.to_bits();
+        let digest = std::array::from_fn(|i| i as u8);
         let keys = [
             TokenKey::text(1),
-            TokenKey::image(1),
+            TokenKey::image(&digest, 0),
+            TokenKey::image(&digest, 1),
+            TokenKey::image(&[1; 32], 0),
             TokenKey::coord(1),
             TokenKey::size(0, 1),
             TokenKey::size(1, 0),
@@ -92,6 +98,7 @@ mod tests {
         for (i, a) in keys.iter().enumerate() {
             assert!(keys[i + 1..].iter().all(|b| a != b), "{a:?}");
         }
+        assert_eq!(TokenKey::image(&digest, 1), TokenKey::image(&digest, 5));
         assert_eq!(TokenKey::coord((-0f32).to_bits()), TokenKey::coord(0));
         assert_eq!(format!("{:?}", TokenKey::size(one, 0.25f32.to_bits())), "size 1 x 0.25");
     }

@@ -12,9 +12,12 @@
 //! - Only whole blocks are shared. If two sequences part within a block, the second copies what they
 //!   have in common to a block of its own ([`BlockCopy`]); an image's 730 positions never fill whole
 //!   blocks of any power of two, so this is the usual case.
+//! - A key says all that its position holds beyond what the keys before it say. Positions that see what
+//!   comes after them, those of a picture, have keys of the picture ([`TokenKey::image`]); whoever asks
+//!   takes no hit that ends among them.
 //! - What a lease shares is locked: it and what leads to it cannot be evicted.
 //! - The rest is evicted from the ends of the tree, least recently used first by a logical clock.
-//! - Namespaces never share: model, adapter, image, way of preprocessing, tenant.
+//! - Namespaces never share: model, adapter, way of preprocessing, tenant.
 //!
 //! Nothing here knows what a block contains, where its bytes live, or what time it is. Keys come from
 //! prompts, which strangers write: no operation takes more than logarithmic time in the number of

@@ -3,9 +3,12 @@
 //! [`BatchBuilder`] gathers plain integers on the host; [`BatchBuilder::upload`] sends all of them in
 //! one copy, and [`Batch`] is the typed view of that copy on the device. A builder is cleared and used
 //! again, so that a step allocates nothing once its vectors have grown.
+//!
+//! What a token sees follows from the inputs: everything up to itself, and in a picture, up to the
+//! picture's end.
 use photon_core::{Cx, DType, Device, Kernels, SampleParams, Shape, Tensor};
 
-use crate::prompt::Input;
+use crate::prompt::{Input, spans};
 
 /// One sequence's part of a step.
 #[derive(Debug)]
@@ -18,10 +21,9 @@ pub struct Row<'a> {
     pub start: usize,
     /// The sequence's blocks in order; they must reach the end of the draft.
     pub block_table: &'a [u32],
-    /// First positions that attend both ways; 0 without an image.
-    pub prefix_len: usize,
-    /// What to add to the index of an [`Input::Image`] to find it in the step's image embeddings.
-    pub image_offset: usize,
+    /// Where each of the sequence's pictures is in the step's image embeddings, counted in pictures.
+    /// Only those whose patches are among the inputs are asked for.
+    pub images: &'a [usize],
     /// The slot of its adapter, if it has one.
     pub adapter: Option<usize>,
     /// How the token after the last input is drawn, and, each at its own position, those after the draft's
@@ -33,6 +35,8 @@ pub struct Row<'a> {
 #[derive(Debug)]
 pub struct BatchBuilder {
     block_size: usize,
+    /// Positions of a picture.
+    patches: usize,
     /// Least columns of the block tables.
     min_blocks: usize,
     ids: Vec<i32>,
@@ -40,8 +44,7 @@ pub struct BatchBuilder {
     positions: Vec<i32>,
     slots: Vec<i32>,
     row_starts: Vec<i32>,
-    context_lens: Vec<i32>,
-    prefix_lens: Vec<i32>,
+    visible: Vec<i32>,
     /// The tokens after which one is drawn.
     drawing: Vec<i32>,
     /// The slots of the tokens' adapters, and of the drawing tokens'; -1 without one.
@@ -58,18 +61,18 @@ pub struct BatchBuilder {
 }
 
 impl BatchBuilder {
-    /// Without rows, for a cache of this block size.
-    pub fn new(block_size: usize) -> Self {
+    /// Without rows, for a cache of this block size and pictures of so many patches.
+    pub fn new(block_size: usize, patches: usize) -> Self {
         BatchBuilder {
             block_size,
+            patches,
             min_blocks: 1,
             ids: Vec::new(),
             image_rows: Vec::new(),
             positions: Vec::new(),
             slots: Vec::new(),
             row_starts: vec![0],
-            context_lens: Vec::new(),
-            prefix_lens: Vec::new(),
+            visible: Vec::new(),
             drawing: Vec::new(),
             adapters: Vec::new(),
             drawing_adapters: Vec::new(),
@@ -87,8 +90,8 @@ impl BatchBuilder {
     pub fn clear(&mut self) {
         self.min_blocks = 1;
         self.row_starts.truncate(1);
-        let Self { ids, image_rows, positions, slots, context_lens, prefix_lens, .. } = self;
-        for list in [ids, image_rows, positions, slots, context_lens, prefix_lens] {
+        let Self { ids, image_rows, positions, slots, visible, .. } = self;
+        for list in [ids, image_rows, positions, slots, visible] {
             list.clear();
         }
         self.drawing.clear();
@@ -106,20 +109,25 @@ impl BatchBuilder {
     /// Adds a row.
     ///
     /// # Panics
-    /// If the row is empty, its block table too short, or it has a draft and does not draw.
+    /// If the row is empty, its block table too short, a picture cut, or it has a draft and does not draw.
     pub fn push(&mut self, row: &Row<'_>) {
         assert!(!row.inputs.is_empty(), "a row without inputs");
         assert!(
             row.draft.is_empty() || row.sample.is_some(),
             "a draft in a row that draws nothing"
         );
+        let first = self.ids.len();
         let draft = row.draft.iter().map(|&id| Input::Token(id));
         for (i, input) in row.inputs.iter().copied().chain(draft).enumerate() {
             let (token, position) = (self.ids.len() as i32, row.start + i);
             let (mut id, mut image_row) = (-1, -1);
             match input {
                 Input::Token(token) => id = token as i32,
-                Input::Image(index) => image_row = (row.image_offset + index as usize) as i32,
+                Input::Image(index) => {
+                    let (picture, patch) =
+                        (index as usize / self.patches, index as usize % self.patches);
+                    image_row = (row.images[picture] * self.patches + patch) as i32;
+                }
                 Input::Coord(value) => {
                     self.coords.push(value);
                     self.coord_tokens.push(token);
@@ -133,8 +141,19 @@ impl BatchBuilder {
             self.ids.push(id);
             self.image_rows.push(image_row);
             self.positions.push(position as i32);
+            self.visible.push(position as i32 + 1);
             self.slots.push((block * self.block_size + position % self.block_size) as i32);
         }
+        let (start, end) = (row.start, row.start + row.inputs.len());
+        let mut whole = 0;
+        for span in spans(row.inputs, start, self.patches) {
+            assert!(start <= span.start && span.end <= end, "{start}..{end} cuts {span:?}");
+            let tokens = first + span.start - start..first + span.end - start;
+            self.visible[tokens].fill(span.end as i32);
+            whole += self.patches;
+        }
+        let patches = self.image_rows[first..].iter().filter(|&&row| row >= 0).count();
+        assert_eq!(patches, whole, "{start}..{end} begins inside of a picture");
         let adapter = row.adapter.map_or(-1, |slot| slot as i32);
         self.adapters.resize(self.ids.len(), adapter);
         if let Some(params) = row.sample {
@@ -145,8 +164,6 @@ impl BatchBuilder {
                 self.params.push(SampleParams { position: params.position + i as u32, ..params });
             }
         }
-        self.context_lens.push((row.start + row.inputs.len() + row.draft.len()) as i32);
-        self.prefix_lens.push(row.prefix_len as i32);
         self.block_tables.extend(row.block_table.iter().map(|&b| b as i32));
         self.end_row();
     }
@@ -192,8 +209,7 @@ impl BatchBuilder {
             }
             self.adapters.push(-1);
             self.drawing_adapters.push(-1);
-            self.context_lens.push(0);
-            self.prefix_lens.push(0);
+            self.visible.push(0);
             self.end_row();
         }
         if region {
@@ -228,8 +244,7 @@ impl BatchBuilder {
         let positions = pack.ints([tokens], &self.positions);
         let slots = pack.ints([tokens], &self.slots);
         let row_starts = pack.ints([rows + 1], &self.row_starts);
-        let context_lens = pack.ints([rows], &self.context_lens);
-        let prefix_lens = pack.ints([rows], &self.prefix_lens);
+        let visible = pack.ints([tokens], &self.visible);
         let params = pack.records(params);
         let drawing = pack.ints([drawing.len()], drawing);
         let adapters = self.has_adapters().then(|| {
@@ -250,8 +265,7 @@ impl BatchBuilder {
             positions: view(positions),
             slots: view(slots),
             row_starts: view(row_starts),
-            context_lens: view(context_lens),
-            prefix_lens: view(prefix_lens),
+            visible: view(visible),
             drawing: view(drawing),
             params: view(params),
             adapters: adapters.map(|parts| parts.map(view)),
@@ -275,10 +289,8 @@ pub struct Batch<D: Device> {
     pub(crate) slots: Tensor<D>,
     /// `[rows + 1]`.
     pub(crate) row_starts: Tensor<D>,
-    /// `[rows]`.
-    pub(crate) context_lens: Tensor<D>,
-    /// `[rows]`.
-    pub(crate) prefix_lens: Tensor<D>,
+    /// `[tokens]`: how many first positions each token sees.
+    pub(crate) visible: Tensor<D>,
     /// `[drawn]`: the tokens after which one is drawn.
     pub(crate) drawing: Tensor<D>,
     /// `[drawn, size_of::<SampleParams>()]`, u8: how they are drawn.
@@ -337,5 +349,54 @@ impl Packer {
         self.bytes.extend(bytes);
         debug_assert_eq!(self.bytes.len() - offset, shape.elements() * dtype.size());
         Part { offset, shape, dtype }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// BOS, two pictures of 4 patches with a word between, a word.
+    fn inputs() -> Vec<Input> {
+        let pictures = |rows: std::ops::Range<u32>| rows.map(Input::Image);
+        let first = [Input::Token(0)].into_iter().chain(pictures(0..4));
+        first.chain([Input::Token(7)]).chain(pictures(4..8)).chain([Input::Token(8)]).collect()
+    }
+
+    fn push(batch: &mut BatchBuilder, start: usize, end: usize) {
+        let (inputs, block_table) = (&inputs()[start..end], &[3, 5, 1, 4][..]);
+        let (adapter, sample) = (None, None);
+        batch.push(&Row { inputs, start, block_table, images: &[2, 0], adapter, sample });
+    }
+
+    #[test]
+    fn a_picture_sees_itself_both_ways_and_is_taken_from_its_slot() {
+        let mut batch = BatchBuilder::new(4, 4);
+        push(&mut batch, 0, 11);
+        assert_eq!(batch.visible, [5, 5, 5, 5, 5, 6, 10, 10, 10, 10, 11]);
+        assert_eq!(batch.image_rows, [-1, 8, 9, 10, 11, -1, 0, 1, 2, 3, -1]);
+        batch.clear();
+        push(&mut batch, 5, 6);
+        push(&mut batch, 6, 11);
+        assert_eq!(batch.visible, [6, 10, 10, 10, 10, 11]);
+        assert_eq!(batch.image_rows, [-1, 0, 1, 2, 3, -1]);
+    }
+
+    #[test]
+    #[should_panic(expected = "0..3 cuts 0..5")]
+    fn a_row_that_ends_inside_of_a_picture_is_a_bug() {
+        push(&mut BatchBuilder::new(4, 4), 0, 3);
+    }
+
+    #[test]
+    #[should_panic(expected = "8..11 begins inside of a picture")]
+    fn a_row_that_begins_inside_of_a_picture_is_a_bug() {
+        push(&mut BatchBuilder::new(4, 4), 8, 11);
+    }
+
+    #[test]
+    #[should_panic(expected = "1..6 cuts 0..5")]
+    fn bos_belongs_to_the_picture_after_it() {
+        push(&mut BatchBuilder::new(4, 4), 1, 6);
     }
 }

@@ -122,7 +122,7 @@ pub struct Grounding {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Answer {
-    /// Of a query.
+    /// Of a query or a chat.
     Query {
         /// The answer.
         answer: String,
@@ -208,12 +208,12 @@ impl SkillState {
     /// At the start of an answer.
     pub fn new(skill: &Skill, config: &Config, budget: Budget) -> Self {
         let (phase, with_size, answer) = match skill {
-            Skill::Query { reasoning: true, .. } => (
+            Skill::Query { reasoning: true, .. } | Skill::Chat { reasoning: true, .. } => (
                 Phase::Reasoning,
                 false,
                 Answer::Query { answer: String::new(), reasoning: Some(Reasoning::default()) },
             ),
-            Skill::Query { .. } => {
+            Skill::Query { .. } | Skill::Chat { .. } => {
                 (Phase::Text, false, Answer::Query { answer: String::new(), reasoning: None })
             }
             Skill::Caption { .. } => {

@@ -14,25 +14,19 @@ const LIMITS: Limits = Limits {
     block_size: 16,
     max_waiting: 256,
     watermark_blocks: 64,
-    max_atomic_per_step: 4,
+    max_spans_per_step: 4,
     max_adapters: 1,
     max_passed: 16,
 };
 
 /// A picture and 40 tokens of text.
 fn spec(image: u8, max_len: u32) -> SeqSpec {
-    let picture = (0..730).map(TokenKey::image);
+    let picture = (0..730).map(|i| TokenKey::image(&[image; 32], i));
     let text = (0..40).map(|i| TokenKey::text(1000 + i));
     SeqSpec {
-        namespace: Namespace {
-            model: 0,
-            adapter: 0,
-            image: Some([image; 32]),
-            preprocess: 0,
-            tenant: 0,
-        },
+        namespace: Namespace::default(),
         keys: picture.chain(text).collect(),
-        atomic: 730,
+        spans: vec![0..730],
         max_len,
         priority: 0,
         deadline: None,

@@ -28,6 +28,10 @@ pub enum Bug {
     HitTooLong,
     /// A preempted sequence goes on where it was, as if its blocks had stayed.
     ResumeTooFar,
+    /// A hit may end inside of a span.
+    HitInsideSpan,
+    /// A row may end inside of a span.
+    SplitSpan,
     /// Sequences do not wait for a picture that another computes.
     EncodeTwice,
     /// A sequence is passed over for ever.
@@ -56,7 +60,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 21] = [
+    pub const ALL: [Bug; 23] = [
         Bug::EvictLocked,
         Bug::DoubleFree,
         Bug::LeakTail,
@@ -66,6 +70,8 @@ impl Bug {
         Bug::PublishEarly,
         Bug::HitTooLong,
         Bug::ResumeTooFar,
+        Bug::HitInsideSpan,
+        Bug::SplitSpan,
         Bug::EncodeTwice,
         Bug::PassForever,
         Bug::IgnoreAdapters,

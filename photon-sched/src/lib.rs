@@ -17,20 +17,23 @@
 //!    priority. Rank is (priority, arrival);
 //! 3. gives what is left of the budget to running prefills, by rank;
 //! 4. admits from the queue, which is in the order of priority and arrival. All blocks of the known
-//!    tokens are taken at once, so only decodes can run dry. The first `atomic` positions are computed
-//!    in the step of the admission: a running sequence has them;
+//!    tokens are taken at once, so only decodes can run dry;
 //! 5. adds drafted tokens to the rows that reach their last known token, from what is left of budget and
 //!    free blocks, unless somebody was preempted.
 //!
-//! Who does not fit (the rest of the budget is less than its atomic part, or blocks are missing) may
-//! be passed over by hits, [`Limits::max_passed`] times. Then it goes first and blocks all behind it.
+//! A *span* is a run of positions that see each other both ways: a picture's. It is in one row or in
+//! none, and a hit that ends inside of one counts up to its start.
+//!
+//! Who does not fit (the rest of the budget is less than the span it stands at, or blocks are missing)
+//! may be passed over by hits, [`Limits::max_passed`] times. Then it goes first and blocks all behind it.
 //! Who has another adapter than the [`Limits::max_adapters`] that run may be passed over by anyone, as
 //! often.
 //! Who would compute a picture that another computes in the same step waits for it, and finds it
 //! published in the next.
 //!
-//! If what runs leaves too little budget for the atomic part of the head of the queue, that part goes
-//! first, if need be alone and beyond the budget, but never in two steps one after the other.
+//! If the rows before it leave too little budget for the span that a running sequence stands at, or the
+//! head of the queue, that span goes first, if need be alone and beyond the budget, but never in two
+//! steps one after the other.
 //!
 //! # Drafts
 //!
@@ -43,12 +46,14 @@
 //!
 //! # Why everything finishes
 //!
-//! *A step with sequences has rows.* If something runs, the highest in rank gets a token: at least in
-//! every second step it is planned before all others, decodes before it take at most one token each
-//! (`max_seqs <= token_budget`), and if it needs a block all others can be preempted, after which
-//! only its own blocks are locked and it has no more than [`Scheduler::add`] found to fit. If nothing
-//! runs, nothing is locked, the watermark is waived, an atomic part may exceed the budget, and the
-//! head of the queue is admitted.
+//! *A step with sequences has rows.* If something runs, the highest in rank gets a token in at least
+//! every second step: if it stands at a span that does not fit it goes first, unless a span went first in
+//! the step before; else it is planned before all others but a span, decodes before it take at most one
+//! token each (`max_seqs <= token_budget`), and if it needs a block all others can be preempted, after
+//! which only its own blocks are locked and it has no more than [`Scheduler::add`] found to fit. In the
+//! other steps a span has a row, or what decodes, or the first of what does not. If nothing runs,
+//! nothing is locked, the watermark is waived, a span may exceed the budget, and the head of the queue is
+//! admitted.
 //!
 //! *The highest in rank finishes.* It is never preempted, gets a token in at least every second step,
 //! and has at most `max_len` positions. With it gone the next one is the highest, so everything that

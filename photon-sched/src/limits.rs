@@ -5,7 +5,7 @@
 pub struct Limits {
     /// Sequences running at once: rows of a step.
     pub max_seqs: u32,
-    /// Tokens computed in a step. Only an atomic part that is larger, alone in its step, exceeds it.
+    /// Tokens computed in a step. Only a span that is longer, alone in its step, exceeds it.
     pub token_budget: u32,
     /// Blocks of the pool, the null block included.
     pub num_blocks: u32,
@@ -15,8 +15,8 @@ pub struct Limits {
     pub max_waiting: u32,
     /// Blocks that admission leaves free or evictable for the growth of what runs.
     pub watermark_blocks: u32,
-    /// Atomic parts (pictures) computed in one step.
-    pub max_atomic_per_step: u32,
+    /// Spans (pictures) computed in one step.
+    pub max_spans_per_step: u32,
     /// Different adapters (those of [`Namespace`](photon_kv::Namespace) that are not 0) that run at once:
     /// the slots they have on the device.
     pub max_adapters: u32,
@@ -38,7 +38,7 @@ impl Limits {
         assert!(1 < num_blocks, "{num_blocks} blocks: block 0 is the null block");
         assert!(0 < block_size, "blocks of 0 slots");
         assert!(0 < self.max_waiting, "max_waiting is 0: nothing could be added");
-        assert!(0 < self.max_atomic_per_step, "max_atomic_per_step is 0: no picture could be read");
+        assert!(0 < self.max_spans_per_step, "max_spans_per_step is 0: no picture could be read");
         assert!(0 < self.max_adapters, "max_adapters is 0: no adapter could run");
         assert!(
             self.watermark_blocks < num_blocks,

@@ -37,13 +37,13 @@ impl StepPlan {
     }
 }
 
-/// Positions `start..start + len` of one sequence, and `drafted` more.
+/// Positions `start..start + len` of one sequence, and `drafted` more. Each of its spans is among them or
+/// is not; those that are need their picture's embeddings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlanRow {
     /// Whose.
     pub seq: SeqId,
-    /// First position to compute. Below the sequence's `atomic` only if it is 0, and then `len` is
-    /// at least `atomic`: the only rows that need the picture's embeddings.
+    /// First position to compute.
     pub start: u32,
     /// How many positions.
     pub len: u32,

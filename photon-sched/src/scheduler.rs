@@ -8,6 +8,8 @@ mod admit;
 mod check;
 mod slab;
 
+use std::ops::Range;
+
 use photon_kv::{BlockCopy, BlockId, Namespace, PrefixCache, TokenKey};
 
 use crate::{
@@ -35,10 +37,10 @@ pub struct Scheduler {
     cancelled: Vec<SeqId>,
     /// No deadline is earlier. It may be that of a sequence that is gone.
     earliest_deadline: u64,
-    /// Whose atomic part went before the decodes in this step.
+    /// Whose span went before the decodes in this step.
     first: Option<SeqId>,
-    /// Sequences whose atomic part is computed in this step.
-    encoding: Vec<SeqId>,
+    /// The spans that are computed in this step: whose, and where they end.
+    encoding: Vec<(SeqId, u32)>,
     /// Indices in `waiting` of those that did not fit in this step.
     stuck: Vec<usize>,
     stats: SchedStats,
@@ -77,13 +79,12 @@ impl Scheduler {
     /// Queues a sequence.
     ///
     /// # Panics
-    /// If the prompt is empty, shorter than its atomic part or longer than `max_len`, or the logical
-    /// time goes back.
+    /// If the prompt is empty or longer than `max_len`, its spans are none, or the logical time goes back.
     pub fn add(&mut self, now: u64, mut spec: SeqSpec) -> Result<SeqId, AddError> {
         self.tick(now);
         let known = spec.keys.len();
         assert!(0 < known, "a prompt of no tokens");
-        assert!(spec.atomic as usize <= known, "{} atomic of {known} tokens", spec.atomic);
+        spec.check_spans();
         assert!(known <= spec.max_len as usize, "{known} tokens of at most {}", spec.max_len);
         let needed_blocks = self.limits.blocks(spec.max_len);
         if needed_blocks > self.limits.usable_blocks() {
@@ -141,7 +142,7 @@ impl Scheduler {
         self.encoding.clear();
         self.end_due(now);
         let mut left = self.limits.token_budget;
-        self.admit_first(&mut left);
+        self.plan_first(&mut left);
         self.plan_decodes(&mut left);
         self.plan_prefills(&mut left);
         // Blocks were just taken from someone: they are not for newcomers.
@@ -237,10 +238,10 @@ impl Scheduler {
         self.stats.finished += 1;
     }
 
-    /// Shares what is computed if the row completed the atomic part or the prefill.
+    /// Shares what is computed if the row completed a span or the prefill.
     fn publish(&mut self, row: &PlanRow) {
         let seq = &mut self.seqs[row.seq];
-        let SeqSpec { namespace, keys, atomic, cache, .. } = &seq.spec;
+        let SeqSpec { namespace, keys, cache, .. } = &seq.spec;
         let State::Running { lease, computed, prefill } = &mut seq.state else { return };
         let mut end = *computed;
         if self.planted.is(Bug::PublishEarly) {
@@ -251,7 +252,8 @@ impl Scheduler {
             let slots = lease.blocks().len() as u32 * self.limits.block_size;
             (has_all, end) = (true, slots.min(keys.len() as u32));
         }
-        if *cache && !seq.cancelled && (has_all || row.start < *atomic) {
+        let has_span = || seq.spec.span_ends(row.start..row.start + row.len).next().is_some();
+        if *cache && !seq.cancelled && (has_all || has_span()) {
             let keys = &keys[..end as usize];
             self.copies.extend(self.cache.publish(lease, namespace, keys));
         }
@@ -389,29 +391,82 @@ impl Scheduler {
         while at < self.running.len() && 0 < *left {
             let id = self.running[at].id;
             at += 1;
-            let seq = &self.seqs[id];
-            if self.first != Some(id) && seq.remaining() == 1 && self.grow(id) {
+            if self.first != Some(id) && self.seqs[id].decodes() && self.grow(id) {
                 let start = self.seqs[id].computed();
-                self.plan.rows.push(PlanRow { seq: id, start, len: 1, drafted: 0, samples: true });
-                *left -= 1;
+                self.push_row(id, start..start + 1, left);
             }
         }
     }
 
     fn plan_prefills(&mut self, left: &mut u32) {
-        for Rank { id, .. } in &self.running {
-            let seq = &self.seqs[*id];
-            if self.first == Some(*id) || seq.remaining() <= 1 || *left == 0 {
+        for at in 0..self.running.len() {
+            let id = self.running[at].id;
+            let seq = &self.seqs[id];
+            if self.first == Some(id) || seq.decodes() || *left == 0 {
                 continue;
             }
-            let (start, mut len) = (seq.computed(), seq.remaining().min(*left));
-            if self.planted.is(Bug::ExceedBudget) {
-                len = seq.remaining();
+            let start = seq.computed();
+            let end = match self.planted.is(Bug::ExceedBudget) {
+                true => seq.known(),
+                false => self.row_end(id, start, *left),
+            };
+            if start < end {
+                self.push_row(id, start..end, left);
             }
-            let samples = start + len == seq.known();
-            self.plan.rows.push(PlanRow { seq: *id, start, len, drafted: 0, samples });
-            *left = left.saturating_sub(len);
         }
+    }
+
+    /// Plans a span before everything else, if it would not fit beside what goes before it: that of a
+    /// running sequence, or else of the head of the queue. Not in two steps one after the other, so that
+    /// what runs goes on.
+    fn plan_first(&mut self, left: &mut u32) {
+        if self.first.take().is_some() {
+            return;
+        }
+        let Some(id) = self.crowded_out() else { return self.admit_first(left) };
+        let start = self.seqs[id].computed();
+        let len = self.seqs[id].spec.span_at(start).expect("it stands at a span");
+        self.push_row(id, start..start + len, left);
+        self.first = Some(id);
+    }
+
+    /// The highest in rank whose next position begins a span that the rows before its own leave no room
+    /// for.
+    fn crowded_out(&self) -> Option<SeqId> {
+        let prefills = || self.running.iter().map(|r| &self.seqs[r.id]).filter(|s| !s.decodes());
+        let num_decodes = (self.running.len() - prefills().count()) as u32;
+        let mut tokens = self.limits.token_budget - num_decodes;
+        let (mut spans, mut alone) = (self.limits.max_spans_per_step, num_decodes == 0);
+        for seq in prefills() {
+            let start = seq.computed();
+            let end = seq.row_end(start, tokens, spans, alone);
+            if start == end && 0 < spans && seq.spec.span_at(start).is_some() {
+                return Some(seq.id);
+            }
+            tokens = tokens.saturating_sub(end - start);
+            spans -= seq.spec.span_ends(start..end).count() as u32;
+            alone = false;
+        }
+        None
+    }
+
+    /// Where a row of `id` from `start` on ends, with what this step has left; `start` if there is none.
+    fn row_end(&self, id: SeqId, start: u32, left: u32) -> u32 {
+        let seq = &self.seqs[id];
+        if self.planted.is(Bug::SplitSpan) {
+            return seq.known().min(start + left);
+        }
+        let spans = self.limits.max_spans_per_step - self.encoding.len() as u32;
+        seq.row_end(start, left, spans, self.plan.rows.is_empty())
+    }
+
+    fn push_row(&mut self, id: SeqId, positions: Range<u32>, left: &mut u32) {
+        let Range { start, end } = positions;
+        let seq = &self.seqs[id];
+        self.encoding.extend(seq.spec.span_ends(positions).map(|end| (id, end)));
+        let samples = end == seq.known();
+        self.plan.rows.push(PlanRow { seq: id, start, len: end - start, drafted: 0, samples });
+        *left = left.saturating_sub(end - start);
     }
 
     /// Adds drafted tokens to the rows that sample, as far as the budget and the free blocks go: for a draft

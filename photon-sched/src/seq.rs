@@ -1,6 +1,6 @@
 //! Sequences: what is asked of the scheduler, and what it remembers of each.
 
-use std::cmp::Reverse;
+use std::{cmp::Reverse, ops::Range};
 
 use photon_kv::{Lease, Namespace, TokenKey};
 
@@ -28,9 +28,9 @@ pub struct SeqSpec {
     pub namespace: Namespace,
     /// The prompt: the tokens known at first.
     pub keys: Vec<TokenKey>,
-    /// The first positions, which see each other both ways and are computed in one piece: 730 with
-    /// a picture, 0 without. They need not be the whole prompt, but cannot be more.
-    pub atomic: u32,
+    /// Runs of the prompt's positions that see each other both ways, in order: one for each picture.
+    /// Each is computed in one piece.
+    pub spans: Vec<Range<u32>>,
     /// The most positions it can ever reach: the prompt and what may be generated.
     pub max_len: u32,
     /// Higher goes first, and is preempted last.
@@ -39,6 +39,38 @@ pub struct SeqSpec {
     pub deadline: Option<u64>,
     /// Whether it reads from the prefix cache and leaves its blocks there.
     pub cache: bool,
+}
+
+impl SeqSpec {
+    /// The last place up to `position` that is not inside of a span: so far a hit is of use.
+    pub(crate) fn floor(&self, position: u32) -> u32 {
+        let inside = self.spans.iter().find(|span| span.start < position && position < span.end);
+        inside.map_or(position, |span| span.start)
+    }
+
+    /// The length of the span that begins at `position`.
+    pub(crate) fn span_at(&self, position: u32) -> Option<u32> {
+        let span = self.spans.iter().find(|span| span.start == position);
+        span.map(|span| span.end - span.start)
+    }
+
+    /// The ends of the spans among `positions`.
+    pub(crate) fn span_ends(&self, positions: Range<u32>) -> impl Iterator<Item = u32> {
+        let within =
+            move |span: &&Range<u32>| positions.start <= span.start && span.end <= positions.end;
+        self.spans.iter().filter(within).map(|span| span.end)
+    }
+
+    /// # Panics
+    /// If the spans are empty, overlap, are out of order or reach past the prompt.
+    pub(crate) fn check_spans(&self) {
+        let mut end = 0;
+        for span in &self.spans {
+            assert!(end <= span.start && span.start < span.end, "spans {:?}", self.spans);
+            end = span.end;
+        }
+        assert!(end as usize <= self.keys.len(), "a span to {end} of {} tokens", self.keys.len());
+    }
 }
 
 /// Why a sequence was not accepted.
@@ -138,6 +170,28 @@ impl Seq {
 
     pub(crate) fn remaining(&self) -> u32 {
         self.known() - self.computed()
+    }
+
+    /// Its only unknown position is that of a token like any other.
+    pub(crate) fn decodes(&self) -> bool {
+        self.remaining() == 1 && self.spec.span_at(self.computed()).is_none()
+    }
+
+    /// Where a row from `start` on ends that may take so many tokens and spans: never inside of a span.
+    /// `start` if it cannot take the span that begins there; `alone` says that this one may be longer.
+    pub(crate) fn row_end(&self, start: u32, tokens: u32, mut spans: u32, alone: bool) -> u32 {
+        let end = self.known().min(start.saturating_add(tokens));
+        for span in self.spec.spans.iter().filter(|span| start <= span.start) {
+            if end <= span.start {
+                break;
+            }
+            if spans == 0 || end < span.end {
+                let exceeds = alone && 0 < spans && span.start == start;
+                return if exceeds { span.end } else { span.start };
+            }
+            spans -= 1;
+        }
+        end
     }
 
     pub(crate) fn rank(&self) -> Rank {

@@ -7,10 +7,10 @@
 //!
 //! - every answer equals that of the sequence alone, which knows no blocks;
 //! - after every step what [`Scheduler::check`](crate::Scheduler::check) asserts;
-//! - the budget is exceeded by an atomic part alone, and atomic parts are in one piece;
+//! - the budget is exceeded by a span alone, and no span is ever cut;
 //! - drafts, right, partly right or wrong, change no answer, and none is computed past its sequence's end;
 //! - no written block is in another sequence's table;
-//! - a picture is not computed while another sequence computes it or has it;
+//! - nobody is admitted to compute a picture that another sequence computes or has;
 //! - nobody who waits is passed over more often than the limits say, and every step does something;
 //! - deadlines and cancellations end sequences in the next step, and nothing else does;
 //! - everything that was accepted ends, in a number of steps that is bounded by the work;
@@ -44,7 +44,7 @@ pub struct Report {
     pub preemptions: u64,
     /// Blocks copied in part.
     pub copies: u64,
-    /// Atomic parts computed.
+    /// Spans computed.
     pub encodings: u64,
     /// Drafted tokens computed.
     pub drafted: u64,

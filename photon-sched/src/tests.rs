@@ -13,7 +13,7 @@ const LIMITS: Limits = Limits {
     block_size: 4,
     max_waiting: 16,
     watermark_blocks: 1,
-    max_atomic_per_step: 4,
+    max_spans_per_step: 4,
     max_adapters: 1,
     max_passed: 2,
 };
@@ -47,7 +47,7 @@ fn running_prefills_go_before_admissions() {
 #[test]
 fn a_picture_is_computed_in_one_piece_and_its_text_as_far_as_the_budget_goes() {
     let limits = Limits { token_budget: 8, ..LIMITS };
-    check_with(limits, "add a wxyz img=1; step 2", "a 0..8; a 8..10*");
+    check_with(limits, "add a <1>wxyz; step 2", "a 0..8; a 8..10*");
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn a_picture_larger_than_the_budget_runs_alone_and_never_twice_in_a_row() {
     let limits = Limits { token_budget: 3, max_seqs: 3, ..LIMITS };
     check_with(
         limits,
-        "add a ab; step; add b w img=1; add c w img=2; step 4",
+        "add a ab; step; add b <1>w; add c <2>w; step 4",
         "a 0..2*; b 0..6; a 2..3*, b 6..7*; c 0..6; a 3..4*, b 7..8*, c 6..7*",
     );
 }
@@ -63,15 +63,45 @@ fn a_picture_larger_than_the_budget_runs_alone_and_never_twice_in_a_row() {
 #[test]
 fn a_picture_that_does_not_fit_beside_a_prefill_goes_before_it() {
     check(
-        "add a 0123456789012345678901234567890123456789; step; add b w img=1; step 2",
+        "add a 0123456789012345678901234567890123456789; step; add b <1>w; step 2",
         "a 0..16; b 0..6, a 16..26; b 6..7*, a 26..40*",
     );
 }
 
 #[test]
+fn each_picture_of_a_prompt_is_computed_in_one_piece() {
+    // 12 tokens a step: the second picture waits for room, the third goes with the text after it.
+    let limits = Limits { token_budget: 12, ..LIMITS };
+    check_with(limits, "add a <1>abc<2>d<3>ef; step 4", "a 0..9; a 9..16; a 16..24*; a 24..25*");
+    check_with(limits, "add a <1><2>ab; step 3", "a 0..12; a 12..14*; a 14..15*");
+}
+
+#[test]
+fn a_later_picture_that_does_not_fit_beside_decodes_goes_before_them_but_not_twice_in_a_row() {
+    let limits = Limits { token_budget: 7, max_seqs: 3, ..LIMITS };
+    check_with(
+        limits,
+        "add a ab; add b cd; step; add c x<1><2>y; step 6",
+        "a 0..2*, b 0..2*; a 2..3*, b 2..3*, c 0..1; c 1..7, a 3..4*; a 4..5*, b 3..4*; \
+         c 7..13, a 5..6*; a 6..7*, b 4..5*, c 13..14*; a 7..8*, b 5..6*, c 14..15*",
+    );
+}
+
+#[test]
+fn a_conversation_goes_on_where_its_earlier_turns_end() {
+    check(
+        "add a <1>uv new=1; step; add b <1>uvw<2>x new=1; step; \
+         add c <1>uvw<2>y new=1; add d <1>uvw<3>x new=1; step",
+        "a 0..8*, a finished; b 8..16* hit 8, b finished; \
+         c 15..16* hit 15 of which 3 copied, d 9..16* hit 9 of which 1 copied, \
+         c finished, d finished",
+    );
+}
+
+#[test]
 fn pictures_per_step_are_limited() {
-    let limits = Limits { max_atomic_per_step: 1, token_budget: 32, ..LIMITS };
-    check_with(limits, "add a w img=1; add b w img=2; step 2", "a 0..7*; a 7..8*, b 0..7*");
+    let limits = Limits { max_spans_per_step: 1, token_budget: 32, ..LIMITS };
+    check_with(limits, "add a <1>w; add b <2>w; step 2", "a 0..7*; a 7..8*, b 0..7*");
 }
 
 #[test]
@@ -91,11 +121,15 @@ fn a_prompt_is_shared_while_its_sequence_runs() {
 }
 
 #[test]
-fn a_hit_of_less_than_the_picture_is_none() {
-    // The tail of the picture is evicted by the sequence that needs all blocks but one.
-    check(
-        "add a xyzxyz img=1 nocache new=1; step; add b xyzxyz img=1; step",
-        "a 0..12*, a finished; b 0..12*",
+fn a_hit_that_ends_inside_of_a_picture_counts_up_to_its_start() {
+    // `b` takes all blocks of `a` but the first, in which the picture begins.
+    let limits = Limits { num_blocks: 6, watermark_blocks: 0, ..LIMITS };
+    check_with(
+        limits,
+        "add a ab<1>xyzx new=1; step; add b 0123456789012345 new=1; step; \
+         add c ab<1>xyzx new=1; step",
+        "a 0..12*, a finished; b 0..16*, b finished; \
+         c 2..12* hit 2 of which 2 copied, c finished",
     );
 }
 
@@ -110,7 +144,7 @@ fn a_sequence_that_must_not_cache_neither_reads_nor_leaves_anything() {
 #[test]
 fn identical_pictures_in_flight_are_computed_once() {
     check(
-        "add a u img=1; add b v img=1; add c w img=2; step 2",
+        "add a <1>u; add b <1>v; add c <2>w; step 2",
         "a 0..7*, c 0..7*; a 7..8*, c 7..8*, b 6..7* hit 6 of which 2 copied",
     );
 }
@@ -153,7 +187,7 @@ fn a_preempted_sequence_is_the_next_of_its_priority() {
     check_with(
         limits,
         "add h abcdefgh new=1; step; add a 0123456789012345 new=7; step; \
-         add m 0123456789 img=1; add b abcdefgx new=8; step 8",
+         add m <1>0123456789; add b abcdefgx new=8; step 8",
         "h 0..8*, h finished; a 0..16*; a 16..17*, b 7..8* hit 7 of which 3 copied; \
          a 17..18*, b 8..9*; a 18..19*, b 9..10*; a 19..20*, b 10..11*; \
          a 20..21*, preempted b; a 21..22*, a finished; b 8..12*, m 0..12; b 12..13*, m 12..16*",
@@ -219,7 +253,7 @@ fn hits_pass_over_a_miss_that_does_not_fit_until_it_is_overdue() {
     check_with(
         limits,
         "add h abcdefgh new=1; step; add a 01234567890123456789 new=5; step 2; \
-         add m 0123456789 img=1 new=3; add b abcdefgx new=1; add c abcdefgy new=1; \
+         add m <1>0123456789 new=3; add b abcdefgx new=1; add c abcdefgy new=1; \
          add d abcdefgz new=1; step 6",
         "h 0..8*, h finished; a 0..16; a 16..20*; a 20..21*, b 4..8* hit 4, b finished; \
          a 21..22*, c 4..8* hit 4, c finished; a 22..23*; a 23..24*, a finished; m 0..16*; \

@@ -212,14 +212,12 @@ impl<D: Kernels> Rig<'_, D> {
         draft: usize,
     ) -> photon_core::Result<()> {
         let draft: Vec<u32> = (0..draft as u32).collect();
-        let prefix_len = 1 + self.config.vision.patches();
         let rows = tables.iter().map(|block_table| Row {
             inputs,
             draft: &draft,
             start,
             block_table,
-            prefix_len,
-            image_offset: 0,
+            images: &[0],
             adapter: None,
             sample: Some(SampleParams::GREEDY),
         });

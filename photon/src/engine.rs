@@ -42,10 +42,13 @@ use self::{
     adapters::AdapterStore,
     prepare::{Message, Open, Queue, key, panic_message},
     runner::{Drew, EncodeJob, Heads, Runner, Step},
-    sequence::Sequence,
+    sequence::{Sequence, Shown},
     slots::{Place, Slots},
 };
 use crate::{EngineStats, Event, RunError, ticket::EventSender};
+
+/// Of a picture whose embeddings a row does not need.
+const NO_PLACE: usize = usize::MAX;
 
 /// The state of an engine's thread.
 #[derive(Debug)]
@@ -66,6 +69,8 @@ pub(crate) struct Engine<D: Kernels> {
     drew: Vec<Drew>,
     outputs: Vec<Output>,
     tables: Vec<u32>,
+    /// The slots of each row's pictures.
+    places: Vec<usize>,
     epoch: Instant,
     stats: Arc<Mutex<EngineStats>>,
     counts: EngineStats,
@@ -88,7 +93,7 @@ impl<D: Kernels> Engine<D> {
         });
         for sequence in self.sequences.drain().map(|(_, sequence)| sequence).chain(late) {
             let _ = sequence.events.send(Err(error()));
-            self.queue.release();
+            self.queue.release(sequence.pictures.len());
         }
     }
 
@@ -169,10 +174,12 @@ impl<D: Kernels> Engine<D> {
         let config = self.runner.model.config();
         let most = sequence.inputs.len() + sequence.state.max_inputs();
         let max_len = most.min(config.text.max_context) as u32;
+        let spans = sequence.pictures.iter().map(|shown| &shown.span);
+        let spans = spans.map(|span| span.start as u32..span.end as u32);
         let spec = SeqSpec {
             namespace: sequence.namespace,
             keys: std::mem::take(&mut sequence.keys),
-            atomic: sequence.prefix_len as u32,
+            spans: spans.collect(),
             max_len,
             priority: sequence.priority,
             deadline: sequence
@@ -192,20 +199,28 @@ impl<D: Kernels> Engine<D> {
                         blocks: num_blocks as usize,
                     },
                 };
-                self.end(sequence.events, Err(error));
+                self.end(sequence, Err(error));
             }
         }
     }
 
     /// The request is over; its last event goes out with the next delivery.
-    fn end(&mut self, events: EventSender, last: Result<Event, RunError>) {
+    fn end(&mut self, sequence: Sequence, last: Result<FinishReason, RunError>) {
+        self.queue.release(sequence.pictures.len());
+        let eos_id = self.queue.setup().config.tokenizer.eos_id;
+        let (events, last) = match last {
+            Ok(reason) => {
+                let (events, done) = sequence.respond(reason, eos_id);
+                (events, Ok(done))
+            }
+            Err(error) => (sequence.events, Err(error)),
+        };
         self.outbox.push((events, last));
-        self.queue.release();
     }
 
     fn fail(&mut self, seq: SeqId, error: RunError) {
         if let Some(sequence) = self.sequences.remove(&seq) {
-            self.end(sequence.events, Err(error));
+            self.end(sequence, Err(error));
         }
     }
 
@@ -228,20 +243,20 @@ impl<D: Kernels> Engine<D> {
         }
     }
 
-    /// Encodes the pictures of rows that begin, unless their embeddings are on the device.
+    /// Encodes the pictures that the step computes, unless their embeddings are on the device.
     fn encode_images(&mut self) -> photon_core::Result<()> {
         self.image_slots.start_step();
         let crop_config = &self.queue.setup().crops;
         let (mut jobs, mut seqs) = (Vec::new(), Vec::new());
-        for row in self.plan.rows.iter().filter(|row| row.start == 0) {
-            let sequence = &self.sequences[&row.seq];
-            let Some(picture) = &sequence.picture else { continue };
-            if let Place::Empty(slot) = self.image_slots.place(picture.digest) {
-                let crops = picture.crops(crop_config);
-                let crops =
-                    crops.expect("these bytes were decoded before, or they would not be cached");
-                jobs.push(EncodeJob { tiling: crops.tiling, crops: &crops.crops, slot });
-                seqs.push((row.seq, crops.tiling));
+        for row in &self.plan.rows {
+            for (_, Shown { picture, .. }) in self.sequences[&row.seq].shown_in(row) {
+                if let Place::Empty(slot) = self.image_slots.place(picture.digest) {
+                    let crops = picture.crops(crop_config);
+                    let crops = crops
+                        .expect("these bytes were decoded before, or they would not be cached");
+                    jobs.push(EncodeJob { tiling: crops.tiling, crops: &crops.crops, slot });
+                    seqs.push(row.seq);
+                }
             }
         }
         if jobs.is_empty() {
@@ -253,10 +268,12 @@ impl<D: Kernels> Engine<D> {
         self.counts.images_encoded += jobs.len() as u64;
         self.counts.vision_us += (took * 1000.0) as u64;
         drop(jobs);
-        for (seq, tiling) in seqs {
-            let metrics = &mut self.sequences.get_mut(&seq).expect("it has a row").metrics;
-            metrics.set_tiling(tiling);
-            metrics.vision_time_ms += took;
+        seqs.dedup();
+        for seq in seqs {
+            let sequence = self.sequences.get_mut(&seq).expect("it has a row");
+            let crops = sequence.pictures.iter().map(|shown| shown.picture.num_crops());
+            sequence.metrics.crops = crops.sum();
+            sequence.metrics.vision_time_ms += took;
         }
         Ok(())
     }
@@ -264,38 +281,38 @@ impl<D: Kernels> Engine<D> {
     fn record_step(&mut self) -> photon_core::Result<Step<D>> {
         let mut heads = Heads::default();
         self.tables.clear();
+        self.places.clear();
         for row in &self.plan.rows {
             self.tables.extend(self.scheduler.blocks(row.seq).iter().map(|block| block.get()));
             let cached = self.scheduler.hit_tokens(row.seq) as usize;
             let sequence = self.sequences.get_mut(&row.seq).expect("a row of a known sequence");
             sequence.start(cached);
+            self.places.resize(self.places.len() + sequence.pictures.len(), NO_PLACE);
+            let first = self.places.len() - sequence.pictures.len();
+            for (i, shown) in sequence.shown_in(row) {
+                self.places[first + i] = self.image_slots.find(shown.picture.digest);
+            }
             if row.samples {
                 let [coord, size] = sequence.state.possible_heads();
                 heads.coord |= coord;
                 heads.size |= size;
             }
         }
-        let Engine {
-            runner, scheduler, sequences, image_slots, adapter_slots, plan, tables, ..
-        } = self;
-        let patches = runner.model.config().vision.patches();
-        let mut rest = &tables[..];
+        let Engine { runner, scheduler, sequences, adapter_slots, plan, tables, places, .. } = self;
+        let (mut rest, mut places) = (&tables[..], &places[..]);
         let rows = plan.rows.iter().map(|&PlanRow { seq, start, len, drafted, samples }| {
             let (block_table, others) = rest.split_at(scheduler.blocks(seq).len());
             rest = others;
             let sequence = &sequences[&seq];
             let end = (start + len) as usize;
-            let slot = match &sequence.picture {
-                Some(picture) if start == 0 => image_slots.find(picture.digest),
-                _ => 0,
-            };
+            let (images, others) = places.split_at(sequence.pictures.len());
+            places = others;
             Row {
                 inputs: &sequence.inputs[start as usize..end],
                 draft: &sequence.draft[..drafted as usize],
                 start: start as usize,
                 block_table,
-                prefix_len: sequence.prefix_len,
-                image_offset: slot * patches,
+                images,
                 adapter: sequence.adapter.as_ref().map(|adapter| adapter_slots.find(adapter.id)),
                 sample: samples.then(|| sequence.sample_params(end)),
             }
@@ -369,7 +386,9 @@ impl<D: Kernels> Engine<D> {
         let error = match advanced {
             Ok(Ok(Next::Feed(input))) => return Some(input),
             Ok(Ok(Next::Finish(reason))) => {
-                self.finish(seq, reason, config.tokenizer.eos_id);
+                let sequence = self.sequences.remove(&seq).expect("it was just advanced");
+                self.counts.finished += 1;
+                self.end(sequence, Ok(reason));
                 return None;
             }
             Ok(Err(error)) => error,
@@ -379,20 +398,12 @@ impl<D: Kernels> Engine<D> {
         None
     }
 
-    fn finish(&mut self, seq: SeqId, reason: FinishReason, eos_id: u32) {
-        let sequence = self.sequences.remove(&seq).expect("it was just advanced");
-        let (events, done) = sequence.respond(reason, eos_id);
-        self.counts.finished += 1;
-        self.end(events, Ok(done));
-    }
-
-    /// The pictures of rows that began are in the prefix cache now.
+    /// The pictures that the step computed are in the prefix cache now.
     fn learn(&mut self) {
-        for row in self.plan.rows.iter().filter(|row| row.start == 0) {
-            let picture =
-                self.sequences.get(&row.seq).and_then(|sequence| sequence.picture.as_ref());
-            if let Some(picture) = picture {
-                self.queue.learn(picture.digest);
+        for row in &self.plan.rows {
+            let Some(sequence) = self.sequences.get(&row.seq) else { continue };
+            for (_, shown) in sequence.shown_in(row) {
+                self.queue.learn(shown.prefix);
             }
         }
     }

@@ -80,7 +80,7 @@ pub use photon_models::{
     Quant,
     config::Family,
     image::{ImageError, Limits, ResizeOrder, Tiling},
-    prompt::{CaptionLength, Rejected, Sampling, Skill, SpatialRef},
+    prompt::{CaptionLength, MAX_IMAGES, Message, Rejected, Role, Sampling, Skill, SpatialRef},
     skill::{Answer, BoundingBox, Budget, FinishReason, Grounding, Point, Reasoning, SkillEvent},
 };
 pub use request::{Event, ImageSource, Metrics, Request, Response};

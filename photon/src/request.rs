@@ -2,7 +2,6 @@
 use std::{path::PathBuf, time::Duration};
 
 use photon_models::{
-    image::Tiling,
     prompt::{Sampling, Skill},
     skill::{Answer, Budget, FinishReason, SkillEvent},
 };
@@ -39,8 +38,9 @@ impl From<PathBuf> for ImageSource {
 pub struct Request {
     /// What to do.
     pub skill: Skill,
-    /// The picture; only a query can do without.
-    pub image: Option<ImageSource>,
+    /// The pictures: one, but that a query or a chat can do without or with several, up to
+    /// [`MAX_IMAGES`](crate::MAX_IMAGES).
+    pub images: Vec<ImageSource>,
     /// How tokens are drawn.
     pub sampling: Sampling,
     /// How much may come out.
@@ -65,12 +65,12 @@ pub struct Request {
 }
 
 impl Request {
-    /// With the skill's usual sampling and budget.
+    /// About one picture or none, with the skill's usual sampling and budget.
     pub fn new(skill: Skill, image: Option<impl Into<ImageSource>>) -> Self {
         let sampling = Sampling::default_for(&skill);
         Request {
             skill,
-            image: image.map(Into::into),
+            images: image.map(Into::into).into_iter().collect(),
             sampling,
             budget: Budget::default(),
             adapter: None,
@@ -82,6 +82,11 @@ impl Request {
             cache_salt: 0,
             forced_tokens: None,
         }
+    }
+
+    /// About these pictures instead.
+    pub fn with_images(self, images: impl IntoIterator<Item = impl Into<ImageSource>>) -> Self {
+        Request { images: images.into_iter().map(Into::into).collect(), ..self }
     }
 }
 
@@ -114,7 +119,7 @@ pub struct Response {
 /// Sizes and times of one request; times in milliseconds of wall clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Metrics {
-    /// Positions before the answer: BOS, the image and the prompt.
+    /// Positions before the answer: BOS, the images and the prompt.
     pub input_tokens: usize,
     /// How many of them were found in the prefix cache.
     pub cached_tokens: usize,
@@ -124,13 +129,13 @@ pub struct Metrics {
     pub drafted_tokens: usize,
     /// How many of them were drawn, too.
     pub accepted_tokens: usize,
-    /// Crops of the picture; 0 without one.
+    /// Crops of the pictures; 0 without any.
     pub crops: usize,
     /// Waiting for the device, from the end of preprocessing to the first step.
     pub queue_time_ms: f64,
-    /// Decoding, resizing and cutting the picture.
+    /// Decoding, resizing and cutting the pictures.
     pub preprocess_time_ms: f64,
-    /// Encoding its crops and projecting them, together with those of other requests in the same step;
+    /// Encoding their crops and projecting them, together with those of other requests in the same step;
     /// 0 if that had been done before.
     pub vision_time_ms: f64,
     /// From the first step to the first id, without vision.
@@ -148,9 +153,5 @@ impl Metrics {
             0 | 1 => 0.0,
             n => (n - 1) as f64 / (self.decode_time_ms / 1000.0),
         }
-    }
-
-    pub(crate) fn set_tiling(&mut self, tiling: Tiling) {
-        self.crops = tiling.num_crops();
     }
 }

@@ -1,7 +1,7 @@
 //! One line of a batch: from its JSON to a request, or to the reason why there is none.
 //!
-//! The format is that of Moondream's `/v1/batch`, with `image_path`, `spatial_refs`, `eye` and a few
-//! settings added. Types are strict (a boolean is a JSON boolean, an integer has no fraction),
+//! The format is that of Moondream's `/v1/batch`, with `image_path`, `image_paths`, `spatial_refs`, `eye`,
+//! conversations in OpenAI's form and a few settings added. Types are strict (a boolean is a JSON boolean, an integer has no fraction),
 //! strings are trimmed, `null` is the same as nothing, unknown keys are ignored. Nothing is decoded
 //! here but base64: pictures are the engine's work.
 use std::path::PathBuf;
@@ -10,7 +10,10 @@ use base64::{
     Engine, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use photon::{Budget, CaptionLength, ImageSource, Request, RunError, Sampling, Skill, SpatialRef};
+use photon::{
+    Budget, CaptionLength, ImageSource, Message, Request, Role, RunError, Sampling, Skill,
+    SpatialRef,
+};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -73,7 +76,7 @@ pub(crate) struct Defaults {
     pub(crate) reasoning: bool,
     /// The adapter.
     pub(crate) adapter: Option<PathBuf>,
-    /// What `image_path` and `adapter` are relative to.
+    /// What `image_path`, `image_paths` and `adapter` are relative to.
     pub(crate) folder: PathBuf,
 }
 
@@ -140,7 +143,10 @@ fn id_of(map: &Map<String, Value>) -> Result<Value, LineError> {
 
 fn request(map: &Map<String, Value>, defaults: &Defaults) -> Result<Request, LineError> {
     let fields = Fields { map, at: "" };
-    let skill = skill(&fields, defaults)?;
+    let (skill, images) = match fields.required("skill")? {
+        "chat" => chat(&fields, defaults)?,
+        name => (skill(name, &fields, defaults)?, images(&fields, defaults)?),
+    };
     let empty = Map::new();
     let settings = match map.get("settings") {
         None | Some(Value::Null) => &empty,
@@ -164,11 +170,8 @@ fn request(map: &Map<String, Value>, defaults: &Defaults) -> Result<Request, Lin
     let sampling = drawn.over(Sampling::default_for(&skill));
     sampling.check().map_err(|rejected| invalid(rejected.to_string()))?;
 
-    let image = image(&fields, defaults)?;
-    if image.is_none() && !matches!(skill, Skill::Query { .. }) {
-        return Err(invalid(format!("{} needs an image", skill.name())));
-    }
-    let mut request = Request::new(skill, image);
+    skill.check_images(images.len()).map_err(|rejected| invalid(rejected.to_string()))?;
+    let mut request = Request::new(skill, None::<ImageSource>).with_images(images);
     request.adapter = match fields.string("adapter")? {
         Some(path) => Some(defaults.folder.join(path)),
         None => defaults.adapter.clone(),
@@ -178,8 +181,8 @@ fn request(map: &Map<String, Value>, defaults: &Defaults) -> Result<Request, Lin
     Ok(request)
 }
 
-fn skill(fields: &Fields<'_>, defaults: &Defaults) -> Result<Skill, LineError> {
-    match fields.required("skill")? {
+fn skill(name: &str, fields: &Fields<'_>, defaults: &Defaults) -> Result<Skill, LineError> {
+    match name {
         "query" => Ok(Skill::Query {
             question: fields.required("question")?.to_owned(),
             reasoning: fields.boolean("reasoning")?.unwrap_or(defaults.reasoning),
@@ -207,35 +210,87 @@ fn skill(fields: &Fields<'_>, defaults: &Defaults) -> Result<Skill, LineError> {
         other => Err(LineError {
             code: Code::UnknownSkill,
             message: format!(
-                "unknown skill {other:?}; this model has query, caption, detect, point and gaze"
+                "unknown skill {other:?}; this model has query, chat, caption, detect, point and gaze"
             ),
         }),
     }
 }
 
-fn image(fields: &Fields<'_>, defaults: &Defaults) -> Result<Option<ImageSource>, LineError> {
-    let several = match fields.map.get("images") {
-        None | Some(Value::Null) => &[][..],
-        Some(Value::Array(images)) => images,
-        Some(_) => return Err(invalid("Field 'images' must be an array of strings")),
-    };
-    let one = match several {
-        [] => None,
-        [Value::String(image)] => Some(image.trim()),
-        [_] => return Err(invalid("Field 'images' must be an array of strings")),
-        more => {
-            let n = more.len();
-            return Err(invalid(format!(
-                "Field 'images' has {n} pictures, but a request takes one: write {n} lines"
-            )));
+/// A conversation and its pictures: messages as OpenAI has them, whose content is a text or a list of
+/// parts.
+fn chat(fields: &Fields<'_>, defaults: &Defaults) -> Result<(Skill, Vec<ImageSource>), LineError> {
+    let must = || fields.wrong("messages", "an array of {role, content}");
+    let list = fields.get("messages").and_then(Value::as_array).ok_or_else(must)?;
+    let (mut messages, mut images) = (Vec::new(), Vec::new());
+    for message in list {
+        let message = Fields { map: message.as_object().ok_or_else(must)?, at: "messages[]." };
+        let role = match message.required("role")? {
+            "system" => Role::System,
+            "user" => Role::User,
+            "assistant" => Role::Assistant,
+            _ => return Err(message.wrong("role", "'system', 'user' or 'assistant'")),
+        };
+        let (before, mut text) = (images.len(), String::new());
+        match message.get("content") {
+            None => {}
+            Some(Value::String(content)) => text.push_str(content),
+            Some(Value::Array(parts)) => {
+                for part in parts {
+                    match content_part(part, defaults)? {
+                        Part::Text(part) => text.push_str(part),
+                        Part::Image(image) => images.push(image),
+                    }
+                }
+            }
+            Some(_) => return Err(message.wrong("content", "a string or an array of parts")),
         }
-    };
-    match (fields.string("image")?, one, fields.string("image_path")?) {
-        (None, None, None) => Ok(None),
-        (Some(data), None, None) | (None, Some(data), None) => encoded(data).map(Some),
-        (None, None, Some(path)) => Ok(Some(defaults.folder.join(path).into())),
-        _ => Err(invalid("give one of 'image', 'images' and 'image_path'")),
+        let text = text.trim().to_owned();
+        messages.push(Message { role, text, images: images.len() - before });
     }
+    let reasoning = fields.boolean("reasoning")?.unwrap_or(defaults.reasoning);
+    Ok((Skill::Chat { messages, reasoning }, images))
+}
+
+enum Part<'a> {
+    Text(&'a str),
+    Image(ImageSource),
+}
+
+fn content_part<'a>(part: &'a Value, defaults: &Defaults) -> Result<Part<'a>, LineError> {
+    let must =
+        "{type: text, text}, {type: image, image or image_path} or {type: image_url, image_url}";
+    let wrong = || invalid(format!("a part of a message must be {must}"));
+    let part = Fields { map: part.as_object().ok_or_else(wrong)?, at: "messages[].content[]." };
+    match part.required("type")? {
+        "text" => match part.get("text") {
+            Some(Value::String(text)) => Ok(Part::Text(text)),
+            _ => Err(part.wrong("text", "a string")),
+        },
+        "image" => match &images(&part, defaults)?[..] {
+            [image] => Ok(Part::Image(image.clone())),
+            _ => Err(wrong()),
+        },
+        "image_url" => {
+            let url = part.get("image_url");
+            let url = url.and_then(|url| url.get("url").or(Some(url)));
+            Ok(Part::Image(encoded(url.and_then(Value::as_str).ok_or_else(wrong)?.trim())?))
+        }
+        _ => Err(wrong()),
+    }
+}
+
+/// The pictures, named in one of four ways.
+fn images(fields: &Fields<'_>, defaults: &Defaults) -> Result<Vec<ImageSource>, LineError> {
+    let one = |name| Ok::<_, LineError>(fields.string(name)?.map(|text| vec![text]));
+    let data = [one("image")?, fields.strings("images")?];
+    let paths = [one("image_path")?, fields.strings("image_paths")?];
+    if data.iter().chain(&paths).flatten().count() > 1 {
+        let names = "'image', 'images', 'image_path' and 'image_paths'";
+        return Err(invalid(format!("give one of {names}")));
+    }
+    let files = paths.into_iter().flatten().flatten();
+    let files = files.map(|path| Ok(ImageSource::File(defaults.folder.join(path))));
+    data.into_iter().flatten().flatten().map(encoded).chain(files).collect()
 }
 
 /// Bare base64 or a data URI.
@@ -282,6 +337,16 @@ impl<'a> Fields<'a> {
         match self.string(name)? {
             None | Some("") => Err(self.wrong(name, "a non-empty string")),
             Some(text) => Ok(text),
+        }
+    }
+
+    fn strings(&self, name: &str) -> Result<Option<Vec<&'a str>>, LineError> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        let text = |value: &'a Value| value.as_str().map(str::trim);
+        let texts = value.as_array().and_then(|list| list.iter().map(text).collect());
+        match texts {
+            Some(texts) => Ok(Some(texts)),
+            None => Err(self.wrong(name, "an array of strings")),
         }
     }
 

@@ -134,6 +134,97 @@ fn several_pictures_give_a_line_each_and_a_bad_one_does_not_cost_the_others() {
     assert!(stderr.contains("1 of 3 pictures failed"), "{stderr}");
 }
 
+fn lines_of_json(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn one_question_is_asked_about_several_pictures_together() {
+    let (a, b) = (asset("shapes.png"), asset("number.png"));
+    let one = lines_of_json(&succeeds(&["query", &a, "what is written?", "--json"]));
+    let both = succeeds(&["query", &a, &b, "--together", "what is written?", "--json"]);
+    let both = lines_of_json(&both);
+    assert_eq!((one.len(), both.len()), (1, 1));
+    assert_eq!(both[0]["image"], Value::Null);
+    let input = |lines: &[Value]| lines[0]["metrics"]["input_tokens"].as_u64().unwrap();
+    assert_eq!(input(&both), input(&one) + 64);
+    let out = ["query", &a, &b, "x", "--together", "--draw", "out.png"];
+    fails(&out, 2, "cannot be used with");
+    let many = [vec!["query", "--together"], vec![&a; 17], vec!["x"]].concat();
+    fails(&many, 2, "16 images at most, and 17 were given");
+}
+
+/// The program's output when these lines are on its standard input.
+fn piped(args: &[&str], lines: &str) -> Output {
+    let mut child = photon(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn a_conversation_goes_on_and_computes_only_what_is_new() {
+    let (a, b) = (asset("shapes.png"), asset("number.png"));
+    let chat = ["chat", &a, "--temperature", "0", "--json"];
+    let messages = ["--message", "how many shapes are there?", "--message", "and which color?"];
+    let answers = lines_of_json(&succeeds(&[&chat[..], &messages].concat()));
+    assert_eq!(answers.len(), 2);
+    let number = |answer: &Value, name: &str| answer["metrics"][name].as_u64().unwrap();
+    assert!(number(&answers[1], "cached_tokens") >= number(&answers[0], "input_tokens"));
+    assert!(answers.iter().all(|answer| answer["answer"].is_string()), "{answers:?}");
+
+    // The same from standard input, and then another picture.
+    let script = format!("how many shapes are there?\n\nand which color?\n/image {b}\nand here?\n");
+    let output = piped(&chat, &script);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{stderr}");
+    let more = lines_of_json(&String::from_utf8(output.stdout).unwrap());
+    assert_eq!(more.len(), 3, "{stderr}");
+    for (more, answer) in more.iter().zip(&answers) {
+        assert_eq!(more["tokens"], answer["tokens"]);
+    }
+    assert_eq!(number(&more[2], "crops"), 2);
+    assert!(number(&more[2], "cached_tokens") >= number(&more[1], "input_tokens"));
+
+    // After a reset it is a new one; a system text is part of the first question.
+    let new = piped(&chat, "x\n/reset\n/system one word\nand which color?\n/quit\nnot asked\n");
+    let new = lines_of_json(&String::from_utf8(new.stdout).unwrap());
+    assert_eq!((new.len(), number(&new[1], "crops")), (2, 0));
+    let said = ["--system", "one word", "--message", "and which color?"];
+    let said = succeeds(&[&["chat", "--temperature", "0", "--json"], &said[..]].concat());
+    assert_eq!(lines_of_json(&said)[0]["tokens"], new[1]["tokens"]);
+}
+
+#[test]
+fn a_conversation_prints_answers_with_their_reasoning() {
+    let message = ["--message", "what is written?", "--max-tokens", "20"];
+    let text = succeeds(&[&["chat", &asset("number.png")], &message[..]].concat());
+    assert_eq!(text.lines().count(), 1, "{text:?}");
+    let thought = succeeds(&[&["chat", "--reasoning", "--json"], &message[..]].concat());
+    assert!(lines_of_json(&thought)[0]["reasoning"]["text"].is_string(), "{thought}");
+}
+
+#[test]
+fn what_goes_wrong_ends_a_conversation_that_is_not_typed() {
+    let fails = |args: &[&str], lines: &str, code: i32, message: &str| {
+        let output = piped(args, lines);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{args:?} {lines:?}: {stderr}");
+        assert!(stderr.contains(message), "{args:?} {lines:?}: {stderr}");
+    };
+    fails(&["chat"], "/imagine a cat\n", 2, "no command /imagine");
+    fails(&["chat"], "/image no-such.png\n", 1, "no-such.png");
+    fails(&["chat", "no-such.png"], "x\n", 1, "no-such.png");
+    fails(&["chat", "-"], "x\n", 2, "standard input is the conversation");
+    fails(&["chat", "--temperature", "-1"], "x\n", 2, "temperature is -1");
+    let long = format!("{}\n", "a z ".repeat(2000));
+    fails(&["chat"], &long, 2, "the model has 512");
+}
+
 #[test]
 fn a_picture_comes_from_standard_input() {
     let mut child = photon(&["caption", "-", "--temperature", "0"])

@@ -21,12 +21,26 @@ struct Row {
     new: usize,
     /// Positions in the cache, those included.
     context: usize,
-    /// First positions that attend both ways.
-    prefix: i32,
+    /// Positions that attend both ways: a picture's.
+    span: (usize, usize),
 }
 
-const fn row(new: usize, context: usize, prefix: i32) -> Row {
-    Row { new, context, prefix }
+/// A row in which everything is causal.
+const fn row(new: usize, context: usize) -> Row {
+    with_span(new, context, 0, 0)
+}
+
+const fn with_span(new: usize, context: usize, start: usize, end: usize) -> Row {
+    Row { new, context, span: (start, end) }
+}
+
+impl Row {
+    /// How many first positions the token at `position` sees.
+    fn visible(&self, position: usize) -> i32 {
+        let (start, end) = self.span;
+        let last = if start <= position && position < end { end.min(self.context) } else { 0 };
+        last.max(position + 1) as i32
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -51,7 +65,7 @@ impl Config {
         let rows: Vec<String> = rows
             .iter()
             .take(9)
-            .map(|r| format!("{} of {} prefix {}", r.new, r.context, r.prefix))
+            .map(|r| format!("{} of {} span {:?}", r.new, r.context, r.span))
             .collect();
         let about = format!(
             "{what}heads {heads}, kv_heads {kv_heads}, head_dim {head_dim}, block_size {block_size}; \
@@ -77,8 +91,8 @@ struct Batch<D: Kernels> {
     max_blocks: usize,
     tables: Vec<i32>,
     starts: Vec<i32>,
-    contexts: Vec<i32>,
-    prefixes: Vec<i32>,
+    /// Of each token.
+    visible: Vec<i32>,
 }
 
 impl<D: Kernels> Batch<D> {
@@ -112,9 +126,10 @@ impl<D: Kernels> Batch<D> {
         // q as the models have it: the first columns of qkv.
         let gaps = Gaps { before: 0, after: 2 * kv_dim };
         let q = rig.view("q", [tokens, q_dim], c.q, gaps, &rng.floats(tokens * q_dim, c.sharpness));
-        let contexts = c.rows.iter().map(|r| r.context as i32).collect();
-        let prefixes = c.rows.iter().map(|r| r.prefix).collect();
-        Batch { c: c.clone(), q, k, v, num_blocks, max_blocks, tables, starts, contexts, prefixes }
+        let rows = c.rows.iter();
+        let tokens_of = |row: &Row| row.context - row.new..row.context;
+        let visible = rows.flat_map(|row| tokens_of(row).map(|p| row.visible(p))).collect();
+        Batch { c: c.clone(), q, k, v, num_blocks, max_blocks, tables, starts, visible }
     }
 
     fn tokens(&self) -> usize {
@@ -127,25 +142,23 @@ impl<D: Kernels> Batch<D> {
         let tokens = first as usize..self.starts[rows.end] as usize;
         let starts: Vec<i32> =
             self.starts[rows.start..=rows.end].iter().map(|s| s - first).collect();
-        self.run_tokens(rig, rows.clone(), tokens, &starts, &self.contexts[rows], label)
+        self.run_tokens(rig, rows, tokens, &starts, label)
     }
 
-    /// Runs tokens `tokens` as those of rows `rows`, divided by `starts`, with these contexts.
+    /// Runs tokens `tokens` as those of rows `rows`, divided by `starts`.
     fn run_tokens(
         &self,
         rig: &mut Rig<'_, D>,
         rows: Range<usize>,
         tokens: Range<usize>,
         starts: &[i32],
-        contexts: &[i32],
         label: &Label,
     ) -> Probe<D> {
         let count = rows.len();
         let tables = &self.tables[rows.start * self.max_blocks..rows.end * self.max_blocks];
         let tables = rig.indices("block_tables", [count, self.max_blocks], tables);
         let starts = rig.indices("row_starts", [count + 1], starts);
-        let contexts = rig.indices("context_lens", [count], contexts);
-        let prefixes = rig.indices("prefix_lens", [count], &self.prefixes[rows]);
+        let visible = rig.indices("visible", [tokens.len()], &self.visible[tokens.clone()]);
         let c = &self.c;
         let mut out = rig.output("out", [tokens.len(), c.heads * c.head_dim], c.q, Gaps::NONE);
         rig.record(|cx| {
@@ -156,15 +169,14 @@ impl<D: Kernels> Batch<D> {
                 v_cache: &self.v.t,
                 block_tables: &tables.t,
                 row_starts: &starts.t,
-                context_lens: &contexts.t,
-                prefix_lens: &prefixes.t,
+                visible: &visible.t,
                 block_size: c.block_size,
                 heads: c.heads,
                 kv_heads: c.kv_heads,
                 scale: self.scale(),
             });
         });
-        rig.unchanged(label, &[&tables, &starts, &contexts, &prefixes, &self.q, &self.k, &self.v]);
+        rig.unchanged(label, &[&tables, &starts, &visible, &self.q, &self.k, &self.v]);
         out
     }
 
@@ -178,20 +190,14 @@ impl<D: Kernels> Batch<D> {
         let row = (0..c.rows.len())
             .find(|&r| self.starts[r] as usize <= t && t < self.starts[r + 1] as usize)
             .expect("every token has a row");
-        let new = i64::from(self.starts[row + 1] - self.starts[row]);
-        let context = i64::from(self.contexts[row]);
-        let position = context - new + t as i64 - i64::from(self.starts[row]);
         // What lies past the table lies in no block.
-        let end = context.clamp(0, (self.max_blocks * c.block_size) as i64);
-        let slot = |u: i64| {
-            let u = u as usize;
+        let end = usize::try_from(self.visible[t]).unwrap_or(0).min(self.max_blocks * c.block_size);
+        let slot = |u: usize| {
             let block = self.tables[row * self.max_blocks + u / c.block_size];
             let block = usize::try_from(block).ok().filter(|&b| b < self.num_blocks)?;
             Some(block * c.block_size + u % c.block_size)
         };
-        let visible =
-            (0..end).filter(|&u| oracle::sees(position, u, i64::from(self.prefixes[row])));
-        visible.filter_map(slot).collect()
+        (0..end).filter_map(slot).collect()
     }
 
     fn check(&self, rig: &mut Rig<'_, D>, what: &str) {
@@ -268,8 +274,8 @@ fn each<D: Kernels>(
 /// One token a row: contexts around the block borders, alone and in a batch.
 pub(crate) fn decode<D: Kernels>(device: &D, options: &Options) {
     let rig = &mut Rig::new(device, options);
-    let alone = |context| vec![row(1, context, 0)];
-    let together = [1, 2, 15, 16, 17, 33, 64, 65, 100].map(|context| row(1, context, 0));
+    let alone = |context| vec![row(1, context)];
+    let together = [1, 2, 15, 16, 17, 33, 64, 65, 100].map(|context| row(1, context));
     let batches = [alone(1), alone(16), alone(65), together.to_vec()];
     each(rig, "", 80_000, &batches, |_| ());
 }
@@ -279,31 +285,51 @@ pub(crate) fn decode<D: Kernels>(device: &D, options: &Options) {
 pub(crate) fn prefill_and_decode<D: Kernels>(device: &D, options: &Options) {
     let rig = &mut Rig::new(device, options);
     let batches = [
-        vec![row(33, 33, 0)],
-        vec![row(7, 7, 0), row(1, 20, 0), row(17, 49, 0)],
-        vec![row(0, 5, 0), row(16, 16, 0), row(1, 1, 0), row(0, 0, 0), row(5, 70, 0), row(0, 9, 0)],
+        vec![row(33, 33)],
+        vec![row(7, 7), row(1, 20), row(17, 49)],
+        vec![row(0, 5), row(16, 16), row(1, 1), row(0, 0), row(5, 70), row(0, 9)],
     ];
     each(rig, "", 81_000, &batches, |_| ());
 }
 
-/// The image block attends both ways: prefixes shorter than, equal to and longer than the chunk and
-/// the context, chunks that begin inside, at and after the border, and absurd lengths.
-pub(crate) fn prefix_masks<D: Kernels>(device: &D, options: &Options) {
+/// Pictures attend both ways: at the start, in the middle and at the end of a chunk, alone in it, many
+/// of them, and chunks that begin inside of a picture or after it.
+pub(crate) fn spans<D: Kernels>(device: &D, options: &Options) {
     let rig = &mut Rig::new(device, options);
-    let batches = [
-        vec![row(20, 20, 1), row(20, 20, 2), row(20, 20, 19), row(20, 20, 20), row(20, 20, 21)],
-        vec![row(9, 30, 20), row(9, 30, 21), row(9, 30, 22), row(9, 30, 30), row(1, 30, 30)],
-        vec![row(17, 17, i32::MAX), row(17, 17, i32::MIN), row(17, 17, -1), row(35, 67, 48)],
-    ];
+    let at_start = [1, 2, 19, 20].map(|end| with_span(20, 20, 0, end));
+    let later = [(20, 30), (21, 30), (22, 29), (23, 24), (0, 21), (18, 26)];
+    let later = later.map(|(start, end)| with_span(9, 30, start, end));
+    let long = [with_span(1, 30, 0, 29), with_span(35, 67, 0, 48), with_span(60, 67, 20, 61)];
+    let batches = [at_start.to_vec(), later.to_vec(), long.to_vec()];
     each(rig, "", 82_000, &batches, |_| ());
+    // Two pictures one after the other, text, and a third one that ends the chunk.
+    let several = [vec![row(50, 50), with_span(3, 40, 0, 0)]];
+    each(rig, "several pictures; ", 82_500, &several, |b| {
+        for (start, end) in [(0, 9), (9, 20), (33, 50)] {
+            b.visible[start..end].fill(end as i32);
+        }
+    });
+}
+
+/// Tokens of a row may see in any order of lengths, whatever models ask for.
+pub(crate) fn any_order<D: Kernels>(device: &D, options: &Options) {
+    let rig = &mut Rig::new(device, options);
+    let batches = [vec![row(40, 70), row(5, 64), row(1, 20)]];
+    each(rig, "any order; ", 82_900, &batches, |b| {
+        let rng = &mut Rng::new(b.c.seed ^ 1);
+        let ends = b.c.rows.iter().flat_map(|row| std::iter::repeat_n(row.context, row.new));
+        for (visible, context) in b.visible.iter_mut().zip(ends) {
+            *visible = rng.below(context + 1) as i32;
+        }
+    });
 }
 
 /// Blocks that are negative or out of range hide their positions. A token that sees nothing stays.
 pub(crate) fn poisoned_tables<D: Kernels>(device: &D, options: &Options) {
     let rig = &mut Rig::new(device, options);
     let batches = [
-        vec![row(1, 70, 0), row(1, 100, 0), row(9, 80, 0), row(70, 70, 50), row(1, 1, 0)],
-        vec![row(3, 3, 0), row(1, 65, 0), row(20, 90, 0)],
+        vec![row(1, 70), row(1, 100), row(9, 80), with_span(70, 70, 0, 50), row(1, 1)],
+        vec![row(3, 3), row(1, 65), row(20, 90)],
     ];
     each(rig, "poisoned tables; ", 83_000, &batches, |b| {
         let bad = [-1, i32::MIN, i32::MAX, b.num_blocks as i32, -(b.num_blocks as i32)];
@@ -320,27 +346,32 @@ pub(crate) fn poisoned_tables<D: Kernels>(device: &D, options: &Options) {
     });
 }
 
-/// Context lengths that are zero, negative or longer than the table. The tables here name only good
-/// blocks, all of whose slots hold numbers.
+/// Numbers of visible positions that are zero, negative or longer than the table. The tables here name
+/// only good blocks, all of whose slots hold numbers.
 pub(crate) fn poisoned_lengths<D: Kernels>(device: &D, options: &Options) {
     let rig = &mut Rig::new(device, options);
     let capacity = |b: &Batch<D>| (b.max_blocks * b.c.block_size) as i32;
-    let batches = [vec![row(1, 64, 0), row(1, 64, 0), row(5, 64, 0), row(3, 64, 7), row(1, 64, 0)]];
-    each(rig, "poisoned context_lens; ", 84_000, &batches, |b| {
+    let batches = [vec![row(1, 64), row(1, 64), row(5, 64), row(3, 64), row(1, 64), row(4, 64)]];
+    each(rig, "poisoned visible; ", 84_000, &batches, |b| {
         let full = 64 / b.c.block_size as i32;
         let max_blocks = b.max_blocks as i32;
         // The spare entry of each table, which names a block of NaN, becomes a bad one.
         for table in b.tables.chunks_exact_mut(max_blocks as usize) {
             table[full as usize..].fill(-1);
         }
-        b.contexts = vec![0, -1, i32::MIN, capacity(b) + 1, i32::MAX];
+        let absurd = [0, -1, i32::MIN, capacity(b) + 1, i32::MAX];
+        let (repeated, mixed) = b.visible.split_at_mut(11);
+        let rows = [1, 1, 5, 3, 1].into_iter().zip(absurd);
+        let rows = rows.flat_map(|(new, visible)| std::iter::repeat_n(visible, new));
+        repeated.iter_mut().zip(rows).for_each(|(old, visible)| *old = visible);
+        mixed.copy_from_slice(&[i32::MAX, -1, 7, i32::MIN]);
     });
 }
 
 /// Rows that share blocks, as the prefix cache makes them.
 pub(crate) fn shared_blocks<D: Kernels>(device: &D, options: &Options) {
     let rig = &mut Rig::new(device, options);
-    let batches = [vec![row(1, 64, 0), row(7, 70, 64), row(1, 99, 64)]];
+    let batches = [vec![row(1, 64), row(7, 70), row(1, 99)]];
     each(rig, "shared blocks; ", 85_000, &batches, |b| {
         let shared = 64 / b.c.block_size;
         let (first, rest) = b.tables.split_at_mut(b.max_blocks);
@@ -360,7 +391,7 @@ pub(crate) fn large_scores<D: Kernels>(device: &D, options: &Options) {
                 kv_heads: 2,
                 head_dim: 64,
                 block_size: 16,
-                rows: vec![row(1, 99, 0), row(20, 20, 10)],
+                rows: vec![row(1, 99), with_span(20, 20, 0, 10)],
                 q,
                 cache,
                 sharpness,
@@ -372,11 +403,11 @@ pub(crate) fn large_scores<D: Kernels>(device: &D, options: &Options) {
     }
 }
 
-/// 32 heads of 64: the image prefix of 730 positions, and a batch of decoding rows behind it.
+/// 32 heads of 64: a picture's 730 positions, and a batch of decoding rows behind it.
 pub(crate) fn real_shapes<D: Kernels>(device: &D, options: &Options) {
     let rig = &mut Rig::new(device, options);
-    let prefill = (vec![row(730, 730, 730)], 163);
-    let mixed = (vec![row(1, 731, 730), row(1, 800, 730), row(12, 742, 730), row(1, 1023, 730)], 1);
+    let prefill = (vec![with_span(730, 730, 0, 730)], 163);
+    let mixed = (vec![row(1, 731), row(1, 800), row(12, 742), row(1, 1023)], 1);
     let dtype = options.float(options.floats.len() - 1);
     let mixed_in_8_bits = options.caches.iter().filter(|dtype| kv::is_scaled(**dtype));
     let mixed_in_8_bits = mixed_in_8_bits.map(|&cache| (mixed.clone(), cache));
@@ -404,8 +435,8 @@ pub(crate) fn batch_invariance<D: Kernels>(device: &D, options: &Options) {
         return skip("paged_attention_batch_invariance", &device.name(), "not promised");
     }
     let rig = &mut Rig::new(device, options);
-    let mixed = vec![row(1, 65, 0), row(9, 40, 31), row(1, 1, 0), row(1, 300, 0), row(33, 33, 0)];
-    let decode = (0..17).map(|i| row(1, 1 + 37 * i, 0)).collect();
+    let mixed = vec![row(1, 65), with_span(9, 40, 31, 38), row(1, 1), row(1, 300), row(33, 33)];
+    let decode = (0..17).map(|i| row(1, 1 + 37 * i)).collect();
     for (i, rows) in [mixed, decode].into_iter().enumerate() {
         for (j, (q, cache)) in options.cache_pairs().enumerate() {
             let seed = 88_000 + (10 * i + j) as u64;
@@ -443,7 +474,7 @@ pub(crate) fn chunk_invariance<D: Kernels>(device: &D, options: &Options) {
         return skip("paged_attention_chunk_invariance", &device.name(), "not promised");
     }
     let rig = &mut Rig::new(device, options);
-    for (i, (len, prefix)) in [(70, 0), (150, 33), (300, 0)].into_iter().enumerate() {
+    for (i, (len, span)) in [(70, 0..0), (150, 0..33), (300, 70..113)].into_iter().enumerate() {
         for (j, (q, cache)) in options.cache_pairs().enumerate() {
             let seed = 89_000 + (10 * i + j) as u64;
             let (heads, kv_heads, head_dim) = HEADS[seed as usize % HEADS.len()];
@@ -452,7 +483,7 @@ pub(crate) fn chunk_invariance<D: Kernels>(device: &D, options: &Options) {
                 kv_heads,
                 head_dim,
                 block_size: 16,
-                rows: vec![row(len, len, prefix)],
+                rows: vec![with_span(len, len, span.start, span.end)],
                 q,
                 cache,
                 sharpness: 3.0,
@@ -467,11 +498,14 @@ pub(crate) fn chunk_invariance<D: Kernels>(device: &D, options: &Options) {
             let rng = &mut Rng::new(seed ^ 1);
             let mut start = 0;
             while start < len {
-                // The prefix is never cut; after it, chunks of many sizes, single tokens among them.
+                // The picture is never cut; else chunks of many sizes, single tokens among them.
                 let size = [1, 1, 2, 7, 16, 31, 64][rng.below(7)];
-                let end = (start + size).max(prefix as usize).min(len);
-                let (starts, context) = ([0, (end - start) as i32], [end as i32]);
-                let out = batch.run_tokens(rig, 0..1, start..end, &starts, &context, &label);
+                let mut end = (start + size).min(len);
+                if span.contains(&end) {
+                    end = if start < span.start { span.start } else { span.end };
+                }
+                let starts = [0, (end - start) as i32];
+                let out = batch.run_tokens(rig, 0..1, start..end, &starts, &label);
                 let chunk = rig.read(&label, &out);
                 let want = &at_once[start * token_bytes..end * token_bytes];
                 assert!(chunk == want, "{label}: tokens {start}..{end} differ");

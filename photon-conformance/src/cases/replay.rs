@@ -43,7 +43,7 @@ impl<D: Kernels> Pass<D> {
         let weights = [(1, 16, 8), (1, 8, 12), (3, 8, 8)]
             .map(|(count, n, k)| rig.weights(count, n, k, options.weight(2 * count), rng).0);
         let (f, other, vector) = (options.float(0), options.float(1), DType::F32);
-        let list: [(&'static str, Fill, [usize; 2], DType); 49] = [
+        let list: [(&'static str, Fill, [usize; 2], DType); 48] = [
             ("x", Floats, [6, 8], f),
             ("vector8", Floats, [1, 8], vector),
             ("vector16", Floats, [1, 16], vector),
@@ -78,8 +78,7 @@ impl<D: Kernels> Pass<D> {
             ("paged_attention", Floats, [6, 8], f),
             ("block_tables", Ints(0, 5), [2, 2], DType::I32),
             ("row_starts", Fixed(&[0, 2, 6]), [1, 3], DType::I32),
-            ("context_lens", Ints(4, 9), [1, 2], DType::I32),
-            ("prefix_lens", Ints(0, 7), [1, 2], DType::I32),
+            ("visible", Ints(0, 9), [1, 6], DType::I32),
             ("patches", Floats, [8, 8], f),
             ("stitch_pool", Floats, [4, 16], f),
             ("rows", Ints(0, 8), [1, 5], DType::I32),
@@ -214,8 +213,7 @@ impl<D: Kernels> Pass<D> {
             v_cache: &v_cache,
             block_tables: &t("block_tables"),
             row_starts: &t("row_starts"),
-            context_lens: &t("context_lens"),
-            prefix_lens: &t("prefix_lens"),
+            visible: &t("visible"),
             block_size: 4,
             heads: 1,
             kv_heads: 1,

@@ -380,33 +380,28 @@ impl Kernels for Naive {
     fn paged_attention(cx: &mut Cx<'_, Self>, op: PagedAttention<'_, Self>) {
         let (out, q) = (op.out.view(), op.q.view());
         let (k_cache, v_cache) = (op.k_cache.view(), op.v_cache.view());
-        let integers =
-            [op.block_tables, op.row_starts, op.context_lens, op.prefix_lens].map(Tensor::view);
+        let integers = [op.block_tables, op.row_starts, op.visible].map(Tensor::view);
         let (block_size, heads, kv_heads, scale) = (op.block_size, op.heads, op.kv_heads, op.scale);
         cx.stream.run(move || {
-            let [tables, starts, contexts, prefixes] = [0, 1, 2, 3].map(|i| ints(&integers[i]));
+            let [tables, starts, visible] = [0, 1, 2].map(|i| ints(&integers[i]));
             let max_blocks = integers[0].cols();
             let num_blocks = k_cache.rows() / block_size;
             let head_dim = q.cols() / heads;
             let [k, v] = [&k_cache, &v_cache].map(|c| cached(c, kv_heads * head_dim, head_dim));
             let qs = floats(&q);
-            for r in 0..contexts.len() {
-                let (context, prefix) = (i64::from(contexts[r]), i64::from(prefixes[r]));
-                for t in starts[r]..starts[r + 1] {
-                    let position = context - i64::from(starts[r + 1] - t);
+            for r in 0..starts.len() - 1 {
+                for t in starts[r] as usize..starts[r + 1] as usize {
+                    let visible = usize::try_from(visible[t]).unwrap_or(0);
                     let mut slots = Vec::new();
-                    for u in 0..context.min((max_blocks * block_size) as i64) {
-                        let both_ways = position < prefix && u < prefix;
-                        let place = u as usize / block_size;
-                        let block = row_of(tables[r * max_blocks + place], num_blocks);
-                        if let Some(block) = block.filter(|_| u <= position || both_ways) {
-                            slots.push(block * block_size + u as usize % block_size);
+                    for u in 0..visible.min(max_blocks * block_size) {
+                        let block = tables[r * max_blocks + u / block_size];
+                        if let Some(block) = row_of(block, num_blocks) {
+                            slots.push(block * block_size + u % block_size);
                         }
                     }
                     if slots.is_empty() {
                         continue;
                     }
-                    let t = t as usize;
                     let row: Vec<f32> = (0..heads)
                         .flat_map(|head| {
                             let kv_head = head / (heads / kv_heads);

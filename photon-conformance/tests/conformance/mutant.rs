@@ -52,10 +52,10 @@ pub(crate) enum Bug {
     IgnoresMargin,
     IgnoresMinP,
     IgnoresPositions,
-    IgnoresPrefix,
     IgnoresRowStride,
     IgnoresScales,
     IgnoresSeed,
+    IgnoresSpans,
     IgnoresStream,
     IgnoresTemperature,
     IgnoresTopK,
@@ -71,8 +71,6 @@ pub(crate) enum Bug {
     OtherGelu,
     PoolsTheGlobalCrop,
     PositionsOfFirstCropOnly,
-    PrefixOneTooLong,
-    PrefixOneTooShort,
     ReadBackIgnoresRange,
     ReadsTheNextRow,
     ReadsStaleSlots,
@@ -94,7 +92,9 @@ pub(crate) enum Bug {
     SwapsAxes,
     SwapsHalves,
     TakesTheLastOfEquals,
+    TilesSeeAlike,
     TopKOneTooMany,
+    TrustsTheOrder,
     Truncates,
     TurnsBackwards,
     UploadIgnoresOffset,
@@ -294,6 +294,24 @@ fn edited_ints(t: &Plain, edit: impl Fn(usize, i32) -> i32) -> Plain {
     let copy = Tensor::zeros(&Naive, t.shape(), DType::I32).expect("memory");
     copy.buffer().lock().copy_from_slice(bytemuck::cast_slice(&edited));
     copy
+}
+
+/// `visible` as a kernel would have it that takes it for something simpler.
+fn misread(bug: Bug, visible: &Plain, starts: &Plain) -> Plain {
+    let (old, starts) = (ints(visible), ints(starts));
+    edited_ints(visible, |t, n| {
+        let t = t as i32;
+        let row = starts.windows(2).find(|row| row[0] <= t && t < row[1]);
+        let Some(&[first, end]) = row else { return n };
+        let of = |t: i32| old[t as usize];
+        match bug {
+            SeesTheFuture => (first..end).map(of).max().unwrap_or(n),
+            // Back from the last token, as if every token saw itself last.
+            IgnoresSpans => of(end - 1).saturating_sub(end - 1 - t),
+            TilesSeeAlike => of(first + (t - first) / 16 * 16),
+            _ => n.min(of(end - 1)),
+        }
+    })
 }
 
 fn is_row(index: i32, rows: usize) -> bool {
@@ -788,24 +806,18 @@ impl Kernels for Mutant {
         let mut q: Plain = op.q.on();
         let (mut k_cache, mut v_cache): (Plain, Plain) = (op.k_cache.on(), op.v_cache.on());
         let (mut tables, starts): (Plain, Plain) = (op.block_tables.on(), op.row_starts.on());
-        let (mut contexts, mut prefixes): (Plain, Plain) =
-            (op.context_lens.on(), op.prefix_lens.on());
+        let mut visible: Plain = op.visible.on();
         let (block_size, heads, kv_heads) = (op.block_size, op.heads, op.kv_heads);
         let mut scale = op.scale;
         let num_blocks = k_cache.rows() / block_size;
         let max_blocks = tables.cols();
         match bug {
             ForgetsScale => scale = 1.0,
-            PrefixOneTooLong => prefixes = edited_ints(&prefixes, |_, p| p.saturating_add(1)),
-            PrefixOneTooShort => prefixes = edited_ints(&prefixes, |_, p| p.saturating_sub(1)),
-            IgnoresPrefix => prefixes = edited_ints(&prefixes, |_, _| 0),
-            SeesTheFuture => prefixes = edited_ints(&prefixes, |_, _| i32::MAX),
-            // One position more or fewer than there are, with the tokens where they were.
-            ReadsStaleSlots => {
-                contexts = edited_ints(&contexts, |_, c| c.saturating_add(1));
-                prefixes = edited_ints(&prefixes, |_, _| i32::MAX);
+            ReadsStaleSlots => visible = edited_ints(&visible, |_, n| n.saturating_add(1)),
+            MissesLastPosition => visible = edited_ints(&visible, |_, n| n.saturating_sub(1)),
+            SeesTheFuture | IgnoresSpans | TilesSeeAlike | TrustsTheOrder => {
+                visible = misread(bug, &visible, &starts);
             }
-            MissesLastPosition => contexts = edited_ints(&contexts, |_, c| c.saturating_sub(1)),
             BadIndexIsZero | BadBlockIsClamped => {
                 tables = edited_ints(&tables, |_, b| bent(bug, b, num_blocks));
             }
@@ -850,8 +862,7 @@ impl Kernels for Mutant {
                     v_cache: &v_cache,
                     block_tables: &tables,
                     row_starts: &starts,
-                    context_lens: &contexts,
-                    prefix_lens: &prefixes,
+                    visible: &visible,
                     block_size,
                     heads,
                     kv_heads,

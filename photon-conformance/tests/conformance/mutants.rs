@@ -217,9 +217,9 @@ fn paged_attention() {
         "paged_attention",
         &[
             ForgetsScale,
-            PrefixOneTooLong,
-            PrefixOneTooShort,
-            IgnoresPrefix,
+            IgnoresSpans,
+            TilesSeeAlike,
+            TrustsTheOrder,
             ReadsStaleSlots,
             MissesLastPosition,
             BadIndexIsZero,

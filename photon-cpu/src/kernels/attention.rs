@@ -192,7 +192,7 @@ struct Queries<'a, T> {
     heads: Range<usize>,
     head_dim: usize,
     scale: f32,
-    /// How many first positions a token sees; does not decrease.
+    /// How many first positions a token sees.
     visible: &'a dyn Fn(usize) -> usize,
 }
 
@@ -277,10 +277,9 @@ pub(crate) fn paged_attention(cpu: &Cpu, op: PagedAttention<'_, Cpu>) {
 /// A row of the batch: a sequence's tokens and what they may see.
 struct Row<'a> {
     tokens: Range<usize>,
-    /// Position of the first token.
-    first_position: i64,
-    prefix: i64,
-    /// Positions that the block table can name.
+    /// Of each of the tokens.
+    visible: &'a [i32],
+    /// Positions that the block table names for the token that sees most.
     len: usize,
     blocks: &'a [i32],
     /// Runs of positions whose block is unusable.
@@ -290,9 +289,12 @@ struct Row<'a> {
 impl Row<'_> {
     /// How many first positions `token` sees.
     fn visible(&self, token: usize) -> usize {
-        let position = self.first_position + (token - self.tokens.start) as i64;
-        let both_ways = if position < self.prefix { self.prefix } else { 0 };
-        (position + 1).max(both_ways).clamp(0, self.len as i64) as usize
+        usize::try_from(self.visible[token - self.tokens.start]).unwrap_or(0).min(self.len)
+    }
+
+    /// How many the one of `tokens` sees that sees most.
+    fn longest(&self, tokens: Range<usize>) -> usize {
+        tokens.map(|token| self.visible(token)).max().unwrap_or(0)
     }
 }
 
@@ -300,8 +302,7 @@ impl Row<'_> {
 fn rows_of<'a>(op: &PagedAttention<'a, Cpu>) -> Vec<Row<'a>> {
     let tables = Rows::<i32>::new(op.block_tables);
     let starts = Rows::<i32>::new(op.row_starts).all();
-    let contexts = Rows::<i32>::new(op.context_lens).all();
-    let prefixes = Rows::<i32>::new(op.prefix_lens).all();
+    let visible = Rows::<i32>::new(op.visible).all();
     let (num_tokens, num_blocks) = (op.q.rows(), op.k_cache.rows() / op.block_size);
     let mut rows = Vec::with_capacity(tables.rows());
     let mut done = 0;
@@ -311,16 +312,16 @@ fn rows_of<'a>(op: &PagedAttention<'a, Cpu>) -> Vec<Row<'a>> {
             continue;
         };
         done = end;
-        let context = i64::from(contexts[r]);
+        let visible = &visible[start..end];
         let blocks = tables.row(r);
-        let len = context.clamp(0, (blocks.len() * op.block_size) as i64) as usize;
+        let most = visible.iter().copied().max().unwrap_or(0);
+        let len = usize::try_from(most).unwrap_or(0).min(blocks.len() * op.block_size);
         let blocks = &blocks[..len.div_ceil(op.block_size)];
         let bad = |&(_, &block): &(usize, &i32)| index(block, num_blocks).is_none();
         let positions = |(i, _)| i * op.block_size..(i + 1) * op.block_size;
         rows.push(Row {
             tokens: start..end,
-            first_position: context - (end - start) as i64,
-            prefix: i64::from(prefixes[r]).min(context),
+            visible,
             len,
             blocks,
             unseen: blocks.iter().enumerate().filter(bad).map(positions).collect(),
@@ -402,7 +403,7 @@ impl<'a, T: Float, U: Cached> Paged<'a, T, U> {
         };
         let head = Head {
             layout: Layout::new(dispatch(self.isa, Lanes), head_dim),
-            len: row.visible(tokens.end - 1),
+            len: row.longest(tokens.clone()),
             key: &|u| Some(scaled(&self.k_cache, slot(u)?)),
             value: &|u| Some(scaled(&self.v_cache, slot(u)?)),
             unseen: &row.unseen,

@@ -224,7 +224,7 @@ pub(super) trait Source {
 pub(super) struct Work {
     /// `[rows, padded dim]`: queries, then results.
     pub(super) query: Vec<f32>,
-    /// Per row: how many of the first positions it sees. Does not decrease.
+    /// Per row: how many of the first positions it sees.
     pub(super) visible: Vec<usize>,
     /// Per row: whether it saw anything, so that there is a result.
     pub(super) answered: Vec<bool>,
@@ -259,7 +259,7 @@ impl Op for AttendBlock<'_> {
         let AttendBlock { layout, source, unseen, scale, work } = self;
         let Work { query, visible, answered, scores, sums, out } = work;
         let (count, padded) = (visible.len(), layout.padded());
-        let longest = visible.last().copied().unwrap_or(0);
+        let longest = visible.iter().copied().max().unwrap_or(0);
         let stride = layout.panels(longest) * layout.positions();
         let query = grow(query, count * padded);
         let scores = grow(scores, count * stride);
@@ -400,7 +400,7 @@ impl Tiles<'_> {
         to: usize,
     ) {
         let (b_stride, rows) = (layout.positions(), visible.len());
-        // Visibility does not decrease, so rows to be left out come first.
+        // Mostly visibility does not decrease, so rows to be left out come first.
         let mut i = visible.iter().position(|&len| len > to).unwrap_or(rows);
         let zero = s.splat(0.0);
         while i + TILE_ROWS <= rows {
@@ -452,8 +452,8 @@ impl Tiles<'_> {
     ) {
         let (width, b) = (W * S::LANES, self.b);
         let end = |i: usize| visible[i].clamp(positions.start, positions.end);
-        // What all rows of the tile see; the first sees the least. Then each row's own.
-        let common = positions.start..end(row);
+        // What all rows of the tile see, then each row's own.
+        let common = positions.start..(row..row + M).map(end).min().unwrap_or(positions.start);
         let acc = self.read::<S, M, W>(s, row, to);
         self.tile(s, row, width, common.clone(), to, acc);
         for i in row..row + M {

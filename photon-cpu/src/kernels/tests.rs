@@ -119,7 +119,7 @@ struct Paged {
     num_blocks: usize,
     k: Tensor<Cpu>,
     v: Tensor<Cpu>,
-    /// Per row: blocks, context length, prefix length.
+    /// Per row: blocks, context length, how many first positions attend both ways.
     rows: Vec<(Vec<i32>, usize, i32)>,
 }
 
@@ -160,8 +160,12 @@ impl Paged {
         let tables: Vec<i32> = self.rows.iter().flat_map(padded).collect();
         let starts: Vec<i32> =
             (0..=counts.len()).map(|r| counts[..r].iter().sum::<usize>() as i32).collect();
-        let contexts: Vec<i32> = self.rows.iter().map(|row| row.1 as i32).collect();
-        let prefixes: Vec<i32> = self.rows.iter().map(|row| row.2).collect();
+        let of_row = |((_, context, prefix), &count): (&(Vec<i32>, usize, i32), &usize)| {
+            let (context, prefix) = (*context as i32, *prefix);
+            (context - count as i32..context)
+                .map(move |p| if p < prefix { prefix.min(context) } else { p + 1 })
+        };
+        let visible: Vec<i32> = self.rows.iter().zip(counts).flat_map(of_row).collect();
         let op = PagedAttention {
             out,
             q: &q,
@@ -169,8 +173,7 @@ impl Paged {
             v_cache: &self.v,
             block_tables: &ints(&tables).reshape([self.rows.len(), width]),
             row_starts: &ints(&starts),
-            context_lens: &ints(&contexts),
-            prefix_lens: &ints(&prefixes),
+            visible: &ints(&visible),
             block_size: self.block_size,
             heads: self.heads,
             kv_heads: self.kv_heads,
@@ -351,8 +354,7 @@ fn nonsense_in_index_tensors_is_survived() {
             v_cache: &paged.v,
             block_tables: &wild(15).reshape([3, 5]),
             row_starts: &wild(4),
-            context_lens: &wild(3),
-            prefix_lens: &wild(3),
+            visible: &wild(12),
             block_size: paged.block_size,
             heads: paged.heads,
             kv_heads: paged.kv_heads,

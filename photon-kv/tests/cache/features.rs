@@ -174,7 +174,6 @@ fn namespaces_never_share() {
     let others = [
         Namespace { model: 1, ..base },
         Namespace { adapter: 1, ..base },
-        Namespace { image: Some([0; 32]), ..base },
         Namespace { preprocess: 1, ..base },
         Namespace { tenant: 1, ..base },
     ];
@@ -189,14 +188,30 @@ fn namespaces_never_share() {
 
 #[test]
 fn an_image_of_730_positions_is_a_hit_as_a_whole() {
-    let image: Vec<_> =
-        [TokenKey::text(0)].into_iter().chain((0..729).map(TokenKey::image)).collect();
+    let image: Vec<_> = (0..730).map(|i| TokenKey::image(&[7; 32], i)).collect();
     let ask = |id: u32| [&image[..], &[TokenKey::text(id), TokenKey::text(id + 1)]].concat();
     let mut world = World::new(200, 16);
     world.begin(namespace(0), &ask(1)).unwrap();
     world.publish(0, 730);
     let hit = world.begin(namespace(0), &ask(5)).unwrap();
     assert_eq!((hit.tokens, hit.copy.unwrap().slots), (730, 730 % 16));
+}
+
+#[test]
+fn pictures_are_apart_and_a_conversation_goes_on_from_its_earlier_turns() {
+    let [a, b] = [1, 2]
+        .map(|picture| (0..6).map(|i| TokenKey::image(&[picture; 32], i)).collect::<Vec<_>>());
+    let first = [&a[..], &keys("xyz")].concat();
+    let second = [&first[..], &b, &keys("uv")].concat();
+    let mut world = World::new(40, 4);
+    world.begin(namespace(0), &first).unwrap();
+    world.release(0, first.len());
+    assert_eq!(world.cache.peek(&namespace(0), &second) as usize, first.len());
+    assert_eq!(world.cache.peek(&namespace(0), &b), 0);
+    let other = [&first[..], &a, &keys("uv")].concat();
+    world.begin(namespace(0), &second).unwrap();
+    world.release(0, second.len());
+    assert_eq!(world.cache.peek(&namespace(0), &other) as usize, first.len());
 }
 
 #[test]
@@ -229,7 +244,9 @@ fn publishing_less_than_is_shared_changes_nothing() {
 #[test]
 fn keys_of_different_kinds_never_match() {
     let one = 1f32.to_bits();
-    let kinds = [TokenKey::text(one), TokenKey::image(one), TokenKey::coord(one)];
+    let mut digest = [0; 32];
+    digest[..8].copy_from_slice(&(u64::from(one) << 2).to_le_bytes());
+    let kinds = [TokenKey::text(one), TokenKey::image(&digest, 0), TokenKey::coord(one)];
     let mut world = World::new(20, 1);
     for (i, kind) in kinds.into_iter().chain([TokenKey::size(0, one)]).enumerate() {
         assert_eq!(world.cache.peek(&namespace(0), &[kind]), 0, "{kind:?}");

@@ -182,7 +182,7 @@ fn logits(
         slots.load(cx, slot, &packed);
     }
     let mut pass = |cx: &mut Cx<'_, Cpu>| {
-        let mut batch = BatchBuilder::new(BLOCK_SIZE);
+        let mut batch = BatchBuilder::new(BLOCK_SIZE, 1);
         for (i, (ids, adapter)) in rows.iter().enumerate() {
             let inputs: Vec<Input> = ids.iter().map(|&id| Input::Token(id)).collect();
             batch.push(&Row {
@@ -190,8 +190,7 @@ fn logits(
                 draft: &[],
                 start: 0,
                 block_table: &[1 + i as u32],
-                prefix_len: 0,
-                image_offset: 0,
+                images: &[],
                 adapter: *adapter,
                 sample: Some(SampleParams::GREEDY),
             });

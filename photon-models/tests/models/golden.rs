@@ -176,13 +176,12 @@ fn matches_reference(precision: Precision, absolute: f32, relative: f32) {
                 draft: &[],
                 start: 0,
                 block_table: &table,
-                prefix_len: config.text.prefix_attn,
-                image_offset: 0,
+                images: &[0],
                 adapter: None,
                 sample: Some(SampleParams::GREEDY),
             };
             let logits = run.pass(|model, cx, kv, image| {
-                let mut batch = BatchBuilder::new(BLOCK_SIZE);
+                let mut batch = BatchBuilder::new(BLOCK_SIZE, config.vision.patches());
                 batch.push(&row);
                 let batch = batch.upload(cx);
                 let hidden = model.forward(cx, &batch, Some(image), None, kv);
@@ -261,13 +260,12 @@ fn query_logits(run: &mut Run, config: &Config, picture: &str, prompt: &Value) -
         draft: &[],
         start: 0,
         block_table: &blocks,
-        prefix_len: config.text.prefix_attn,
-        image_offset: 0,
+        images: &[0],
         adapter: None,
         sample: Some(SampleParams::GREEDY),
     };
     let logits = run.pass(|model, cx, kv, image| {
-        let mut batch = BatchBuilder::new(BLOCK_SIZE);
+        let mut batch = BatchBuilder::new(BLOCK_SIZE, config.vision.patches());
         batch.push(&row);
         let batch = batch.upload(cx);
         let hidden = model.forward(cx, &batch, Some(image), None, kv);

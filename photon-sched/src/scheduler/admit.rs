@@ -1,12 +1,12 @@
 //! Admission: who comes from the queue into the step being planned.
 //!
-//! A sequence is admitted with blocks for all its known tokens, and its atomic part, if no hit covers
-//! it, is computed in the same step. What is taken for an attempt that fails is given back at once.
+//! A sequence is admitted with blocks for all its known tokens and a row, which is at least the span it
+//! stands at. What is taken for an attempt that fails is given back at once.
 
 use photon_kv::{BlockCopy, Lease};
 
 use super::Scheduler;
-use crate::{PlanRow, SeqId, bug::Bug, seq::State};
+use crate::{SeqId, bug::Bug, seq::State};
 
 /// How many that do not fit are tried in a step: bounds the work when the queue is long.
 const MAX_STUCK: usize = 8;
@@ -28,27 +28,48 @@ struct Taken {
 }
 
 impl Scheduler {
-    /// Admits the head of the queue before anything else is planned, if its atomic part would not
-    /// fit beside what runs. Not in two steps one after the other, so that what runs goes on.
+    /// Admits the head of the queue before anything else is planned, if the span it stands at would not
+    /// fit beside what runs.
     pub(super) fn admit_first(&mut self, left: &mut u32) {
-        let went_before = self.first.take().is_some();
         let Some(place) = self.waiting.first().copied() else { return };
-        if went_before || self.running.len() == self.limits.max_seqs as usize {
+        if self.running.len() == self.limits.max_seqs as usize {
             return;
         }
         let demand: u32 =
             self.running.iter().fold(0, |sum, r| self.seqs[r.id].remaining().saturating_add(sum));
-        let atomic = self.seqs[place.id].spec.atomic;
-        if atomic <= left.saturating_sub(demand) || 0 < self.expected_hit(place.id) {
+        let room = left.saturating_sub(demand);
+        let spec = &self.seqs[place.id].spec;
+        if spec.spans.iter().all(|span| span.end - span.start <= room) {
             return;
         }
-        // No more than the atomic part: the rest of the budget belongs to what runs.
-        let mut room = atomic;
+        let hit = self.expected_hit(place.id);
+        let Some(span) = spec.span_at(hit).filter(|span| room < *span) else { return };
+        // One that runs computes the same in this step or soon.
+        if self
+            .running
+            .iter()
+            .any(|r| self.stands_at(r.id, hit) && self.serves(r.id, place.id, hit + span))
+        {
+            return;
+        }
+        // No more than the span: the rest of the budget belongs to what runs.
+        let mut room = span;
         if let Admission::Admitted = self.try_admit(place.id, &mut room, false) {
             self.waiting.remove(0);
             self.first = Some(place.id);
-            *left = left.saturating_sub(atomic);
+            *left = left.saturating_sub(self.plan.num_tokens());
         }
+    }
+
+    fn stands_at(&self, id: SeqId, position: u32) -> bool {
+        self.seqs[id].computed() == position
+    }
+
+    /// Whether what `other` computes up to `end` can be a hit of `id`.
+    fn serves(&self, other: SeqId, id: SeqId, end: u32) -> bool {
+        let (other, spec, end) = (&self.seqs[other].spec, &self.seqs[id].spec, end as usize);
+        let share = spec.cache && other.cache && other.namespace == spec.namespace;
+        share && end < spec.keys.len() && other.keys.starts_with(&spec.keys[..end])
     }
 
     /// Admits from the queue, in its order, until budget, rows or blocks end.
@@ -114,18 +135,22 @@ impl Scheduler {
         if !spec.cache {
             return 0;
         }
-        let hit = self.cache.peek(&spec.namespace, &spec.keys[..spec.keys.len() - 1]);
-        if hit < spec.atomic { 0 } else { hit }
+        self.usable(id, self.cache.peek(&spec.namespace, &spec.keys[..spec.keys.len() - 1]))
+    }
+
+    /// How much of a hit is of use.
+    fn usable(&self, id: SeqId, hit: u32) -> u32 {
+        if self.planted.is(Bug::HitInsideSpan) { hit } else { self.seqs[id].spec.floor(hit) }
     }
 
     fn try_admit(&mut self, id: SeqId, left: &mut u32, hits_only: bool) -> Admission {
-        if self.awaits_image(id) {
+        let expected = self.expected_hit(id);
+        if self.awaits_image(id, expected) {
             return Admission::AwaitsImage;
         }
         if self.awaits_adapter(id) {
             return Admission::AwaitsAdapter;
         }
-        let expected = self.expected_hit(id);
         if (hits_only && expected == 0) || !self.has_budget(id, expected, *left) {
             return Admission::DoesNotFit;
         }
@@ -141,15 +166,13 @@ impl Scheduler {
         Admission::Admitted
     }
 
-    /// Whether someone computes its picture in this step. It will be published then.
-    fn awaits_image(&self, id: SeqId) -> bool {
+    /// Whether someone computes in this step a picture that it would have to. It will be published then.
+    fn awaits_image(&self, id: SeqId, hit: u32) -> bool {
         let spec = &self.seqs[id].spec;
-        let same = |other: &SeqId| {
-            let other = &self.seqs[*other].spec;
-            other.cache && other.namespace == spec.namespace
-        };
-        let shares = spec.cache && spec.namespace.image.is_some() && 0 < spec.atomic;
-        shares && self.encoding.iter().any(same) && !self.planted.is(Bug::EncodeTwice)
+        let own = |end: u32| spec.spans.iter().any(|span| hit <= span.start && span.end == end);
+        let mut computed = self.encoding.iter();
+        computed.any(|&(other, end)| own(end) && self.serves(other, id, end))
+            && !self.planted.is(Bug::EncodeTwice)
     }
 
     /// Whether it has an adapter, and as many others run as there may be.
@@ -166,27 +189,21 @@ impl Scheduler {
             && (0..self.running.len()).filter(is_new).count() >= self.limits.max_adapters as usize
     }
 
-    /// Whether this step has the tokens for its atomic part, which only an empty step may exceed.
+    /// Whether this step has room for a row after the hit: for one token, or for the span it stands at.
     fn has_budget(&self, id: SeqId, hit: u32, left: u32) -> bool {
-        let atomic = self.seqs[id].spec.atomic;
-        if atomic <= hit {
-            return true;
-        }
-        let fits = atomic <= left || self.plan.rows.is_empty();
-        fits && self.encoding.len() < self.limits.max_atomic_per_step as usize
+        hit < self.row_end(id, hit, left)
     }
 
     /// Takes what is cached and blocks for the rest of the known tokens, or nothing.
     fn take(&mut self, id: SeqId, left: u32) -> Option<Taken> {
-        let seq = &self.seqs[id];
-        let (known, atomic) = (seq.known(), seq.spec.atomic);
+        let known = self.seqs[id].known();
         let Taken { mut lease, hit, copy } = self.take_cached(id);
         let alone = self.running.is_empty();
         let missing = self.limits.blocks(known) - lease.blocks().len() as u32;
         let reserve = if alone { 0 } else { self.limits.watermark_blocks };
         // The hit may be shorter than expected: its last block is a copy, if one can be had.
         let fits = missing + reserve <= self.available()
-            && (atomic <= hit || self.has_budget(id, hit, left))
+            && self.has_budget(id, hit, left)
             && self.cache.grow(&mut lease, known);
         if !fits {
             assert!(!alone, "{id} is alone, needs {missing} blocks and cannot be admitted");
@@ -198,17 +215,20 @@ impl Scheduler {
 
     fn take_cached(&mut self, id: SeqId) -> Taken {
         let spec = &self.seqs[id].spec;
-        let worth = if spec.cache { &spec.keys[..spec.keys.len() - 1] } else { &[] };
-        let (lease, hit) = self.cache.acquire(&spec.namespace, worth);
-        // Copies are executed in order and before all writes, so whatever comes to write the source
-        // of this one comes later. Unlocked, it cannot be what an admission lacks.
-        self.cache.copies_done();
-        if spec.atomic <= hit.tokens {
-            return Taken { lease, hit: hit.tokens, copy: hit.copy };
+        let mut worth = if spec.cache { spec.keys.len() - 1 } else { 0 };
+        loop {
+            let spec = &self.seqs[id].spec;
+            let (lease, hit) = self.cache.acquire(&spec.namespace, &spec.keys[..worth]);
+            // Copies are executed in order and before all writes, so whatever comes to write the source
+            // of this one comes later. Unlocked, it cannot be what an admission lacks.
+            self.cache.copies_done();
+            let usable = self.usable(id, hit.tokens);
+            if usable == hit.tokens {
+                return Taken { lease, hit: usable, copy: hit.copy };
+            }
+            self.cache.drop_lease(lease);
+            worth = usable as usize;
         }
-        self.cache.drop_lease(lease);
-        let (lease, _) = self.cache.acquire(&spec.namespace, &[]);
-        Taken { lease, hit: 0, copy: None }
     }
 
     fn run(&mut self, id: SeqId, taken: Taken, left: &mut u32) {
@@ -225,18 +245,10 @@ impl Scheduler {
         if self.planted.is(Bug::ResumeTooFar) && seq.hit_tokens.is_some() {
             hit = known - 1;
         }
-        let mut len = known - hit;
-        if hit < seq.spec.atomic {
-            len = len.min(seq.spec.atomic.max(*left));
-            self.encoding.push(id);
-        } else {
-            len = len.min(*left);
-        }
         seq.hit_tokens.get_or_insert(hit);
         seq.state = State::Running { lease, computed: hit, prefill: known };
-        let samples = hit + len == known;
-        self.plan.rows.push(PlanRow { seq: id, start: hit, len, drafted: 0, samples });
-        *left = left.saturating_sub(len);
+        let end = self.row_end(id, hit, *left);
+        self.push_row(id, hit..end, left);
         let rank = self.seqs[id].rank();
         let at = self.running.partition_point(|other| other < &rank);
         self.running.insert(at, rank);

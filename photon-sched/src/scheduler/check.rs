@@ -39,14 +39,13 @@ impl Scheduler {
         let State::Running { lease, computed, .. } = &seq.state else {
             panic!("{id} has a rank and does not run")
         };
-        let (known, atomic) = (seq.known(), seq.spec.atomic);
+        let known = seq.known();
         // The output of a cancelled one was ignored.
         assert!(
             *computed < known || seq.cancelled,
             "{id} has computed {computed} of {known} tokens"
         );
-        let begins = self.in_flight && *computed == 0;
-        assert!(atomic <= *computed || begins, "{id} runs with half an atomic part");
+        assert_eq!(seq.spec.floor(*computed), *computed, "{id} has computed a part of a span");
         let (blocks, needed) = (lease.blocks().len() as u32, self.limits.blocks(*computed));
         assert!(needed <= blocks, "{id} has computed {computed} tokens in {blocks} blocks");
         // Those of drafted tokens are there while they are computed.

@@ -1,8 +1,10 @@
 //! The fake model: hashes instead of attention.
 //!
-//! A cell is what a position leaves in the pool: a hash of its token and of all cells before it; in
-//! the atomic part, which sees itself both ways, of all its tokens. The next token is a hash of all
+//! A cell is what a position leaves in the pool: a hash of its token and of all cells before it; in a
+//! span, which sees itself both ways, also of all tokens of the span. The next token is a hash of all
 //! cells.
+
+use std::ops::Range;
 
 use photon_kv::{BlockCopy, BlockId, Namespace};
 
@@ -14,31 +16,43 @@ fn mix(hash: u64, x: u64) -> u64 {
         .rotate_left(23)
 }
 
-/// Attention over a context that comes cell by cell.
+/// Attention over a context that comes cell by cell: a hash of all cells so far.
 #[derive(Debug, Clone, Copy)]
-struct Context {
-    /// Of the picture and the whole atomic part.
-    atomic: u64,
-    /// Of all cells so far.
-    cells: u64,
-}
+struct Context(u64);
 
 impl Context {
-    fn new(namespace: &Namespace, atomic: &[Token]) -> Self {
-        let image = namespace.image.map_or(0, |digest| 1 + u64::from(digest[0]));
-        let salt = u64::from(namespace.adapter) << 32 | namespace.tenant;
-        let seed = mix(mix(1, image), salt);
-        let atomic = atomic.iter().fold(seed, |hash, &token| mix(hash, u64::from(token)));
-        Context { atomic, cells: seed }
+    fn new(namespace: &Namespace) -> Self {
+        Context(mix(1, u64::from(namespace.adapter) << 32 | namespace.tenant))
     }
 
     fn see(&mut self, cell: u64) {
-        self.cells = mix(self.cells, cell);
+        self.0 = mix(self.0, cell);
     }
 
-    fn cell(&self, token: Token, pos: usize, in_atomic: bool) -> u64 {
-        let context = if in_atomic { self.atomic } else { self.cells };
-        mix(mix(context, u64::from(token)), pos as u64)
+    /// Computes positions, whose cells are given away. All before them were seen, and now they are.
+    fn compute(
+        &mut self,
+        tokens: &[Token],
+        spans: &[Range<u32>],
+        positions: Range<usize>,
+        mut leave: impl FnMut(usize, u64),
+    ) {
+        let mut pos = positions.start;
+        while pos < positions.end {
+            // Of a span that is cut a piece sees itself and what is before it, as on a real device.
+            let span = spans.iter().find(|span| span.contains(&(pos as u32)));
+            let end = span.map_or(pos + 1, |span| positions.end.min(span.end as usize));
+            let seen = match span {
+                Some(_) => tokens[pos..end].iter().fold(self.0, |h, &token| mix(h, token.into())),
+                None => self.0,
+            };
+            for pos in pos..end {
+                let cell = mix(mix(seen, u64::from(tokens[pos])), pos as u64);
+                leave(pos, cell);
+                self.see(cell);
+            }
+            pos = end;
+        }
     }
 }
 
@@ -51,29 +65,31 @@ pub(super) struct Alone {
 
 impl Alone {
     pub(super) fn new(order: &Order) -> Self {
-        let atomic = &order.prompt[..order.atomic as usize];
-        Alone { context: Context::new(&order.namespace, atomic), len: 0 }
+        Alone { context: Context::new(&order.namespace), len: 0 }
     }
 
     /// The hash after all of `tokens`, of which it has seen the first ones.
-    pub(super) fn hash(&mut self, tokens: &[Token], atomic: u32) -> u64 {
-        for (pos, &token) in tokens.iter().enumerate().skip(self.len) {
-            self.context.see(self.context.cell(token, pos, pos < atomic as usize));
-        }
+    pub(super) fn hash(&mut self, tokens: &[Token], spans: &[Range<u32>]) -> u64 {
+        self.context.compute(tokens, spans, self.len..tokens.len(), |_, _| ());
         self.len = tokens.len();
-        self.context.cells
+        self.context.0
     }
 
     /// The whole answer, from the beginning.
     pub(super) fn answer(order: &Order) -> Vec<Token> {
-        Alone::new(order).go_on(&order.prompt, order.atomic, order.num_new)
+        Alone::new(order).go_on(&order.prompt, &order.spans, order.num_new)
     }
 
     /// The next `num` tokens after all of `tokens`, of which it has seen the first ones.
-    pub(super) fn go_on(mut self, tokens: &[Token], atomic: u32, num: u32) -> Vec<Token> {
+    pub(super) fn go_on(
+        mut self,
+        tokens: &[Token],
+        spans: &[Range<u32>],
+        num: u32,
+    ) -> Vec<Token> {
         let mut all = tokens.to_vec();
         for _ in 0..num {
-            all.push(sample(self.hash(&all, atomic)));
+            all.push(sample(self.hash(&all, spans)));
         }
         all.split_off(tokens.len())
     }
@@ -85,7 +101,7 @@ pub(super) struct DeviceRow<'a> {
     pub(super) namespace: &'a Namespace,
     /// The known ones, then the draft.
     pub(super) tokens: &'a [Token],
-    pub(super) atomic: u32,
+    pub(super) spans: &'a [Range<u32>],
     pub(super) blocks: &'a [BlockId],
     pub(super) start: u32,
     pub(super) len: u32,
@@ -116,24 +132,20 @@ impl Memory {
     /// Computes a row; the hashes after its last position and after each drafted one are of use if the
     /// row samples.
     pub(super) fn compute(&mut self, row: &DeviceRow<'_>) -> Vec<u64> {
-        let slot = |pos: usize| {
-            row.blocks[pos / self.block_size].get() as usize * self.block_size
-                + pos % self.block_size
-        };
-        let mut context = Context::new(row.namespace, &row.tokens[..row.atomic as usize]);
+        let size = self.block_size;
+        let slot = |pos: usize| row.blocks[pos / size].get() as usize * size + pos % size;
+        let mut context = Context::new(row.namespace);
         let (start, end) = (row.start as usize, (row.start + row.len) as usize);
         for pos in 0..start {
             context.see(self.cells[slot(pos)]);
         }
-        let mut hashes = Vec::new();
-        for pos in start..end + row.drafted as usize {
-            let cell = context.cell(row.tokens[pos], pos, pos < row.atomic as usize);
-            self.cells[slot(pos)] = cell;
-            context.see(cell);
-            if end <= pos + 1 {
-                hashes.push(context.cells);
-            }
-        }
+        let cells = &mut self.cells;
+        let mut compute = |positions: Range<usize>| {
+            context.compute(row.tokens, row.spans, positions, |pos, cell| cells[slot(pos)] = cell);
+            context.0
+        };
+        let mut hashes = vec![compute(start..end)];
+        hashes.extend((end..end + row.drafted as usize).map(|pos| compute(pos..pos + 1)));
         hashes
     }
 }

@@ -2,8 +2,11 @@
 //!
 //! Pools and vocabularies are tiny on purpose: sequences collide in everything.
 
+use std::ops::Range;
+
 use photon_kv::{Namespace, TokenKey};
 
+use super::model::Alone;
 use crate::{Limits, SeqSpec};
 
 /// SplitMix64.
@@ -30,14 +33,15 @@ impl Rng {
     }
 }
 
-/// A token of the simulation. Text is below `IMAGE`.
+/// A token of the simulation. Text is below `IMAGE`; from there on they are pictures, whose positions
+/// are alike.
 pub(super) type Token = u32;
 const IMAGE: Token = 1 << 16;
 const VOCAB: u32 = 3;
 
 pub(super) fn key(token: Token) -> TokenKey {
     match token.checked_sub(IMAGE) {
-        Some(index) => TokenKey::image(index),
+        Some(picture) => TokenKey::image(&[picture as u8; 32], 0),
         None => TokenKey::text(token),
     }
 }
@@ -53,7 +57,7 @@ pub(super) struct Order {
     pub(super) arrival: u64,
     pub(super) namespace: Namespace,
     pub(super) prompt: Vec<Token>,
-    pub(super) atomic: u32,
+    pub(super) spans: Vec<Range<u32>>,
     /// Tokens it generates, and may generate.
     pub(super) num_new: u32,
     pub(super) max_new: u32,
@@ -72,7 +76,7 @@ impl Order {
         SeqSpec {
             namespace: self.namespace,
             keys: self.prompt.iter().copied().map(key).collect(),
-            atomic: self.atomic,
+            spans: self.spans.clone(),
             max_len: self.max_len(),
             priority: self.priority,
             deadline: self.deadline,
@@ -111,7 +115,7 @@ impl Workload {
             block_size: [1, 2, 3, 4, 4, 4, 5, 8][rng.range(0, 8) as usize],
             max_waiting: [2, 8, 32][rng.range(0, 3) as usize],
             watermark_blocks: rng.range(0, 3).min(num_blocks - 1),
-            max_atomic_per_step: rng.range(1, 4),
+            max_spans_per_step: rng.range(1, 4),
             max_passed: rng.range(0, 5),
             max_adapters: rng.range(1, 4),
         };
@@ -120,57 +124,60 @@ impl Workload {
             slots: (num_blocks - 1) * limits.block_size,
             // The last arrivals come when the first are done, or all come at once.
             span: [1, 20, 60][rng.range(0, 3) as usize],
-            atomic: rng.range(1, 14),
-            num_images: rng.range(1, 4) as u8,
+            span_len: rng.range(1, 14),
+            num_images: rng.range(1, 4),
             num_adapters,
-            prompts: Vec::new(),
+            texts: Vec::new(),
+            orders: Vec::new(),
         };
-        let mut orders: Vec<Order> = (0..rng.range(2, 24)).map(|_| maker.order(rng)).collect();
-        orders.sort_by_key(|order| order.arrival);
+        for _ in 0..rng.range(2, 24) {
+            let order = maker.order(rng);
+            maker.orders.push(order);
+        }
+        maker.orders.sort_by_key(|order| order.arrival);
         let max_draft = rng.range(0, 2) * rng.range(1, 9);
-        Workload { limits, orders, max_draft }
+        Workload { limits, orders: maker.orders, max_draft }
     }
 }
 
 struct Maker {
     slots: u32,
     span: u32,
-    atomic: u32,
-    num_images: u8,
+    span_len: u32,
+    num_images: u32,
     num_adapters: u32,
     /// Texts so far, for common prefixes.
-    prompts: Vec<Vec<Token>>,
+    texts: Vec<Vec<Token>>,
+    orders: Vec<Order>,
 }
 
 impl Maker {
     fn order(&mut self, rng: &mut Rng) -> Order {
-        let has_image = self.atomic + 2 < self.slots && !rng.one_in(3);
-        let atomic = if has_image { self.atomic } else { 0 };
-        let image = has_image.then(|| [rng.range(0, u32::from(self.num_images)) as u8; 32]);
+        let (namespace, mut prompt, mut spans) = self.beginning(rng);
+        for _ in 0..[0, 0, 1, 1, 1, 1, 2, 3][rng.range(0, 8) as usize] {
+            if self.slots <= prompt.len() as u32 + self.span_len + 2 {
+                break;
+            }
+            if rng.one_in(3) {
+                prompt.extend(self.text(rng, 4));
+            }
+            let start = prompt.len() as u32;
+            let picture = IMAGE + rng.range(0, self.num_images);
+            spans.push(start..start + self.span_len);
+            prompt.extend((0..self.span_len).map(|_| picture));
+        }
         // Rarely more than the pool holds: such a sequence must fail alone.
-        let room = (self.slots - atomic).max(3) + if rng.one_in(20) { 8 } else { 0 };
-        let text = self.text(rng, 1 + room / 2);
-        // BOS, then patches.
-        let patches = (1..atomic).map(|i| IMAGE + i);
-        let bos = (0 < atomic).then_some(0);
-        let prompt: Vec<Token> = bos.into_iter().chain(patches).chain(text).collect();
+        let room = self.slots.saturating_sub(prompt.len() as u32).max(3);
+        let room = room + if rng.one_in(20) { 8 } else { 0 };
+        prompt.extend(self.text(rng, 1 + room / 2));
         let max_new = rng.range(0, (room * 3 / 4).clamp(1, 40)) + 1;
         let arrival = u64::from(rng.range(0, self.span));
         let later = |rng: &mut Rng| arrival + u64::from(rng.range(0, 40));
         Order {
             arrival,
-            namespace: Namespace {
-                model: 0,
-                adapter: match rng.one_in(if self.num_adapters == 1 { 10 } else { 2 }) {
-                    true => rng.range(1, self.num_adapters + 1),
-                    false => 0,
-                },
-                image,
-                preprocess: 0,
-                tenant: u64::from(rng.one_in(12)),
-            },
+            namespace,
             prompt,
-            atomic,
+            spans,
             num_new: rng.range(1, max_new + 1),
             max_new,
             priority: [0, 0, 0, 1, -1][rng.range(0, 5) as usize],
@@ -180,20 +187,37 @@ impl Maker {
         }
     }
 
+    /// Nothing, or an earlier conversation and its answer.
+    fn beginning(&self, rng: &mut Rng) -> (Namespace, Vec<Token>, Vec<Range<u32>>) {
+        if rng.one_in(4) && !self.orders.is_empty() {
+            let earlier = &self.orders[rng.range(0, self.orders.len() as u32) as usize];
+            if (earlier.prompt.len() as u32 + earlier.num_new) * 3 < self.slots * 2 {
+                let prompt = [&earlier.prompt[..], &Alone::answer(earlier)].concat();
+                return (earlier.namespace, prompt, earlier.spans.clone());
+            }
+        }
+        let adapter = match rng.one_in(if self.num_adapters == 1 { 10 } else { 2 }) {
+            true => rng.range(1, self.num_adapters + 1),
+            false => 0,
+        };
+        let tenant = u64::from(rng.one_in(12));
+        (Namespace { adapter, tenant, ..Namespace::default() }, Vec::new(), Vec::new())
+    }
+
     /// At least one token: after a picture something is left to compute.
     fn text(&mut self, rng: &mut Rng, max: u32) -> Vec<Token> {
         let len = rng.range(1, max.max(2)) as usize;
-        let mut text: Vec<Token> = match (rng.range(0, 3), self.prompts.last()) {
+        let mut text: Vec<Token> = match (rng.range(0, 3), self.texts.last()) {
             (0, _) => (0..len as u32).map(|i| i / 7 % VOCAB).collect(),
             (1, Some(_)) => {
-                let old = &self.prompts[rng.range(0, self.prompts.len() as u32) as usize];
+                let old = &self.texts[rng.range(0, self.texts.len() as u32) as usize];
                 old[..rng.range(0, old.len() as u32 + 1) as usize].to_vec()
             }
             _ => Vec::new(),
         };
         text.truncate(len);
         text.extend((text.len()..len).map(|_| rng.range(0, VOCAB)));
-        self.prompts.push(text.clone());
+        self.texts.push(text.clone());
         text
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, cmp::Reverse, collections::BTreeSet};
 
-use photon_kv::{BlockId, Namespace};
+use photon_kv::BlockId;
 
 use super::{
     Report,
@@ -31,10 +31,21 @@ struct Live {
 }
 
 impl Live {
-    /// What it need not compute itself if another does.
-    fn shared_picture(&self) -> Option<Namespace> {
-        let namespace = self.order.namespace;
-        (self.order.cache && namespace.image.is_some()).then_some(namespace)
+    /// The ends of the spans that a row of it computes.
+    fn spans_in(&self, row: &PlanRow) -> impl Iterator<Item = u32> {
+        let (from, to) = (row.start, row.start + row.len);
+        let spans = self.order.spans.iter();
+        spans.filter(move |span| from <= span.start && span.end <= to).map(|span| span.end)
+    }
+
+    /// Whether what `other` computes up to `end` can spare this one its picture there.
+    fn shares(&self, other: &Live, end: u32) -> bool {
+        let (own, end) = (&self.order, end as usize);
+        own.cache
+            && other.order.cache
+            && own.namespace == other.order.namespace
+            && end < own.prompt.len()
+            && other.order.prompt.starts_with(&own.prompt[..end])
     }
 
     /// Its place in the queue: smaller is sooner.
@@ -199,10 +210,10 @@ impl World {
     fn check_rows(&mut self, plan: &StepPlan) {
         let (budget, tokens) = (self.limits.token_budget, plan.num_tokens());
         let [first, ..] = plan.rows.as_slice() else { return };
-        let atomic_alone = plan.rows.len() == 1
-            && first.start == 0
-            && first.len == self.live(first.seq).order.atomic;
-        assert!(tokens <= budget || atomic_alone, "{tokens} tokens of {budget}");
+        let mut spans = self.live(first.seq).order.spans.iter();
+        let span_alone = plan.rows.len() == 1
+            && spans.any(|span| (first.start, first.start + first.len) == (span.start, span.end));
+        assert!(tokens <= budget || span_alone, "{tokens} tokens of {budget}");
         for (i, row) in plan.rows.iter().enumerate() {
             let id = row.seq;
             assert!(plan.rows[..i].iter().all(|other| other.seq != id), "{id} has two rows");
@@ -220,61 +231,70 @@ impl World {
                 row.start,
                 live.computed
             );
-            if row.start < live.order.atomic {
-                let whole = row.start == 0 && live.order.atomic <= row.len;
-                assert!(whole, "{id} computes half an atomic part");
-                self.check_encoded_once(plan, row);
-                self.report.encodings += 1;
+            for span in &live.order.spans {
+                let apart = span.end <= row.start || end <= span.start;
+                let whole = row.start <= span.start && span.end <= end;
+                assert!(apart || whole, "{id} computes {}..{end} of {span:?}", row.start);
             }
+            self.check_encoded_once(plan, row);
+            self.report.encodings += live.spans_in(row).count() as u64;
         }
+        let spans = plan.rows.iter().map(|row| self.live(row.seq).spans_in(row).count());
+        let (spans, max) = (spans.sum::<usize>(), self.limits.max_spans_per_step);
+        assert!(spans <= max as usize, "{spans} spans of {max}");
     }
 
-    /// Nobody else computes this picture now, or runs with it in whole blocks of the cache.
+    /// Who was just admitted computes no picture that another computes now, or runs with in whole blocks
+    /// of the cache.
     fn check_encoded_once(&self, plan: &StepPlan, row: &PlanRow) {
-        let (live, order) = (self.live(row.seq), &self.live(row.seq).order);
-        if live.shared_picture().is_none() {
+        let live = self.live(row.seq);
+        if live.computed != 0 {
             return;
         }
         // Without a free block there may have been none for a copy: a hit locks what it could evict.
         let dry = self.scheduler.cache().num_free() == 0;
-        let whole = order.atomic.next_multiple_of(self.limits.block_size) as usize;
-        for other in self.live.iter().filter(|other| other.id != row.seq) {
-            let same = other.shared_picture() == live.shared_picture();
-            let computes = plan.rows.iter().any(|r| r.seq == other.id && r.start == 0);
-            let has = other.decodes && whole <= other.order.prompt.len();
-            assert!(!(same && computes), "{} and {} compute a picture", row.seq, other.id);
-            assert!(!(same && has) || dry, "{} computes a picture that {} has", row.seq, other.id);
+        for end in live.spans_in(row) {
+            let whole = end.next_multiple_of(self.limits.block_size) as usize;
+            let others = self.live.iter().filter(|other| other.id != row.seq);
+            for other in others.filter(|other| live.shares(other, end)) {
+                let mut rows = plan.rows.iter().filter(|r| r.seq == other.id);
+                let computes = rows.any(|r| other.spans_in(r).any(|e| e == end));
+                let has = other.decodes && whole <= other.order.prompt.len();
+                assert!(!computes, "{} and {} compute a picture", row.seq, other.id);
+                assert!(!has || dry, "{} computes a picture that {} has", row.seq, other.id);
+            }
         }
     }
 
     /// Nobody who waits is passed over more often than the limit says: by who is admitted though its
     /// turn comes later. Two do not count: one that was itself passed over that often goes first, and
-    /// who waits for the picture that another, ahead of it, computes in this step would not go anyway.
+    /// who waits for the picture that another, running or ahead of it, computes in this step would not
+    /// go anyway.
     fn check_fairness(&mut self, plan: &StepPlan) {
         let max = self.limits.max_passed;
-        let is_overdue = |live: &Live| 0 < live.passed && max <= live.passed;
-        let admitted = plan.rows.iter().map(|row| (self.live(row.seq), row.start));
-        let admitted = admitted.filter(|(live, _)| live.computed == 0);
-        let admitted: Vec<_> = admitted
-            .map(|(live, start)| {
-                let encodes = live.shared_picture().filter(|_| start == 0);
-                ((Reverse(is_overdue(live)), live.turn()), encodes)
+        let turn = |live: &Live| (Reverse(0 < live.passed && max <= live.passed), live.turn());
+        let is_admitted = |live: &Live| live.computed == 0;
+        let rows: Vec<_> = plan.rows.iter().map(|row| (self.live(row.seq), row)).collect();
+        let admitted: Vec<_> =
+            rows.iter().filter(|(live, _)| is_admitted(live)).map(|(live, _)| turn(live)).collect();
+        let waits = |live: &&Live| self.scheduler.blocks(live.id).is_empty();
+        let awaits_image = |live: &&Live| {
+            rows.iter().any(|(other, row)| {
+                (!is_admitted(other) || turn(other) < turn(live))
+                    && other.spans_in(row).any(|end| live.shares(other, end))
+            })
+        };
+        let passed = self.live.iter().filter(waits).filter(|live| !awaits_image(live));
+        let passed: Vec<(SeqId, u32)> = passed
+            .map(|live| {
+                let times = admitted.iter().filter(|other| turn(live) < **other).count();
+                (live.id, times as u32)
             })
             .collect();
-        for live in &mut self.live {
-            if !self.scheduler.blocks(live.id).is_empty() {
-                continue;
-            }
-            let turn = (Reverse(is_overdue(live)), live.turn());
-            let own = live.shared_picture();
-            let awaits =
-                |(other, encodes): &(_, _)| own.is_some() && *other < turn && *encodes == own;
-            if admitted.iter().any(awaits) {
-                continue;
-            }
-            live.passed += admitted.iter().filter(|(other, _)| turn < *other).count() as u32;
-            let Live { id, passed, .. } = live;
-            assert!(*passed <= max, "{id} was passed over {passed} times of {max}");
+        for (id, times) in passed {
+            let live = self.live_mut(id);
+            live.passed += times;
+            assert!(live.passed <= max, "{id} was passed over {} times of {max}", live.passed);
         }
     }
 
@@ -339,7 +359,7 @@ impl World {
         self.memory.compute(&DeviceRow {
             namespace: &live.order.namespace,
             tokens: &[&live.tokens[..], &live.draft].concat(),
-            atomic: live.order.atomic,
+            spans: &live.order.spans,
             blocks,
             start: row.start,
             len: row.len,
@@ -354,7 +374,7 @@ impl World {
             let live = self.live_mut(row.seq);
             let (draft, before) = (std::mem::take(&mut live.draft), outputs.len());
             for (i, &hash) in hashes.iter().enumerate() {
-                let wanted = live.alone.hash(&live.tokens, live.order.atomic);
+                let wanted = live.alone.hash(&live.tokens, &live.order.spans);
                 assert_eq!(hash, wanted, "{} read something else than it wrote", row.seq);
                 let token = sample(hash);
                 live.tokens.push(token);
@@ -383,7 +403,7 @@ impl World {
                 continue;
             }
             let num = self.rng.range(1, self.max_draft + 1);
-            let right = live.alone.clone().go_on(&live.tokens, live.order.atomic, num);
+            let right = live.alone.clone().go_on(&live.tokens, &live.order.spans, num);
             live.draft = self.rng.draft(right);
             self.scheduler.draft(live.id, num);
         }

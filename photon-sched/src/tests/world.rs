@@ -1,10 +1,10 @@
 //! The language of the tests.
 //!
 //! A script is operations divided by `;`, its outcome what they said divided by `;`. A character of
-//! a prompt is a token, `img=N` puts a picture of 6 positions before them; after the prompt comes
-//! `A`, `B`, `C`, ... until there are `new` of them (8 unless told).
+//! a prompt is a token, `<N>` a picture of 6 positions; after the prompt comes `A`, `B`, `C`, ... until
+//! there are `new` of them (8 unless told).
 //!
-//! - `add NAME PROMPT [img=N] [new=N] [pri=N] [by=TIME] [nocache]` says nothing unless refused;
+//! - `add NAME PROMPT [new=N] [pri=N] [by=TIME] [nocache]` says nothing unless refused;
 //! - `step [N]` steps N times: `NAME 3..5` for positions 3 and 4, `*` if the row samples, `+N` for N
 //!   drafted tokens after them, `hit N` if the sequence was just admitted for the first time with N
 //!   cached tokens;
@@ -18,7 +18,7 @@ use photon_kv::{BlockCopy, Namespace, TokenKey};
 use super::LIMITS;
 use crate::{AddError, EndReason, Limits, Output, Scheduler, SeqId, SeqSpec};
 
-const ATOMIC: u32 = 6;
+const SPAN: u32 = 6;
 
 struct Tested {
     name: String,
@@ -94,16 +94,24 @@ impl World {
     fn add(&mut self, name: &str, prompt: &str, options: &[&str]) -> Option<String> {
         let option = |key: &str| options.iter().find_map(|o| o.strip_prefix(key));
         let number = |key: &str| option(key).map(|n| n.parse::<i64>().unwrap());
-        let image = number("img=").map(|n| [n as u8; 32]);
-        let atomic = if image.is_some() { ATOMIC } else { 0 };
-        let text = prompt.bytes().map(|b| TokenKey::text(b.into()));
-        let keys: Vec<TokenKey> = (0..atomic).map(TokenKey::image).chain(text).collect();
+        let (mut keys, mut spans) = (Vec::new(), Vec::new());
+        let mut letters = prompt.bytes();
+        while let Some(letter) = letters.next() {
+            if letter == b'<' {
+                let picture = letters.next().filter(|_| letters.next() == Some(b'>'));
+                let digest = [picture.expect("a picture's name and >"); 32];
+                spans.push(keys.len() as u32..keys.len() as u32 + SPAN);
+                keys.extend((0..SPAN).map(|i| TokenKey::image(&digest, i)));
+            } else {
+                keys.push(TokenKey::text(letter.into()));
+            }
+        }
         let new = number("new=").unwrap_or(8) as u32;
         let spec = SeqSpec {
-            namespace: Namespace { model: 0, adapter: 0, image, preprocess: 0, tenant: 0 },
+            namespace: Namespace::default(),
             max_len: keys.len() as u32 + new,
             keys,
-            atomic,
+            spans,
             priority: number("pri=").unwrap_or(0) as i8,
             deadline: number("by=").map(|n| n as u64),
             cache: !options.contains(&"nocache"),

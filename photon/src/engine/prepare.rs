@@ -1,13 +1,15 @@
-//! Everything a request needs before the device, done by a pool of threads: reading and decoding the
-//! picture, its digest, its crops, the prompt's tokens.
+//! Everything a request needs before the device, done by a pool of threads: the prompt's tokens, reading
+//! the pictures, their digests, decoding and cutting them.
 //!
 //! # Rules
 //! - Requests wait here, by priority and then by order, in the form they came in. Only as many are
-//!   prepared as the engine may soon run: crops are large.
+//!   prepared as the engine may soon run, and as have so many pictures: crops are large.
 //! - A request that cannot be prepared fails by itself, even if what prepares it panics.
 //! - Who submits is told at once if too many wait.
 use std::{
     collections::{BinaryHeap, HashSet, VecDeque},
+    hash::{DefaultHasher, Hash, Hasher},
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -20,14 +22,18 @@ use photon_kv::{Namespace, TokenKey};
 use photon_models::{
     config::Config,
     image::{CropConfig, Crops, ImageDigest},
-    prompt::{Input, Rejected},
+    prompt::{Input, MAX_IMAGES, Rejected, spans},
     skill::SkillState,
     tokenizer::Tokenizer,
 };
 
 use crate::{
     Image, ImageSource, Metrics, Request, RunError,
-    engine::{adapters::LoadAdapters, ms, sequence::Sequence},
+    engine::{
+        adapters::LoadAdapters,
+        ms,
+        sequence::{Sequence, Shown},
+    },
     ticket::EventSender,
 };
 
@@ -42,6 +48,8 @@ pub(crate) struct Setup {
     pub(crate) max_waiting: usize,
     /// Most requests prepared and not finished.
     pub(crate) max_prepared: usize,
+    /// Most pictures of those; no fewer than one request may have.
+    pub(crate) max_pictures: usize,
     /// How many pictures' keys and values the cache can hold at most.
     pub(crate) max_known: usize,
 }
@@ -55,6 +63,28 @@ pub(crate) struct Picture {
 }
 
 impl Picture {
+    /// Names it, which needs its file but not its pixels.
+    ///
+    /// # Errors
+    /// Of reading the file.
+    fn read(source: ImageSource) -> Result<Self, RunError> {
+        let source = match source {
+            ImageSource::File(path) => ImageSource::Encoded(Image::read(&path)?),
+            source => source,
+        };
+        let digest = match &source {
+            ImageSource::Decoded(image) => ImageDigest::of_pixels(image.rgb()),
+            ImageSource::Encoded(bytes) => ImageDigest::of_encoded(bytes),
+            ImageSource::File(_) => unreachable!("just read"),
+        };
+        Ok(Picture { digest, source, crops: OnceLock::new() })
+    }
+
+    /// The number of its crops; 0 as long as it is not cut.
+    pub(crate) fn num_crops(&self) -> usize {
+        self.crops.get().map_or(0, |crops| crops.tiling.num_crops())
+    }
+
     /// The crops, cut now if they were not needed so far.
     ///
     /// # Errors
@@ -116,6 +146,11 @@ impl Ord for Waiting {
 }
 
 impl Waiting {
+    /// Those it is granted; a request with more will be rejected.
+    fn num_pictures(&self) -> usize {
+        self.request.images.len().min(MAX_IMAGES)
+    }
+
     /// The largest goes first.
     fn rank(&self) -> (i8, std::cmp::Reverse<u64>) {
         (self.request.priority, std::cmp::Reverse(self.order))
@@ -138,10 +173,16 @@ struct State {
     order: u64,
     /// Requests being prepared, or prepared and not finished.
     prepared: usize,
+    /// Their pictures.
+    pictures: usize,
     open: Open,
-    /// Pictures likely to be in the cache: their crops are not cut in advance.
-    known: (HashSet<ImageDigest>, VecDeque<ImageDigest>),
+    /// Prompts up to the end of a picture that are likely to be in the cache: the picture is not cut in
+    /// advance.
+    known: (HashSet<PrefixId>, VecDeque<PrefixId>),
 }
+
+/// What stands for a prompt up to some position. A hash, and a guess is all it serves for.
+pub(crate) type PrefixId = u64;
 
 /// Requests on their way to the engine.
 pub(crate) struct Queue {
@@ -164,6 +205,7 @@ impl Queue {
             waiting: BinaryHeap::new(),
             order: 0,
             prepared: 0,
+            pictures: 0,
             open: Open::Yes,
             known: Default::default(),
         };
@@ -204,20 +246,22 @@ impl Queue {
         self.lock().waiting.len()
     }
 
-    /// A prepared request is done with.
-    pub(crate) fn release(&self) {
-        self.lock().prepared -= 1;
+    /// A prepared request with so many pictures is done with.
+    pub(crate) fn release(&self, pictures: usize) {
+        let mut state = self.lock();
+        state.prepared -= 1;
+        state.pictures -= pictures;
         self.changed.notify_one();
     }
 
-    /// The keys and values of a picture are in the cache now.
-    pub(crate) fn learn(&self, digest: ImageDigest) {
+    /// The keys and values of a prompt up to the end of a picture are in the cache now.
+    pub(crate) fn learn(&self, prefix: PrefixId) {
         let mut state = self.lock();
         let (known, order) = &mut state.known;
-        if !known.insert(digest) {
+        if !known.insert(prefix) {
             return;
         }
-        order.push_back(digest);
+        order.push_back(prefix);
         if order.len() > self.setup.max_known {
             let oldest = order.pop_front().expect("one was just added");
             known.remove(&oldest);
@@ -265,10 +309,16 @@ impl Queue {
     fn next(&self) -> Option<Waiting> {
         let mut state = self.lock();
         loop {
-            if state.prepared < self.setup.max_prepared
+            let Setup { max_prepared, max_pictures, .. } = self.setup;
+            let (prepared, pictures) = (state.prepared, state.pictures);
+            let fits = |waiting: &Waiting| {
+                prepared < max_prepared && pictures + waiting.num_pictures() <= max_pictures
+            };
+            if state.waiting.peek().is_some_and(fits)
                 && let Some(waiting) = state.waiting.pop()
             {
                 state.prepared += 1;
+                state.pictures += waiting.num_pictures();
                 return Some(waiting);
             }
             let over = match state.open {
@@ -285,7 +335,9 @@ impl Queue {
 
     /// Prepares requests until the queue is closed: the body of a worker thread.
     pub(crate) fn work(&self) {
-        while let Some(Waiting { request, events, submitted, .. }) = self.next() {
+        while let Some(waiting) = self.next() {
+            let pictures = waiting.num_pictures();
+            let Waiting { request, events, submitted, .. } = waiting;
             let late = |request: &Request| {
                 request.deadline.is_some_and(|deadline| submitted.elapsed() >= deadline)
             };
@@ -302,7 +354,7 @@ impl Queue {
                 Ok(sequence) => self.send(Message::Arrived(Box::new(sequence))),
                 Err(error) => {
                     let _ = events.send(Err(error));
-                    self.release();
+                    self.release(pictures);
                     self.wake();
                 }
             }
@@ -319,22 +371,28 @@ impl Queue {
         assert_ne!(request.cache_salt, super::tests::PANIC_IN_PREPARE, "planted");
         let begun = Instant::now();
         let Setup { config, tokenizer, crops, .. } = &self.setup;
-        let prompt = request.skill.prompt(config, tokenizer, request.image.is_some())?;
+        let inputs = request.skill.prompt(config, tokenizer, request.images.len())?;
+        if inputs.len() >= config.text.max_context {
+            let (tokens, max) = (inputs.len(), config.text.max_context);
+            return Err(Rejected::TooLong { tokens, max }.into());
+        }
         request.sampling.check()?;
         let adapter = match &request.adapter {
             Some(path) => Some(self.setup.adapters.load(path)?),
             None => None,
         };
-        let picture = request.image.map(|source| self.picture(source)).transpose()?;
-        let mut inputs = vec![Input::Token(config.tokenizer.bos_id)];
-        if picture.is_some() {
-            inputs.extend((0..config.vision.patches() as u32).map(Input::Image));
-        }
-        inputs.extend(prompt);
-        if inputs.len() >= config.text.max_context {
-            let (tokens, max) = (inputs.len(), config.text.max_context);
-            return Err(Rejected::TooLong { tokens, max }.into());
-        }
+        let pictures = request.images.into_iter().map(Picture::read);
+        let pictures = pictures.collect::<Result<Vec<_>, _>>()?;
+        let namespace = Namespace {
+            model: 0,
+            adapter: adapter.as_ref().map_or(0, |adapter| adapter.id),
+            preprocess: crops.resize as u8,
+            tenant: request.cache_salt,
+        };
+        let spans = spans(&inputs, 0, config.vision.patches());
+        let shown: Vec<_> = pictures.into_iter().zip(spans).collect();
+        let keys = keys(&inputs, &shown);
+        let pictures = self.show(shown, &namespace, &keys)?;
         let mut budget = request.budget;
         let mut state = if let Some(forced) = request.forced_tokens {
             (budget.max_tokens, budget.max_objects) = (forced, forced);
@@ -344,24 +402,13 @@ impl Queue {
         };
         state = state.with_stop(request.stop);
         let mut metrics = Metrics { input_tokens: inputs.len(), ..Metrics::default() };
-        if let Some(crops) = picture.as_ref().and_then(|picture| picture.crops.get()) {
-            metrics.set_tiling(crops.tiling);
-        }
+        metrics.crops = pictures.iter().map(|shown| shown.picture.num_crops()).sum();
         metrics.preprocess_time_ms = ms(begun);
-        let keys = inputs.iter().map(|input| key(*input)).collect();
-        let namespace = Namespace {
-            model: 0,
-            adapter: adapter.as_ref().map_or(0, |adapter| adapter.id),
-            image: picture.as_ref().map(|picture| picture.digest.0),
-            preprocess: crops.resize as u8,
-            tenant: request.cache_salt,
-        };
         Ok(Sequence {
-            prefix_len: if picture.is_some() { config.text.prefix_attn } else { 0 },
             inputs,
             keys,
             namespace,
-            picture,
+            pictures,
             adapter,
             state,
             drafter: Default::default(),
@@ -381,30 +428,51 @@ impl Queue {
         })
     }
 
-    fn picture(&self, source: ImageSource) -> Result<Arc<Picture>, RunError> {
-        let source = match source {
-            ImageSource::File(path) => ImageSource::Encoded(Image::read(&path)?),
-            source => source,
-        };
-        let digest = match &source {
-            ImageSource::Decoded(image) => ImageDigest::of_pixels(image.rgb()),
-            ImageSource::Encoded(bytes) => ImageDigest::of_encoded(bytes),
-            ImageSource::File(_) => unreachable!("just read"),
-        };
-        let picture = Picture { digest, source, crops: OnceLock::new() };
-        let known = self.lock().known.0.contains(&digest);
-        if !known {
-            picture.crops(&self.setup.crops)?;
+    /// Cuts the pictures that are not likely to be in the cache where they stand.
+    fn show(
+        &self,
+        pictures: Vec<(Picture, Range<usize>)>,
+        namespace: &Namespace,
+        keys: &[TokenKey],
+    ) -> Result<Vec<Shown>, RunError> {
+        let mut hasher = DefaultHasher::new();
+        namespace.hash(&mut hasher);
+        let mut hashed = 0;
+        let mut shown = Vec::with_capacity(pictures.len());
+        for (picture, span) in pictures {
+            keys[hashed..span.end].hash(&mut hasher);
+            hashed = span.end;
+            let prefix = hasher.finish();
+            let is_known = self.lock().known.0.contains(&prefix);
+            if !is_known {
+                picture.crops(&self.setup.crops)?;
+            }
+            shown.push(Shown { picture, span, prefix });
         }
-        Ok(Arc::new(picture))
+        Ok(shown)
     }
 }
 
-/// What stands for an input in the prefix cache.
+/// What stands for a prompt in the prefix cache.
+fn keys(inputs: &[Input], pictures: &[(Picture, Range<usize>)]) -> Vec<TokenKey> {
+    let mut keys = Vec::with_capacity(inputs.len());
+    for (picture, span) in pictures {
+        keys.extend(inputs[keys.len()..span.start].iter().copied().map(key));
+        let places = 0..span.len() as u32;
+        keys.extend(places.map(|place| TokenKey::image(&picture.digest.0, place)));
+    }
+    keys.extend(inputs[keys.len()..].iter().copied().map(key));
+    keys
+}
+
+/// What stands for an input outside of pictures in the prefix cache.
+///
+/// # Panics
+/// For a patch.
 pub(crate) fn key(input: Input) -> TokenKey {
     match input {
         Input::Token(id) => TokenKey::text(id),
-        Input::Image(index) => TokenKey::image(index),
+        Input::Image(index) => panic!("patch {index} outside of a picture"),
         Input::Coord(value) => TokenKey::coord(value.to_bits()),
         Input::Size([w, h]) => TokenKey::size(w.to_bits(), h.to_bits()),
     }

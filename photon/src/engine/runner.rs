@@ -152,7 +152,7 @@ impl<D: Kernels> Runner<D> {
         device.upload(&mut stream, greedy.buffer(), 0, &records);
         let host = Some(device.host_buffer(max_drawn * OUT_BYTES)?);
         let arena = Arena::new(&device, 0)?;
-        let batch = BatchBuilder::new(block_size);
+        let batch = BatchBuilder::new(block_size, v.patches());
         let graphs = HashMap::new();
         let mut runner = Runner {
             device,
@@ -199,7 +199,7 @@ impl<D: Kernels> Runner<D> {
         let context = model.config().text.max_context;
         let table = vec![0; context.div_ceil(limits.block_size)];
         let adapter = adapters.is_some().then_some(0);
-        let mut batch = BatchBuilder::new(limits.block_size);
+        let mut batch = BatchBuilder::new(limits.block_size, patches(model));
         let draft = &vec![0; limits.max_draft];
         let mut left = limits.max_tokens.max(limits.max_drawn());
         for row in (0..limits.max_rows).rev() {
@@ -207,19 +207,8 @@ impl<D: Kernels> Runner<D> {
             let inputs = vec![Input::Coord(0.0); len];
             left -= len + draft.len();
             let sample = Some(SampleParams::GREEDY);
-            let (start, prefix_len, image_offset) = (0, 0, 0);
-            let block_table = &table;
-            let inputs = &inputs;
-            batch.push(&Row {
-                inputs,
-                draft,
-                start,
-                block_table,
-                prefix_len,
-                image_offset,
-                adapter,
-                sample,
-            });
+            let (inputs, block_table) = (&inputs[..], &table[..]);
+            batch.push(&Row { inputs, draft, start: 0, block_table, images: &[], adapter, sample });
         }
         let heads = Heads { coord: true, size: true };
         let text = Arena::measure(device, stream, |cx| {

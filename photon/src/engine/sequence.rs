@@ -1,5 +1,5 @@
 //! One request on the engine's thread.
-use std::{sync::Arc, time::Instant};
+use std::{ops::Range, time::Instant};
 
 use photon_core::{SampleParams, sampler::NO_TOKEN};
 use photon_kv::{Namespace, TokenKey};
@@ -12,8 +12,26 @@ use photon_models::{
     tokenizer::Tokenizer,
 };
 
-use super::{adapters::AdapterUse, draft::Drafter, ms, ms_between, prepare::Picture, runner::Drew};
+use photon_sched::PlanRow;
+
+use super::{
+    adapters::AdapterUse,
+    draft::Drafter,
+    ms, ms_between,
+    prepare::{Picture, PrefixId},
+    runner::Drew,
+};
 use crate::{Event, Metrics, Response, RunError, ticket::EventSender};
+
+/// A picture in a prompt.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    pub(crate) picture: Picture,
+    /// The positions that see each other both ways: its patches, and BOS before the first picture.
+    pub(crate) span: Range<usize>,
+    /// Stands for the prompt up to the end of the span.
+    pub(crate) prefix: PrefixId,
+}
 
 /// A request whose inputs are known.
 #[derive(Debug)]
@@ -23,9 +41,8 @@ pub(crate) struct Sequence {
     /// The prompt's names in the prefix cache; taken by the scheduler.
     pub(crate) keys: Vec<TokenKey>,
     pub(crate) namespace: Namespace,
-    /// First positions that attend both ways; 0 without a picture.
-    pub(crate) prefix_len: usize,
-    pub(crate) picture: Option<Arc<Picture>>,
+    /// In the order of their places.
+    pub(crate) pictures: Vec<Shown>,
     pub(crate) adapter: Option<AdapterUse>,
     pub(crate) state: SkillState,
     pub(crate) drafter: Drafter,
@@ -46,6 +63,13 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
+    /// The pictures that a row computes; none is ever cut. With the index of each.
+    pub(crate) fn shown_in(&self, row: &PlanRow) -> impl Iterator<Item = (usize, &Shown)> {
+        let row = row.start as usize..(row.start + row.len) as usize;
+        let within = move |span: &Range<usize>| row.start <= span.start && span.end <= row.end;
+        self.pictures.iter().enumerate().filter(move |(_, shown)| within(&shown.span))
+    }
+
     /// How the token at `position` is drawn.
     pub(crate) fn sample_params(&self, position: usize) -> SampleParams {
         let (constraint, sampling) = (self.state.constraint(), &self.sampling);

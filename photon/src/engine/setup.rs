@@ -13,6 +13,7 @@ use photon_models::{
     checkpoint::Checkpoint,
     config::Config,
     image::{CropConfig, Limits as ImageLimits, ResizeOrder},
+    prompt::MAX_IMAGES,
 };
 use photon_sched::{Limits, Scheduler};
 
@@ -75,6 +76,8 @@ const CROPS_PER_PASS: usize = 4;
 const ADAPTER_RANK: usize = 16;
 /// Every row may draw so many more tokens, and there is room for all of their logits.
 const MAX_DRAFT: usize = 64;
+/// Pictures of a prepared request on average, at most: their crops are in memory.
+const PICTURES_PER_REQUEST: usize = 4;
 /// Pictures whose embeddings stay on the device: for what was preempted or evicted, and for other
 /// tenants. 6 MB each in Moondream 2 with f32 activations.
 const IMAGE_SLOTS: usize = 8;
@@ -191,7 +194,7 @@ impl Sizes {
                 block_size: block_size as u32,
                 max_waiting: max_prepared as u32,
                 watermark_blocks: (max_seqs as u32).min(num_blocks as u32 / 16),
-                max_atomic_per_step: IMAGE_SLOTS as u32,
+                max_spans_per_step: IMAGE_SLOTS as u32,
                 max_adapters: adapter_slots.max(1) as u32,
                 max_passed: 16,
             },
@@ -227,6 +230,7 @@ pub(crate) fn start<D: Kernels>(
         crops,
         max_waiting,
         max_prepared,
+        max_pictures: PICTURES_PER_REQUEST * max_prepared.max(MAX_IMAGES),
         max_known,
     };
     let (queue, inbox) = Queue::new(setup);
@@ -246,6 +250,7 @@ pub(crate) fn start<D: Kernels>(
         drew: Vec::new(),
         outputs: Vec::new(),
         tables: Vec::new(),
+        places: Vec::new(),
         epoch: Instant::now(),
         stats: Arc::clone(&stats),
         counts: EngineStats::default(),

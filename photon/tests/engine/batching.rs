@@ -6,8 +6,8 @@ use std::{
 };
 
 use photon::{
-    Budget, CaptionLength, DType, Device, EngineOptions, EngineStats, Image, Photon, Request,
-    Sampling, Shutdown, Skill, SpatialRef,
+    Budget, CaptionLength, DType, Device, EngineOptions, EngineStats, Image, Message, Photon,
+    Request, Role, Sampling, Shutdown, Skill, SpatialRef,
 };
 
 use safetensors::{Dtype, tensor::TensorView};
@@ -49,11 +49,36 @@ fn skill(rng: &mut Rng) -> Skill {
     }
 }
 
+/// A conversation of one to three questions, with up to three pictures at any of them.
+fn chat(rng: &mut Rng) -> Skill {
+    let mut messages = Vec::new();
+    if rng.below(3) == 0 {
+        messages.push(Message::new(Role::System, "one word"));
+    }
+    let mut images = 3;
+    for turn in 0..1 + rng.below(3) {
+        if turn > 0 {
+            messages.push(Message::new(Role::Assistant, "a red star"));
+        }
+        let shown = rng.below(images + 1);
+        images -= shown;
+        let question = ["how many?", "which color is it?"][rng.below(2)];
+        messages.push(Message::with_images(question, shown));
+    }
+    Skill::Chat { messages, reasoning: rng.below(3) == 0 }
+}
+
 fn request(rng: &mut Rng, pictures: &[Image]) -> Request {
-    let skill = skill(rng);
-    let plain = matches!(&skill, Skill::Query { spatial_refs, .. } if spatial_refs.is_empty());
-    let text_only = plain && rng.below(3) == 0;
-    let image = (!text_only).then(|| pictures[rng.below(pictures.len())].clone());
+    let skill = if rng.below(4) == 0 { chat(rng) } else { skill(rng) };
+    let num_images = match &skill {
+        Skill::Chat { messages, .. } => messages.iter().map(|message| message.images).sum(),
+        Skill::Query { spatial_refs, .. } if spatial_refs.is_empty() => rng.below(3),
+        _ => 1,
+    };
+    // Few pictures stand first, so that conversations have beginnings in common.
+    let images: Vec<Image> = (0..num_images)
+        .map(|i| pictures[rng.below(if i == 0 { pictures.len() } else { 2 })].clone())
+        .collect();
     let greedy = rng.below(2) == 0;
     let sampling = match greedy {
         true => Sampling::GREEDY,
@@ -69,7 +94,7 @@ fn request(rng: &mut Rng, pictures: &[Image]) -> Request {
         budget: Budget { max_tokens: 1 + rng.below(40), max_objects: 1 + rng.below(8) },
         logprobs: true,
         priority: rng.below(3) as i8,
-        ..Request::new(skill, image)
+        ..Request::new(skill, None::<Image>).with_images(images)
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! A token may differ from the recorded one only where the reference's own gap between best and
 //! second-best logit is within ten times the tolerance; after such a place nothing is compared.
+use std::path::Path;
+
 use photon::{
     Answer, Budget, CaptionLength, DType, Device, EngineOptions, Family, Image, Model, Photon,
     Request, Response, Sampling, Skill, SpatialRef,
@@ -14,7 +16,7 @@ fn golden() -> Value {
     recorded("moondream2")
 }
 
-fn recorded(name: &str) -> Value {
+pub(crate) fn recorded(name: &str) -> Value {
     let json = std::fs::read(format!("{DATA}/golden/{name}.json")).unwrap();
     serde_json::from_slice(&json).unwrap()
 }
@@ -36,12 +38,16 @@ pub(crate) fn tiny_moondream(record: &str, device: Device, options: EngineOption
 
 fn synthetic_on(device: Device, config: &Value, options: EngineOptions) -> Photon {
     let dir = tempfile::tempdir().unwrap();
-    let config = serde_json::json!({ "config": config });
-    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-    std::fs::copy(format!("{DATA}/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
-    let dir = Some(dir.path().to_path_buf());
-    let model = Model::Synthetic { family: Family::Moondream2, dir, seed: 0 };
+    let model = in_folder(config, dir.path());
     Photon::builder().model(model).device(device).options(options).build().unwrap()
+}
+
+/// A model with synthetic weights whose configuration and tokenizer are in a folder.
+pub(crate) fn in_folder(config: &Value, dir: &Path) -> Model {
+    let config = serde_json::json!({ "config": config });
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    std::fs::copy(format!("{DATA}/tokenizer.json"), dir.join("tokenizer.json")).unwrap();
+    Model::Synthetic { family: Family::Moondream2, dir: Some(dir.to_path_buf()), seed: 0 }
 }
 
 /// A tiny Moondream 3 with experts, tau by its newer GELU.

@@ -4,6 +4,7 @@
 use photon::Image;
 
 mod batching;
+mod chat;
 mod demo;
 mod drafts;
 mod golden;

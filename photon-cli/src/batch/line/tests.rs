@@ -36,11 +36,11 @@ fn every_skill_is_read_with_the_defaults_of_the_format() {
     let request = accepts(json!({"skill": "query", "question": " what? "}));
     let question = Skill::Query { question: "what?".into(), reasoning: true, spatial_refs: vec![] };
     assert_eq!(request.skill, question);
-    assert!(request.image.is_none());
+    assert!(request.images.is_empty());
     assert_eq!((request.budget.max_tokens, request.budget.max_objects), (768, 150));
     let request = accepts(json!({"skill": "caption", "image": "QUJD", "settings": null}));
     assert_eq!(request.skill, Skill::Caption { length: CaptionLength::Normal });
-    assert!(matches!(request.image, Some(ImageSource::Encoded(bytes)) if bytes == b"ABC"));
+    assert!(matches!(&request.images[..], [ImageSource::Encoded(bytes)] if bytes == b"ABC"));
     let request = accepts(json!({"skill": "detect", "object": "car", "images": ["QQ"],
         "settings": {"max_objects": 3, "temperature": 1, "max_tokens": 9}}));
     assert_eq!(request.skill, Skill::Detect { object: "car".into() });
@@ -50,7 +50,7 @@ fn every_skill_is_read_with_the_defaults_of_the_format() {
         "spatial_refs": [[0.5, 0.5], [0, 0, 1, 1]]}));
     assert!(matches!(&request.skill, Skill::Point { spatial_refs, .. } if spatial_refs.len() == 2));
     assert!(
-        matches!(request.image, Some(ImageSource::File(path)) if path.ends_with("base/a/b.png"))
+        matches!(&request.images[..], [ImageSource::File(path)] if path.ends_with("base/a/b.png"))
     );
     accepts(json!({"skill": "gaze", "eye": [0.5, 0.25], "image": "data:image/png;base64,QUJD"}));
     accepts(json!({"skill": "caption", "image": "QUJD", "unknown": {"key": 1}}));
@@ -79,8 +79,10 @@ fn types_are_strict() {
     wrong("spatial_refs", json!([[0.5]]), "spatial_refs[0] must contain 2 (point) or 4 (bbox)");
     wrong("spatial_refs", json!(["x"]), "Field 'spatial_refs' must be an array of");
     wrong("id", json!([1]), "Field 'id' must be");
-    wrong("images", json!(["QQ", "QQ"]), "has 2 pictures, but a request takes one");
     wrong("images", json!([7]), "array of strings");
+    wrong("images", json!(vec!["QQ"; 17]), "16 images at most, and 17 were given");
+    let two = json!({"skill": "detect", "object": "x", "images": ["QQ", "QQ"]});
+    refuses(two, Code::InvalidRequest, "detect looks at one image, and 2 were given");
     let both = json!({"skill": "query", "question": "x", "image": "QQ", "image_path": "x"});
     refuses(both, Code::InvalidRequest, "give one of");
     refuses(json!({"skill": "caption"}), Code::InvalidRequest, "caption needs an image");
@@ -99,6 +101,60 @@ fn skills_and_pictures_have_errors_of_their_own() {
     refuses(caption("no base64!"), bad, "the picture is not base64");
     refuses(caption("https://example.org/a.png"), bad, "addresses are not fetched");
     refuses(caption("data:image/png,abc"), bad, "a data URI must be");
+}
+
+#[test]
+fn a_question_may_be_about_several_pictures() {
+    let line = json!({"skill": "query", "question": "x", "images": ["QUJD", "data:x;base64,QQ"]});
+    let images = accepts(line).images;
+    let bytes = |image: &ImageSource| match image {
+        ImageSource::Encoded(bytes) => bytes.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(images.iter().map(bytes).collect::<Vec<_>>(), [b"ABC".to_vec(), b"A".to_vec()]);
+    let line = json!({"skill": "query", "question": "x", "image_paths": ["a.png", "/b.png"]});
+    let path = |image: ImageSource| match image {
+        ImageSource::File(path) => path.to_str().unwrap().to_owned(),
+        other => panic!("{other:?}"),
+    };
+    let paths: Vec<_> = accepts(line).images.into_iter().map(path).collect();
+    assert_eq!(paths, ["base/a.png", "/b.png"]);
+}
+
+#[test]
+fn a_conversation_is_read_in_the_form_of_openai() {
+    let request = accepts(json!({"skill": "chat", "reasoning": false, "messages": [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": [
+            {"type": "text", "text": "what "},
+            {"type": "image", "image_path": "a.png"},
+            {"type": "text", "text": "is this? "},
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}},
+        ]},
+        {"role": "assistant", "content": null},
+        {"role": "user", "content": [{"type": "image", "image": "QQ"}]},
+    ]}));
+    let messages = vec![
+        Message::new(Role::System, "be brief"),
+        Message::with_images("what is this?", 2),
+        Message::new(Role::Assistant, ""),
+        Message::with_images("", 1),
+    ];
+    assert_eq!(request.skill, Skill::Chat { messages, reasoning: false });
+    let kinds = request.images.iter().map(|image| matches!(image, ImageSource::File(_)));
+    assert_eq!(kinds.collect::<Vec<_>>(), [true, false, false]);
+
+    let chat = |messages: Value| json!({"skill": "chat", "messages": messages});
+    let wrong = |messages, text| refuses(chat(messages), Code::InvalidRequest, text);
+    wrong(json!("hi"), "Field 'messages' must be an array of {role, content}");
+    wrong(json!([]), "there are no messages");
+    wrong(json!([{"role": "tool", "content": "x"}]), "'messages[].role' must be 'system', 'user'");
+    wrong(
+        json!([{"role": "user", "content": 7}]),
+        "'messages[].content' must be a string or an array",
+    );
+    wrong(json!([{"role": "user", "content": [{"type": "audio"}]}]), "a part of a message must be");
+    wrong(json!([{"role": "assistant", "content": "x"}]), "messages[0] is the last");
 }
 
 #[test]
