@@ -7,6 +7,7 @@ mod batching;
 mod demo;
 mod golden;
 mod requests;
+mod segment;
 mod serving;
 
 /// SplitMix64.
