@@ -10,7 +10,7 @@ pub(crate) use bench::{
     BenchAnswer, BenchArgs, BenchMode, BenchModelArgs, BenchWhat, BenchWorkloadArgs,
 };
 
-/// Ask pictures: caption, answer, detect, point - on this machine, offline.
+/// Ask pictures: caption, answer, detect, point, outline - on this machine, offline.
 #[derive(Debug, Parser)]
 #[command(name = "photon", version, max_term_width = 100, arg_required_else_help = true)]
 #[command(after_help = "Examples:\n  \
@@ -43,6 +43,9 @@ pub(crate) enum Command {
     /// Find every instance of something, as points
     #[command(arg_required_else_help = true)]
     Point(PointArgs),
+    /// Outline something, as an SVG path (Moondream 3)
+    #[command(arg_required_else_help = true)]
+    Segment(SegmentArgs),
     /// Find what somebody looks at, given where their eyes are
     #[command(arg_required_else_help = true)]
     Gaze(GazeArgs),
@@ -416,6 +419,25 @@ pub(crate) struct PointArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+pub(crate) struct SegmentArgs {
+    /// Pictures, then what to outline. `-` reads a picture from standard input
+    #[arg(required = true, value_name = "IMAGE... OBJECT")]
+    pub(crate) words: Vec<String>,
+    /// A place that says which one: x,y or x_min,y_min,x_max,y_max, as fractions of the picture
+    #[arg(long = "spatial-ref", value_name = "x,y[,x,y]", value_parser = numbers)]
+    #[arg(allow_hyphen_values = true)]
+    pub(crate) spatial_refs: Vec<Numbers>,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) draw: DrawArgs,
+}
+
+#[derive(Debug, ClapArgs)]
 pub(crate) struct GazeArgs {
     /// Pictures; `-` reads one from standard input
     #[arg(required = true, value_name = "IMAGE")]
@@ -438,15 +460,17 @@ A line of the input is a JSON object:
   {\"id\": \"a\", \"skill\": \"query\", \"image\": \"<base64>\", \"question\": \"what is this?\"}
   {\"id\": \"b\", \"skill\": \"detect\", \"image_path\": \"cars/1.jpg\", \"object\": \"car\"}
 with
-  skill       query, chat, caption, detect, point or gaze
+  skill       query, chat, caption, detect, point, segment or gaze
   image       base64 or a data URI (images: a list of them, for query), or
   image_path  a file, relative to the input's folder (image_paths: a list); Photon's own keys
-  question, reasoning (true where nothing is said), spatial_refs  for query
+  question    for query, and reasoning (true where nothing is said)
   messages    for chat, with reasoning: a list of {\"role\": \"system\", \"user\" or \"assistant\",
               \"content\": a text or a list of {\"type\": \"text\", \"text\": ..},
               {\"type\": \"image\", \"image\" or \"image_path\": ..} and OpenAI's image_url}
   length      short, normal or long, for caption
-  object      for detect and point
+  object      for detect, point and segment
+  spatial_refs  points [x, y] and boxes [x_min, y_min, x_max, y_max], for query, point and segment
+  eye         [x, y], for gaze
   adapter     a file with an adapter (LoRA), like image_path; see --adapter-slots
   settings    temperature, top_p, top_k, min_p, seed, max_tokens, max_objects
 
@@ -475,6 +499,7 @@ pub(crate) enum BatchSkill {
     Query,
     Detect,
     Point,
+    Segment,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -494,7 +519,7 @@ pub(crate) struct BatchArgs {
     /// Think before answering, for --skill query
     #[arg(long, requires = "images")]
     pub(crate) reasoning: bool,
-    /// What to find, for --skill detect and point
+    /// What to find, for --skill detect, point and segment
     #[arg(long, requires = "images")]
     pub(crate) object: Option<String>,
     /// How much to say, for --skill caption

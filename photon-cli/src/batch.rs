@@ -102,6 +102,9 @@ fn template(args: &BatchArgs) -> Result<Map<String, Value>, Failure> {
             json!({"skill": "detect", "object": need(&args.object, "--object")?})
         }
         BatchSkill::Point => json!({"skill": "point", "object": need(&args.object, "--object")?}),
+        BatchSkill::Segment => {
+            json!({"skill": "segment", "object": need(&args.object, "--object")?})
+        }
     };
     let Value::Object(template) = template else { unreachable!("all of them are objects") };
     Ok(template)

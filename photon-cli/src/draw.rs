@@ -8,6 +8,7 @@
 mod brush;
 mod chart;
 mod label;
+mod path;
 
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,7 @@ use image::codecs::{jpeg::JpegEncoder, png::PngEncoder, webp::WebPEncoder};
 use image::{ExtendedColorType, ImageEncoder};
 
 pub(crate) use chart::chart;
+pub(crate) use path::rings;
 
 use brush::Brush;
 use label::Labels;
@@ -35,8 +37,6 @@ pub(crate) enum Shape {
     Box { x_min: f32, y_min: f32, x_max: f32, y_max: f32 },
     /// A spot.
     Point { x: f32, y: f32 },
-    // Nothing the program finds has an outline so far; the painter's tests use it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "segmentation will draw outlines"))]
     /// Closed rings of (x, y), filled by the even-odd rule: a ring inside another is a hole.
     Outline(Vec<Vec<(f32, f32)>>),
 }

@@ -47,6 +47,7 @@ fn main() -> ExitCode {
         Command::Caption(a) => run::caption(a),
         Command::Detect(a) => run::detect(a),
         Command::Point(a) => run::point(a),
+        Command::Segment(a) => run::segment(a),
         Command::Gaze(a) => run::gaze(a),
         Command::Batch(a) => batch::batch(&a),
         Command::Models(a) => models::list(&a),

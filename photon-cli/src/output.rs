@@ -61,15 +61,18 @@ pub(crate) struct Printer {
     quiet: bool,
     dim: bool,
     thinking: bool,
+    /// Width and height of the picture, for places in pixels.
+    size: (f32, f32),
     error: Option<io::Error>,
 }
 
 impl Printer {
-    pub(crate) fn new(quiet: bool) -> Self {
-        Printer { quiet, dim: io::stdout().is_terminal(), thinking: false, error: None }
+    pub(crate) fn new(quiet: bool, size: Option<(u32, u32)>) -> Self {
+        let size = size.map_or((1.0, 1.0), |(w, h)| (w as f32, h as f32));
+        Printer { quiet, dim: io::stdout().is_terminal(), thinking: false, size, error: None }
     }
 
-    /// Streams text; places are printed together at the end, numbered.
+    /// Streams text and paths; places are printed together at the end, numbered.
     pub(crate) fn event(&mut self, event: &SkillEvent) {
         if self.quiet || self.error.is_some() {
             return;
@@ -84,7 +87,7 @@ impl Printer {
                 self.thinking = false;
                 format!("\n\n{text}")
             }
-            SkillEvent::Text(text) => text.clone(),
+            SkillEvent::Text(text) | SkillEvent::Path(text) => text.clone(),
             _ => return,
         };
         let mut out = io::stdout().lock();
@@ -92,28 +95,44 @@ impl Printer {
     }
 
     /// Ends an answer.
-    pub(crate) fn finish(self, response: &Response, size: Option<(u32, u32)>) -> io::Result<()> {
+    pub(crate) fn finish(self, response: &Response) -> io::Result<()> {
         if let Some(error) = self.error {
             return Err(error);
         }
         if self.quiet {
             return Ok(());
         }
-        let (w, h) = size.map_or((1.0, 1.0), |(w, h)| (w as f32, h as f32));
+        let (w, h) = self.size;
         match &response.answer {
             Answer::Query { .. } | Answer::Caption { .. } => line(""),
             Answer::Detect { objects } if objects.is_empty() => line("nothing found"),
-            Answer::Detect { objects } => (1..).zip(objects).try_for_each(|(i, object)| {
-                let BoundingBox { x_min, y_min, x_max, y_max } = *object;
-                let pixels = [x_min * w, y_min * h, x_max * w, y_max * h].map(f32::round);
-                let [x0, y0, x1, y1] = pixels;
-                line(&format!(
-                    "{i}  {x_min:.3} {y_min:.3} {x_max:.3} {y_max:.3}  ({x0},{y0} to {x1},{y1} px)"
-                ))
-            }),
+            Answer::Detect { objects } => (1..)
+                .zip(objects)
+                .try_for_each(|(i, object)| line(&format!("{i}  {}", self.place(object)))),
             Answer::Point { points } => self::points(points, w, h),
+            Answer::Segment { path, bbox, parse_error } => {
+                match bbox {
+                    None if path.is_empty() => line("nothing found")?,
+                    None => line("")?,
+                    Some(bbox) if path.is_empty() => line(&self.place(bbox))?,
+                    Some(bbox) => line(&format!("\n{}", self.place(bbox)))?,
+                }
+                if let Some(error) = parse_error {
+                    note(&format!("the path ends early: {error}"));
+                }
+                Ok(())
+            }
             Answer::Gaze { gaze } => self::points(gaze.as_slice(), w, h),
         }
+    }
+
+    /// A box in fractions of the picture and in pixels.
+    fn place(&self, bbox: &BoundingBox) -> String {
+        let (w, h) = self.size;
+        let BoundingBox { x_min, y_min, x_max, y_max } = *bbox;
+        let pixels = [x_min * w, y_min * h, x_max * w, y_max * h].map(f32::round);
+        let [x0, y0, x1, y1] = pixels;
+        format!("{x_min:.3} {y_min:.3} {x_max:.3} {y_max:.3}  ({x0},{y0} to {x1},{y1} px)")
     }
 }
 

@@ -9,8 +9,8 @@ use std::{
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use photon::{
-    Answer, Budget, Builder, Image, Limits, Model, OpenError, Photon, Request, Response, RunError,
-    Sampling, Skill, SpatialRef,
+    Answer, BoundingBox, Budget, Builder, Image, Limits, Model, OpenError, Photon, Request,
+    Response, RunError, Sampling, Skill, SpatialRef,
 };
 use serde_json::json;
 
@@ -18,9 +18,9 @@ use crate::{
     Failure,
     args::{
         CaptionArgs, DetectArgs, GazeArgs, ModelArgs, Numbers, OutputArgs, PointArgs, QueryArgs,
-        SamplingArgs,
+        SamplingArgs, SegmentArgs,
     },
-    draw::{Canvas, Format, Mark, Overlay, Shape, draw, save},
+    draw::{Canvas, Format, Mark, Overlay, Shape, draw, rings, save},
     output::{self, Printer},
 };
 
@@ -83,12 +83,7 @@ pub(crate) fn point(a: PointArgs) -> Result<(), Failure> {
 }
 
 fn find(a: DetectArgs, skill: impl FnOnce(String) -> Skill) -> Result<(), Failure> {
-    let (images, object) = split(a.words);
-    if images.is_empty() {
-        return Err(Failure::Usage(format!(
-            "{object:?} is taken for what to find; give a picture before it: IMAGE {object:?}"
-        )));
-    }
+    let (images, object) = split_object(a.words)?;
     run(Job {
         images,
         together: false,
@@ -97,6 +92,21 @@ fn find(a: DetectArgs, skill: impl FnOnce(String) -> Skill) -> Result<(), Failur
         model: a.model,
         sampling: a.sampling,
         max_objects: a.max_objects,
+        output: a.output,
+        draw: a.draw.draw,
+    })
+}
+
+pub(crate) fn segment(a: SegmentArgs) -> Result<(), Failure> {
+    let spatial_refs = spatial_refs(&a.spatial_refs)?;
+    let (images, object) = split_object(a.words)?;
+    run(Job {
+        images,
+        label: object.clone(),
+        skill: Skill::Segment { object, spatial_refs },
+        model: a.model,
+        sampling: a.sampling,
+        max_objects: 1,
         output: a.output,
         draw: a.draw.draw,
     })
@@ -123,6 +133,17 @@ pub(crate) fn gaze(a: GazeArgs) -> Result<(), Failure> {
 fn split(mut words: Vec<String>) -> (Vec<String>, String) {
     let last = words.pop().unwrap_or_default();
     (words, last)
+}
+
+/// The last word is the object, and there is a picture before it.
+fn split_object(words: Vec<String>) -> Result<(Vec<String>, String), Failure> {
+    let (images, object) = split(words);
+    if images.is_empty() {
+        return Err(Failure::Usage(format!(
+            "{object:?} is taken for what to find; give a picture before it: IMAGE {object:?}"
+        )));
+    }
+    Ok((images, object))
 }
 
 fn spatial_refs(refs: &[Numbers]) -> Result<Vec<SpatialRef>, Failure> {
@@ -265,19 +286,18 @@ fn answer(
     job: &Job,
     index: Option<usize>,
 ) -> Result<(), Failure> {
-    let size = image.map(Image::size);
     let several = job.images.len() > 1 && !job.together;
     let name = index.map(|i| job.images[i].as_str());
     if let (true, false, Some(name)) = (several, job.output.json, name) {
         output::line(&format!("{name}:"))?;
     }
-    let mut printer = Printer::new(job.output.json);
+    let mut printer = Printer::new(job.output.json, image.map(Image::size));
     let response = match photon.run(request, &mut |event| printer.event(&event)) {
         Ok(response) => response,
         Err(RunError::Rejected(rejected)) => return Err(Failure::Usage(rejected.to_string())),
         Err(error) => return Err(error.into()),
     };
-    printer.finish(&response, size)?;
+    printer.finish(&response)?;
     if job.output.json {
         output::line(&json_of(&response, name.filter(|_| several))?.to_string())?;
     }
@@ -316,15 +336,15 @@ pub(crate) fn json_of(
 fn overlay(answer: &Answer, label: &str) -> Overlay {
     let mark = |color, shape| Mark { shape, label: label.to_owned(), color };
     let marks = match answer {
-        Answer::Detect { objects } => (0..)
-            .zip(objects)
-            .map(|(i, b)| {
-                let (x_min, y_min, x_max, y_max) = (b.x_min, b.y_min, b.x_max, b.y_max);
-                mark(i, Shape::Box { x_min, y_min, x_max, y_max })
-            })
-            .collect(),
+        Answer::Detect { objects } => {
+            (0..).zip(objects).map(|(i, object)| mark(i, boxed(object))).collect()
+        }
         Answer::Point { points } => {
             (0..).zip(points).map(|(i, p)| mark(i, Shape::Point { x: p.x, y: p.y })).collect()
+        }
+        Answer::Segment { path, bbox: Some(b), .. } => {
+            let rings = rings(path, [b.x_min, b.y_min, b.x_max, b.y_max]);
+            vec![mark(0, if rings.is_empty() { boxed(b) } else { Shape::Outline(rings) })]
         }
         Answer::Gaze { gaze } => {
             gaze.iter().map(|p| mark(0, Shape::Point { x: p.x, y: p.y })).collect()
@@ -344,9 +364,13 @@ fn overlay(answer: &Answer, label: &str) -> Overlay {
                 grounding.points.iter().map(point).collect::<Vec<_>>()
             })
             .collect(),
-        Answer::Query { .. } | Answer::Caption { .. } => Vec::new(),
+        Answer::Query { .. } | Answer::Caption { .. } | Answer::Segment { .. } => Vec::new(),
     };
     Overlay { marks }
+}
+
+fn boxed(b: &BoundingBox) -> Shape {
+    Shape::Box { x_min: b.x_min, y_min: b.y_min, x_max: b.x_max, y_max: b.y_max }
 }
 
 /// `out.png` as `out-2.png`.

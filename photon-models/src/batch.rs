@@ -366,7 +366,15 @@ mod tests {
     fn push(batch: &mut BatchBuilder, start: usize, end: usize) {
         let (inputs, block_table) = (&inputs()[start..end], &[3, 5, 1, 4][..]);
         let (adapter, sample) = (None, None);
-        batch.push(&Row { inputs, start, block_table, images: &[2, 0], adapter, sample });
+        batch.push(&Row {
+            inputs,
+            draft: &[],
+            start,
+            block_table,
+            images: &[2, 0],
+            adapter,
+            sample,
+        });
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! relies on (divisibility, limits), so nothing downstream can divide by zero or allocate without
 //! bound because of a file.
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// Why a `config.json` cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -310,6 +311,8 @@ pub struct Templates {
     pub detect: Affixes,
     /// Around the name of what to point at.
     pub point: Affixes,
+    /// Around the name of what to outline; none in a model that cannot.
+    pub segment: Option<Affixes>,
 }
 
 impl Default for Templates {
@@ -320,6 +323,7 @@ impl Default for Templates {
             query: affixes(&[1, 15381, 2]),
             detect: affixes(&[1, 7235, 476, 2]),
             point: affixes(&[1, 2581, 2]),
+            segment: None,
         }
     }
 }
@@ -355,6 +359,19 @@ pub struct Affixes {
     pub suffix: Vec<u32>,
 }
 
+/// Puts what is given in the place of what is there, objects key by key.
+fn lay_over(whole: &mut Value, given: Value) {
+    match (whole, given) {
+        (Value::Object(whole), Value::Object(given)) => {
+            for (key, given) in given {
+                lay_over(whole.entry(key).or_insert(Value::Null), given);
+            }
+        }
+        // What is no object where one belongs is found by whoever reads it, who says what it is.
+        (whole, given) => *whole = given,
+    }
+}
+
 /// No dimension of a model is larger; keeps a bad file from asking for absurd memory.
 const MAX_DIM: usize = 1 << 20;
 
@@ -370,6 +387,8 @@ impl Config {
                 tau_attn: true,
                 ..config.text
             };
+            config.tokenizer.templates.segment =
+                Some(Affixes { prefix: vec![1, 17374, 2], suffix: vec![3] });
         }
         config
     }
@@ -385,25 +404,26 @@ impl Config {
     /// Parses and checks `config.json`: `{"config": {"text": ..., ...}}`, or the inner object itself.
     /// What it leaves out is as in the published model of `family`.
     pub fn from_json(json: &[u8], family: Family) -> Result<Self, ConfigError> {
-        let mut given: serde_json::Value = serde_json::from_slice(json)?;
+        let mut given: Value = serde_json::from_slice(json)?;
         if let Some(inner) = given.get_mut("config").filter(|inner| !inner.is_null()) {
             given = inner.take();
         }
         if !given.is_object() {
             return Err(ConfigError::Value("it is no JSON object".into()));
         }
-        let mut whole = serde_json::to_value(Config::of(family))?;
+        let published = Config::of(family);
+        let mut whole = serde_json::to_value(&published)?;
+        let segments = given.pointer("/tokenizer/templates/segment").is_some();
         for part in ["text", "vision", "region", "tokenizer"] {
-            let Some(given) = given.get_mut(part).map(serde_json::Value::take) else { continue };
-            match (given, &mut whole[part]) {
-                (serde_json::Value::Object(given), serde_json::Value::Object(whole)) => {
-                    whole.extend(given);
-                }
-                // Not an object: the error is found below, and says what it is.
-                (given, whole) => *whole = given,
+            if let Some(given) = given.get_mut(part).map(Value::take) {
+                lay_over(&mut whole[part], given);
             }
         }
-        let config: Config = serde_json::from_value(whole)?;
+        let mut config: Config = serde_json::from_value(whole)?;
+        // The published prompt's ids mean nothing in another vocabulary.
+        if !segments && config.text.vocab_size != published.text.vocab_size {
+            config.tokenizer.templates.segment = None;
+        }
         config.check()?;
         Ok(config)
     }
@@ -494,7 +514,7 @@ impl Config {
         )?;
         let c = &ids.templates;
         let prompts = [&c.caption.short, &c.caption.normal, &c.caption.long].into_iter();
-        let affixes = [&c.query, &c.detect, &c.point].into_iter();
+        let affixes = [&c.query, &c.detect, &c.point].into_iter().chain(&c.segment);
         let words = prompts.chain(affixes.flat_map(|a| [&a.prefix, &a.suffix])).flatten().copied();
         let controls = [ids.bos_id, ids.eos_id, ids.answer_id, ids.thinking_id, ids.coord_id];
         let more = [ids.size_id, ids.start_ground_points_id, ids.end_ground_id];
@@ -528,9 +548,30 @@ mod tests {
         let text = Config::from_json(json, Family::Moondream3).unwrap().text;
         assert_eq!((text.rope_theta, text.max_context), (2.0, 32_768));
         assert_eq!(text.moe, Some(MoeConfig { num_experts: 16, ..MoeConfig::default() }));
+        let point = br#"{"tokenizer": {"templates": {"point": {"prefix": [7]}}}}"#;
+        let templates = Config::from_json(point, Family::Moondream3).unwrap().tokenizer.templates;
+        assert_eq!((templates.point.prefix, templates.point.suffix), (vec![7], vec![3]));
+        assert_eq!(templates.segment.unwrap().prefix, [1, 17374, 2]);
         let dense = br#"{"text": {"moe": null, "tau_attn": false}}"#;
         let config = Config::from_json(dense, Family::Moondream3).unwrap();
         assert_eq!(config.family(), Family::Moondream2);
+    }
+
+    #[test]
+    fn only_a_model_with_a_prompt_for_it_segments() {
+        let segment = |json: &str, family| {
+            let config = Config::from_json(json.as_bytes(), family).unwrap();
+            config.tokenizer.templates.segment.map(|affixes| affixes.prefix)
+        };
+        let named = r#"{"tokenizer": {"templates": {"segment": {"prefix": [8], "suffix": []}}}}"#;
+        let small = r#"{"text": {"vocab_size": 40000}}"#;
+        let without = r#"{"tokenizer": {"templates": {"segment": null}}}"#;
+        assert_eq!(segment("{}", Family::Moondream2), None);
+        assert_eq!(segment(named, Family::Moondream2), Some(vec![8]));
+        assert_eq!(segment("{}", Family::Moondream3), Some(vec![1, 17374, 2]));
+        assert_eq!(segment(named, Family::Moondream3), Some(vec![8]));
+        assert_eq!(segment(small, Family::Moondream3), None);
+        assert_eq!(segment(without, Family::Moondream3), None);
     }
 
     #[track_caller]
@@ -549,6 +590,9 @@ mod tests {
         refuses("{\"text\": {\"tau_attn\": true, \"n_kv_heads\": 8}}", "not 8 of 32");
         refuses("{\"vision\": {\"overlap_margin\": 14}}", "leaves no window");
         refuses("{\"tokenizer\": {\"coord_id\": 60000}}", "id 60000 is not in the vocabulary");
+        let segment =
+            r#"{"tokenizer": {"templates": {"segment": {"prefix": [60000], "suffix": []}}}}"#;
+        refuses(segment, "id 60000 is not in the vocabulary");
         refuses("{\"text\": 5}", "not valid");
         refuses("[1]", "no JSON object");
         refuses("not json", "not valid");

@@ -1,7 +1,7 @@
 //! Moondream: pictures and words in, words and places out, generic over the device.
 //!
 //! [`image`] makes crops of pictures, [`tokenizer`] ids of words, [`prompt`] and [`skill`] know what
-//! Moondream can be asked and what its ids mean, [`checkpoint`] and [`config`] read model files, and
+//! Moondream can be asked and what its ids mean, [`svg`] the outlines among its answers, [`checkpoint`] and [`config`] read model files, and
 //! [`Moondream`] runs them over any [`photon_core::Kernels`]. Deliberately absent: queues, requests,
 //! backends.
 #![deny(unsafe_code)]
@@ -18,6 +18,7 @@ pub mod prompt;
 mod region;
 pub mod skill;
 pub mod stop;
+pub mod svg;
 mod text;
 pub mod tokenizer;
 mod vision;

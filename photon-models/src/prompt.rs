@@ -50,6 +50,13 @@ pub enum Skill {
         /// Places in the picture to look at.
         spatial_refs: Vec<SpatialRef>,
     },
+    /// Outline something, as an SVG path inside of its box.
+    Segment {
+        /// What to outline.
+        object: String,
+        /// Places in the picture that say which one.
+        spatial_refs: Vec<SpatialRef>,
+    },
     /// Find what somebody looks at.
     Gaze {
         /// Where the eyes are: x, y, each in `[0, 1]`.
@@ -165,6 +172,12 @@ pub enum Rejected {
     /// An empty object.
     #[error("the object to look for is empty")]
     EmptyObject,
+    /// Segment, of a model that cannot.
+    #[error(
+        "segment needs Moondream 3, such as --model moondream3-preview; this model's config.json has no \
+         templates.segment"
+    )]
+    CannotSegment,
     /// A skill that looks at a picture, without one.
     #[error("{0} needs an image")]
     NeedsImage(&'static str),
@@ -241,6 +254,7 @@ impl Skill {
             Skill::Caption { .. } => "caption",
             Skill::Detect { .. } => "detect",
             Skill::Point { .. } => "point",
+            Skill::Segment { .. } => "segment",
             Skill::Gaze { .. } => "gaze",
         }
     }
@@ -280,14 +294,22 @@ impl Skill {
             }),
             Skill::Detect { object } => {
                 prompt.ids(&templates.detect.prefix);
-                prompt.ids(&encode_object(object, tokenizer)?);
+                prompt.ids(&tokenizer.encode(&format!(" {}", named(object)?))?);
                 prompt.ids(&templates.detect.suffix);
             }
             Skill::Point { object, spatial_refs } => {
                 prompt.ids(&templates.point.prefix);
                 prompt.spatial_refs(spatial_refs);
-                prompt.ids(&encode_object(object, tokenizer)?);
+                prompt.ids(&tokenizer.encode(&format!(" {}", named(object)?))?);
                 prompt.ids(&templates.point.suffix);
+            }
+            Skill::Segment { object, spatial_refs } => {
+                let template = templates.segment.as_ref().ok_or(Rejected::CannotSegment)?;
+                prompt.ids(&template.prefix);
+                prompt.spatial_refs(spatial_refs);
+                // Unlike the others, without a space before it.
+                prompt.ids(&tokenizer.encode(named(object)?)?);
+                prompt.ids(&template.suffix);
             }
             Skill::Gaze { eye } => {
                 if eye.iter().any(|v| !(0.0..=1.0).contains(v)) {
@@ -342,10 +364,11 @@ fn check_messages(messages: &[Message], given: usize) -> Result<(), Rejected> {
     if named == given { Ok(()) } else { Err(Rejected::ImagesOfMessages { named, given }) }
 }
 
-fn encode_object(object: &str, tokenizer: &Tokenizer) -> Result<Vec<u32>, Rejected> {
+/// What to look for, which must be something.
+fn named(object: &str) -> Result<&str, Rejected> {
     match object.trim() {
         "" => Err(Rejected::EmptyObject),
-        object => Ok(tokenizer.encode(&format!(" {object}"))?),
+        object => Ok(object),
     }
 }
 
@@ -451,7 +474,10 @@ impl Sampling {
             Skill::Query { .. } | Skill::Chat { .. } | Skill::Caption { .. } => {
                 Sampling { temperature: 0.2, top_p: 0.9, ..Sampling::GREEDY }
             }
-            Skill::Detect { .. } | Skill::Point { .. } | Skill::Gaze { .. } => Sampling::GREEDY,
+            Skill::Detect { .. }
+            | Skill::Point { .. }
+            | Skill::Segment { .. }
+            | Skill::Gaze { .. } => Sampling::GREEDY,
         }
     }
 
@@ -616,6 +642,26 @@ mod tests {
             Input::Size([0.5, 0.5]),
         ];
         assert_eq!(got[3..8], expected);
+    }
+
+    #[test]
+    fn segment_names_the_object_without_a_space_and_needs_a_model_that_can() {
+        let skill = |object: &str| Skill::Segment {
+            object: object.into(),
+            spatial_refs: vec![SpatialRef::Point([0.25, 0.5])],
+        };
+        let prompt3 = |skill: &Skill, num_images| of(Family::Moondream3, skill, num_images);
+        let got = prompt3(&skill(" circle\n"), 1).unwrap();
+        let tokenizer = include_bytes!("../tests/data/tokenizer.json");
+        let words = Tokenizer::from_json(tokenizer).unwrap().encode("circle").unwrap();
+        let refs = vec![Input::Coord(0.25), Input::Coord(0.5)];
+        let parts = [tokens(&[1, 17374, 2]), refs, tokens(&words), tokens(&[3])];
+        assert_eq!(got[5..], parts.concat());
+        let message = |r: Result<Vec<Input>, Rejected>| r.unwrap_err().to_string();
+        assert_eq!(message(prompt3(&skill("circle"), 0)), "segment needs an image");
+        let empty = message(prompt3(&skill(" "), 1));
+        assert_eq!(empty, "the object to look for is empty");
+        assert!(message(prompt(&skill("circle"), true)).starts_with("segment needs Moondream 3"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::{
     config::{Config, Family, TokenConfig},
     prompt::{Input, Skill},
     stop::StopFilter,
+    svg::PathReader,
     tokenizer::{TextStream, Tokenizer},
 };
 
@@ -55,6 +56,10 @@ pub enum SkillEvent {
     Object(BoundingBox),
     /// A point.
     Point(Point),
+    /// The box of what is outlined; comes once, as a rule before its path.
+    Box(BoundingBox),
+    /// More of the path: a command with its arguments. Joined together they are the path.
+    Path(String),
 }
 
 /// Why a sequence ended.
@@ -87,6 +92,18 @@ pub struct BoundingBox {
     pub x_max: f32,
     /// Bottom.
     pub y_max: f32,
+}
+
+impl BoundingBox {
+    fn around([x, y]: [f32; 2], [w, h]: [f32; 2]) -> Self {
+        let clamp = |v: f32| v.clamp(0.0, 1.0);
+        BoundingBox {
+            x_min: clamp(x - w / 2.0),
+            y_min: clamp(y - h / 2.0),
+            x_max: clamp(x + w / 2.0),
+            y_max: clamp(y + h / 2.0),
+        }
+    }
 }
 
 /// A point in fractions of the picture's width and height.
@@ -145,6 +162,16 @@ pub enum Answer {
         /// The points, in the order they were found.
         points: Vec<Point>,
     },
+    /// Of segment.
+    Segment {
+        /// An SVG path whose coordinates are parts of the box's width and height.
+        path: String,
+        /// Where in the picture the path is, if the model said so.
+        bbox: Option<BoundingBox>,
+        /// Why the path ends where it does, if the model wrote something else.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        parse_error: Option<String>,
+    },
     /// Of gaze.
     Gaze {
         /// The point looked at, if it is in the picture.
@@ -174,6 +201,7 @@ enum Phase {
     X,
     Y { x: f32 },
     Size { x: f32, y: f32 },
+    Outline,
 }
 
 /// A skill under way.
@@ -191,6 +219,7 @@ pub struct SkillState {
     stop: StopFilter,
     ignore_eos: bool,
     chunk: Chunk,
+    outline: Outline,
     answer: Answer,
 }
 
@@ -203,6 +232,19 @@ struct Chunk {
     chars: usize,
     coords: Vec<f32>,
 }
+
+/// What segment drew so far.
+#[derive(Debug, Default)]
+struct Outline {
+    path: PathReader,
+    /// The first two: the center of the box.
+    coords: Vec<f32>,
+    /// The first.
+    size: Option<[f32; 2]>,
+}
+
+/// Ids up to here are control marks, no part of a path.
+const LAST_CONTROL_ID: u32 = 20;
 
 impl SkillState {
     /// At the start of an answer.
@@ -221,6 +263,10 @@ impl SkillState {
             }
             Skill::Detect { .. } => (Phase::X, true, Answer::Detect { objects: Vec::new() }),
             Skill::Point { .. } => (Phase::X, false, Answer::Point { points: Vec::new() }),
+            Skill::Segment { .. } => {
+                let (path, bbox, parse_error) = (String::new(), None, None);
+                (Phase::Outline, false, Answer::Segment { path, bbox, parse_error })
+            }
             Skill::Gaze { .. } => (Phase::X, false, Answer::Gaze { gaze: None }),
         };
         SkillState {
@@ -234,6 +280,7 @@ impl SkillState {
             stop: StopFilter::default(),
             ignore_eos: false,
             chunk: Chunk::default(),
+            outline: Outline::default(),
             answer,
         }
     }
@@ -271,6 +318,8 @@ impl SkillState {
             Phase::X => (list(&[ids.coord_id, ids.eos_id]), list(&[])),
             Phase::Y { .. } => (list(&[ids.coord_id]), list(&[])),
             Phase::Size { .. } => (list(&[ids.size_id]), list(&[])),
+            Phase::Outline if self.ignore_eos => (list(&[]), list(&[ids.eos_id])),
+            Phase::Outline => (list(&[]), list(&[])),
         };
         Constraint { allowed, banned }
     }
@@ -278,10 +327,12 @@ impl SkillState {
     /// The head that must supply a number for this id, if it stands for one here.
     pub fn head(&self, id: u32) -> Option<RegionHead> {
         match self.phase {
-            Phase::Reasoning | Phase::X | Phase::Y { .. } if id == self.ids.coord_id => {
+            Phase::Reasoning | Phase::X | Phase::Y { .. } | Phase::Outline
+                if id == self.ids.coord_id =>
+            {
                 Some(RegionHead::Coord)
             }
-            Phase::Size { .. } if id == self.ids.size_id => Some(RegionHead::Size),
+            Phase::Size { .. } | Phase::Outline if id == self.ids.size_id => Some(RegionHead::Size),
             _ => None,
         }
     }
@@ -309,7 +360,7 @@ impl SkillState {
             Answer::Query { reasoning: Some(_), .. } => {
                 max_tokens.saturating_mul(2).saturating_add(1)
             }
-            Answer::Query { .. } | Answer::Caption { .. } => max_tokens,
+            Answer::Query { .. } | Answer::Caption { .. } | Answer::Segment { .. } => max_tokens,
             Answer::Detect { .. } => max_objects.saturating_mul(3),
             Answer::Point { .. } => max_objects.saturating_mul(2),
             Answer::Gaze { .. } => 2,
@@ -322,6 +373,7 @@ impl SkillState {
             Phase::Reasoning | Phase::X | Phase::Y { .. } => [true, false],
             Phase::Size { .. } => [false, true],
             Phase::Text => [false, false],
+            Phase::Outline => [true, true],
         }
     }
 
@@ -362,6 +414,7 @@ impl SkillState {
                 let found = self.object([x, y, w, h], events);
                 self.found(found, Input::Size([w, h]))
             }
+            (Phase::Outline, drawn) => self.outline(drawn, tokenizer, events),
             (phase, drawn) => panic!("{drawn:?} was drawn in phase {phase:?}"),
         }
     }
@@ -369,8 +422,10 @@ impl SkillState {
     /// Ends a sequence from outside, as when the context is full: what is pending becomes certain.
     pub fn cut(&mut self, events: &mut Vec<SkillEvent>) {
         self.flush_text(events);
-        if self.phase == Phase::Reasoning {
-            self.close_chunk();
+        match self.phase {
+            Phase::Reasoning => self.close_chunk(),
+            Phase::Outline => self.close_path(),
+            _ => {}
         }
     }
 
@@ -480,14 +535,82 @@ impl SkillState {
         }
     }
 
-    fn object(&mut self, [x, y, w, h]: [f32; 4], events: &mut Vec<SkillEvent>) -> usize {
-        let clamp = |v: f32| v.clamp(0.0, 1.0);
-        let object = BoundingBox {
-            x_min: clamp(x - w / 2.0),
-            y_min: clamp(y - h / 2.0),
-            x_max: clamp(x + w / 2.0),
-            y_max: clamp(y + h / 2.0),
+    fn outline(
+        &mut self,
+        drawn: Drawn,
+        tokenizer: &Tokenizer,
+        events: &mut Vec<SkillEvent>,
+    ) -> Next {
+        let input = match drawn {
+            Drawn::Token(id) if id == self.ids.eos_id => {
+                self.close_path();
+                return Next::Finish(FinishReason::Stop);
+            }
+            Drawn::Token(id) => {
+                self.path(id, tokenizer, events);
+                Input::Token(id)
+            }
+            Drawn::Coord(value) => {
+                self.outline.coords.push(value);
+                self.locate(events);
+                Input::Coord(value)
+            }
+            Drawn::Size(size) => {
+                self.outline.size.get_or_insert(size);
+                self.locate(events);
+                Input::Size(size)
+            }
         };
+        if self.drawn >= self.budget.max_tokens {
+            self.close_path();
+            return Next::Finish(FinishReason::Length);
+        }
+        Next::Feed(input)
+    }
+
+    /// A token of the path.
+    fn path(&mut self, id: u32, tokenizer: &Tokenizer, events: &mut Vec<SkillEvent>) {
+        let Answer::Segment { path, parse_error: parse_error @ None, .. } = &mut self.answer else {
+            return;
+        };
+        if id <= LAST_CONTROL_ID {
+            return;
+        }
+        // Each by itself: an id is one word of the path, with or without a space around it.
+        let text = tokenizer.decode(&[id]);
+        match text.trim() {
+            "" => {}
+            word => match self.outline.path.push(word) {
+                Ok(None) => {}
+                Ok(Some(piece)) => {
+                    path.push_str(&piece);
+                    events.push(SkillEvent::Path(piece));
+                }
+                Err(error) => *parse_error = Some(error.to_string()),
+            },
+        }
+    }
+
+    /// The box, once there is enough to know it.
+    fn locate(&mut self, events: &mut Vec<SkillEvent>) {
+        let Answer::Segment { bbox: bbox @ None, .. } = &mut self.answer else { return };
+        let Outline { coords, size: Some([w, h]), .. } = &self.outline else { return };
+        if let [x, y, ..] = coords[..] {
+            let around = BoundingBox::around([x, y], [*w, *h]);
+            *bbox = Some(around);
+            events.push(SkillEvent::Box(around));
+        }
+    }
+
+    /// Ends the path; what an unfinished command lacks is an error, unless there was one before.
+    fn close_path(&mut self) {
+        if let Answer::Segment { parse_error: parse_error @ None, .. } = &mut self.answer {
+            *parse_error = self.outline.path.finish().err().map(|error| error.to_string());
+        }
+    }
+
+    fn object(&mut self, [x, y, w, h]: [f32; 4], events: &mut Vec<SkillEvent>) -> usize {
+        let object = BoundingBox::around([x, y], [w, h]);
         events.push(SkillEvent::Object(object));
         let Answer::Detect { objects } = &mut self.answer else {
             panic!("an object for {:?}", self.answer)
@@ -606,6 +729,96 @@ mod tests {
         let next = state.advance(Drawn::Token(3), &tokenizer, &mut Vec::new());
         assert_eq!(next, Next::Feed(Input::Token(3)));
         assert_eq!(state.constraint(), Constraint { allowed: [-1; 4], banned: [3, -1, -1, -1] });
+    }
+
+    fn segment() -> Skill {
+        Skill::Segment { object: "x".into(), spatial_refs: vec![] }
+    }
+
+    /// Words of a path as ids.
+    fn spelled(path: &str) -> Vec<Drawn> {
+        let json = include_bytes!("../tests/data/tokenizer.json");
+        let tokenizer = Tokenizer::from_json(json).unwrap();
+        let id = |text: &str| match tokenizer.encode(text).unwrap()[..] {
+            [id] => Drawn::Token(id),
+            ref ids => panic!("{text:?} is {ids:?}"),
+        };
+        path.split(' ').map(id).collect()
+    }
+
+    #[test]
+    fn segment_streams_its_box_and_one_command_after_the_other() {
+        let marks = [Drawn::Coord(0.5), Drawn::Token(9), Drawn::Coord(0.25)];
+        let size = [Drawn::Size([0.5, 1.0])];
+        // Numbers after the first two, and sizes after the first, are somebody else's.
+        let later = [Drawn::Coord(0.75), Drawn::Size([0.1, 0.1])];
+        let end = [Drawn::Token(0)];
+        let path = spelled("M 0 9 L - 6 3 h 0 Z");
+        let drawn = [&marks[..], &size, &path, &later, &end].concat();
+        let (answer, events, next) = run(&segment(), Budget::default(), &drawn);
+        let bbox = BoundingBox { x_min: 0.25, y_min: 0.0, x_max: 0.75, y_max: 0.75 };
+        let path = "M 0 0.009 L -0.006 0.003 h 0 Z".to_owned();
+        let whole = Answer::Segment { path, bbox: Some(bbox), parse_error: None };
+        assert_eq!(answer, whole);
+        let pieces = ["M 0 0.009", " L -0.006 0.003", " h 0", " Z"];
+        let pieces = pieces.map(|piece| SkillEvent::Path(piece.into()));
+        assert_eq!(events, [&[SkillEvent::Box(bbox)], &pieces[..]].concat());
+        assert_eq!(next, Next::Finish(FinishReason::Stop));
+        let json = serde_json::to_value(&answer).unwrap();
+        let bbox = serde_json::json!({"x_min": 0.25, "y_min": 0.0, "x_max": 0.75, "y_max": 0.75});
+        let path = "M 0 0.009 L -0.006 0.003 h 0 Z";
+        assert_eq!(json, serde_json::json!({"path": path, "bbox": bbox}));
+    }
+
+    #[test]
+    fn any_id_may_follow_in_an_outline_and_both_heads_may_be_asked() {
+        let state = SkillState::new(&segment(), &Config::default(), Budget::default());
+        assert_eq!(state.constraint(), Constraint { allowed: [-1; 4], banned: [-1; 4] });
+        assert_eq!(state.possible_heads(), [true, true]);
+        let heads = [5, 6, 9].map(|id| state.head(id));
+        assert_eq!(heads, [Some(RegionHead::Coord), Some(RegionHead::Size), None]);
+        assert_eq!(state.max_inputs(), 768);
+        let forced = state.ignoring_eos();
+        assert_eq!(forced.constraint().banned, [0, -1, -1, -1]);
+    }
+
+    #[test]
+    fn what_is_no_path_costs_only_what_follows() {
+        let check = |drawn: &[Drawn], path: &str, bbox: bool, error: Option<&str>, next| {
+            let budget = Budget { max_tokens: 8, ..Budget::default() };
+            let (answer, events, got) = run(&segment(), budget, drawn);
+            let Answer::Segment { path: p, bbox: b, parse_error: e } = &answer else {
+                panic!("{answer:?}")
+            };
+            assert_eq!((p.as_str(), b.is_some(), e.as_deref()), (path, bbox, error));
+            let pieces = events.iter().filter_map(|event| match event {
+                SkillEvent::Path(piece) => Some(piece.as_str()),
+                _ => None,
+            });
+            assert_eq!((pieces.collect::<String>().as_str(), got), (path, next));
+        };
+        let (stop, length) = (Next::Finish(FinishReason::Stop), Next::Finish(FinishReason::Length));
+        check(&[Drawn::Token(0)], "", false, None, stop);
+        // The box may still come after a mistake; what would be path again does not.
+        let wrong = [
+            spelled("M 0 0 ? Z"),
+            vec![Drawn::Coord(0.5), Drawn::Coord(0.5), Drawn::Size([0.5, 0.5])],
+        ];
+        check(&wrong.concat(), "M 0 0", true, Some("unexpected SVG token '?'"), length);
+        let short = Some("incomplete SVG command L: 1 of 2 numbers");
+        let cut = [spelled("M 0 0 L 3"), vec![Drawn::Token(0)]].concat();
+        check(&cut, "M 0 0", false, short, stop);
+        check(&spelled("M 0 0 L 0 0 L 3"), "M 0 0 L 0 0", false, short, length);
+        // Cut from outside, as by a full context.
+        let json = include_bytes!("../tests/data/tokenizer.json");
+        let tokenizer = Tokenizer::from_json(json).unwrap();
+        let mut state = SkillState::new(&segment(), &Config::default(), Budget::default());
+        for drawn in spelled("M 0 0 L 3") {
+            state.advance(drawn, &tokenizer, &mut Vec::new());
+        }
+        state.cut(&mut Vec::new());
+        let Answer::Segment { parse_error, .. } = state.into_answer() else { panic!() };
+        assert_eq!(parse_error.as_deref(), short);
     }
 
     #[test]

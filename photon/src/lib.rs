@@ -148,7 +148,7 @@ impl Photon {
         Ok(ticket)
     }
 
-    /// Answers a request and waits for it. `on_event` hears text, objects and points as soon as they
+    /// Answers a request and waits for it. `on_event` hears text, places and paths as soon as they
     /// cannot change.
     ///
     /// # Errors

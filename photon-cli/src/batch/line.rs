@@ -203,6 +203,10 @@ fn skill(name: &str, fields: &Fields<'_>, defaults: &Defaults) -> Result<Skill, 
             object: fields.required("object")?.to_owned(),
             spatial_refs: fields.spatial_refs()?,
         }),
+        "segment" => Ok(Skill::Segment {
+            object: fields.required("object")?.to_owned(),
+            spatial_refs: fields.spatial_refs()?,
+        }),
         "gaze" => match fields.numbers(fields.map.get("eye").unwrap_or(&Value::Null)).as_deref() {
             Some(&[x, y]) => Ok(Skill::Gaze { eye: [x, y] }),
             _ => Err(invalid("Field 'eye' must be two numbers, [x, y]")),
@@ -210,7 +214,7 @@ fn skill(name: &str, fields: &Fields<'_>, defaults: &Defaults) -> Result<Skill, 
         other => Err(LineError {
             code: Code::UnknownSkill,
             message: format!(
-                "unknown skill {other:?}; this model has query, chat, caption, detect, point and gaze"
+                "unknown skill {other:?}; there are query, chat, caption, detect, point, segment and gaze"
             ),
         }),
     }

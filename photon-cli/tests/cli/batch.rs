@@ -2,7 +2,6 @@
 use std::collections::BTreeMap;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use serde_json::json;
 
 use super::*;
 
@@ -120,7 +119,7 @@ fn a_killed_batch_of_600_goes_on_and_answers_every_line_once() {
 }
 
 const BAD: &str = r#"{"id": "no skill"}
-{"id": "unknown", "skill": "segment"}
+{"id": "unknown", "skill": "sketch"}
 
 {"id": "no image", "skill": "caption", "image": "QUJD"}
 {"id": "types", "skill": "query", "question": "x", "reasoning": 1}

@@ -9,7 +9,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn asset(name: &str) -> String {
     format!("{}/../assets/{name}", env!("CARGO_MANIFEST_DIR"))
@@ -267,6 +267,52 @@ fn drawings_have_the_size_of_their_picture() {
     fails(&["point", &a, "shape", "--draw", bmp.to_str().unwrap()], 2, "end its name in .png");
 }
 
+/// The demo model with a prompt for outlines: that for boxes, so it gives the box and no path.
+fn segmenter(folder: &Folder) -> String {
+    let demo = format!("{}/../photon/demo", env!("CARGO_MANIFEST_DIR"));
+    for name in ["model.safetensors", "tokenizer.json"] {
+        std::fs::copy(format!("{demo}/{name}"), folder.path(name)).unwrap();
+    }
+    let config = std::fs::read(format!("{demo}/config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
+    let templates = &mut config["config"]["tokenizer"]["templates"];
+    templates["segment"] = templates["detect"].clone();
+    folder.file("config.json", config.to_string().as_bytes());
+    folder.path("").to_str().unwrap().to_owned()
+}
+
+#[test]
+fn an_outline_comes_with_its_box() {
+    let folder = Folder::new();
+    let (model, image) = (segmenter(&folder), asset("four.png"));
+    let segment = |more: &[&str]| {
+        let args = ["segment", &image, "circle", "--model", &model, "--spatial-ref", "0.5,0.5"];
+        succeeds(&[&args[..], more].concat())
+    };
+    let answer: Value = serde_json::from_str(&segment(&["--json"])).unwrap();
+    let keys: Vec<&String> = answer.as_object().unwrap().keys().collect();
+    assert_eq!(keys[..2], ["path", "bbox"], "{answer}");
+    let number = |key: &str| answer["bbox"][key].as_f64().unwrap();
+    assert!(number("x_min") < number("x_max") && number("y_min") < number("y_max"), "{answer}");
+    let out = folder.path("out.png").to_str().unwrap().to_owned();
+    let text = segment(&["--draw", &out]);
+    assert!(text.contains(&format!("{:.3} ", number("x_min"))), "{text}");
+    let open = |path: &str| image::open(path).unwrap().to_rgb8();
+    assert_ne!(open(&out), open(&image), "something is drawn");
+
+    let line = json!({"skill": "segment", "object": "circle", "image_path": image});
+    let input = folder.file("in.jsonl", line.to_string().as_bytes());
+    let result: Value =
+        serde_json::from_str(&succeeds(&["batch", &input, "--model", &model])).unwrap();
+    assert!(result["result"]["bbox"]["x_min"].is_number(), "{result}");
+    // The demo model as it is cannot.
+    let output = run(&["batch", &input]);
+    assert_eq!(output.status.code(), Some(1));
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(result["error"]["code"], "invalid_request");
+    fails(&["segment", &image, "circle"], 2, "segment needs Moondream 3");
+}
+
 #[test]
 fn wrong_usage_exits_with_2_and_says_what_to_do() {
     let image = asset("shapes.png");
@@ -274,6 +320,8 @@ fn wrong_usage_exits_with_2_and_says_what_to_do() {
     fails(&["query", image, ""], 2, "the question is empty");
     fails(&["detect", image, " "], 2, "the object to look for is empty");
     fails(&["detect", "circle"], 2, "give a picture before it");
+    fails(&["segment", "circle"], 2, "give a picture before it");
+    fails(&["segment", image, "x", "--spatial-ref", "2,0"], 2, "between 0 and 1");
     fails(&["query", image, "x", "--temperature", "-1"], 2, "temperature is -1");
     fails(&["query", image, "x", "--top-p", "0"], 2, "top_p is 0");
     fails(&["query", image, "x", "--spatial-ref", "0.5"], 2, "2 (point) or 4 (bbox)");

@@ -81,12 +81,7 @@ impl Alone {
     }
 
     /// The next `num` tokens after all of `tokens`, of which it has seen the first ones.
-    pub(super) fn go_on(
-        mut self,
-        tokens: &[Token],
-        spans: &[Range<u32>],
-        num: u32,
-    ) -> Vec<Token> {
+    pub(super) fn go_on(mut self, tokens: &[Token], spans: &[Range<u32>], num: u32) -> Vec<Token> {
         let mut all = tokens.to_vec();
         for _ in 0..num {
             all.push(sample(self.hash(&all, spans)));

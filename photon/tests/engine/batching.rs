@@ -6,13 +6,13 @@ use std::{
 };
 
 use photon::{
-    Budget, CaptionLength, DType, Device, EngineOptions, EngineStats, Image, Message, Photon,
-    Request, Role, Sampling, Shutdown, Skill, SpatialRef,
+    Budget, CaptionLength, DType, Device, EngineOptions, EngineStats, Image, Message, Model,
+    Photon, Request, Role, Sampling, Shutdown, Skill, SpatialRef,
 };
 
 use safetensors::{Dtype, tensor::TensorView};
 
-use crate::{Rng, pictures};
+use crate::{Rng, pictures, segment};
 
 /// What a request gave.
 #[derive(Clone, Debug, PartialEq)]
@@ -146,41 +146,47 @@ fn adapter(path: &Path, seed: u64, rank: usize) {
     safetensors::serialize_to_file(views, None, path).unwrap();
 }
 
-/// Each of the requests by itself, nothing kept from one to the next.
-fn alone(kv_dtype: Option<DType>) -> Vec<(Request, Outcome)> {
-    let options = EngineOptions {
-        max_seqs: Some(1),
-        kv_dtype,
-        adapters: adapters().to_vec(),
-        ..Default::default()
-    };
-    let photon = Photon::builder().options(options).build().unwrap();
-    let answer = |request: Request| {
-        let cold = Request { cache: false, ..request.clone() };
-        (request, outcome(photon.run(&cold, &mut |_| {}).unwrap()))
-    };
-    requests(7, 96).into_iter().map(answer).collect()
+/// A model, and what it answers to each request by itself, nothing kept from one to the next.
+struct Alone {
+    model: Model,
+    answers: Vec<(Request, Outcome)>,
+}
+
+impl Alone {
+    fn new(model: Model, requests: Vec<Request>, options: EngineOptions) -> Self {
+        let options = EngineOptions { max_seqs: Some(1), ..options };
+        let photon = Photon::builder().model(model.clone()).options(options).build().unwrap();
+        let answer = |request: Request| {
+            let cold = Request { cache: false, ..request.clone() };
+            (request, outcome(photon.run(&cold, &mut |_| {}).unwrap()))
+        };
+        Alone { model, answers: requests.into_iter().map(answer).collect() }
+    }
+
+    /// The demo model's.
+    fn demo(kv_dtype: Option<DType>) -> Self {
+        let adapters = adapters().to_vec();
+        let options = EngineOptions { kv_dtype, adapters, ..Default::default() };
+        Alone::new(Model::Demo, requests(7, 96), options)
+    }
 }
 
 /// Runs all at once and compares.
 #[track_caller]
 fn check(device: Device, options: EngineOptions) -> EngineStats {
-    static ALONE: OnceLock<Vec<(Request, Outcome)>> = OnceLock::new();
-    check_against(ALONE.get_or_init(|| alone(None)), device, options)
+    static ALONE: OnceLock<Alone> = OnceLock::new();
+    check_against(ALONE.get_or_init(|| Alone::demo(None)), device, options)
 }
 
 #[track_caller]
-fn check_against(
-    alone: &[(Request, Outcome)],
-    device: Device,
-    options: EngineOptions,
-) -> EngineStats {
+fn check_against(alone: &Alone, device: Device, options: EngineOptions) -> EngineStats {
     // Fewer slots than adapters, so that they have to make room for each other.
     let options = EngineOptions { adapter_slots: Some(2), adapter_rank: Some(8), ..options };
-    let photon = Photon::builder().device(device).options(options).build().unwrap();
+    let builder = Photon::builder().model(alone.model.clone()).device(device).options(options);
+    let photon = builder.build().unwrap();
     let submit = |(request, _): &(Request, Outcome)| photon.submit(request.clone()).unwrap();
-    let tickets: Vec<_> = alone.iter().map(submit).collect();
-    for (i, (ticket, (request, want))) in tickets.into_iter().zip(alone).enumerate() {
+    let tickets: Vec<_> = alone.answers.iter().map(submit).collect();
+    for (i, (ticket, (request, want))) in tickets.into_iter().zip(&alone.answers).enumerate() {
         let got = outcome(ticket.wait().unwrap());
         assert_eq!(got, *want, "request {i}: {:?}", request.skill);
     }
@@ -275,10 +281,41 @@ fn blocks_of_any_size() {
 #[test]
 fn with_keys_and_values_in_eight_bits() {
     for dtype in [DType::Int8, DType::Fp8] {
-        let alone = alone(Some(dtype));
+        let alone = Alone::demo(Some(dtype));
         let options = EngineOptions { kv_dtype: Some(dtype), ..Default::default() };
         check_against(&alone, Device::Cpu, options.clone());
         let options = EngineOptions { max_seqs: Some(7), block_size: Some(3), ..options };
         check_against(&alone, Device::Tape, options);
     }
+}
+
+#[test]
+fn outlines_among_everything_else_of_moondream_3() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rng = Rng(3);
+    let mut requests = requests(11, 40);
+    for (i, request) in requests.iter_mut().enumerate() {
+        request.adapter = None;
+        if i % 2 == 0 {
+            let skill = segment::skill(["circle", "star"][rng.below(2)], rng.below(2) == 0);
+            request.image.get_or_insert_with(|| pictures()[0].clone().into());
+            request.sampling = Sampling { temperature: 1.0, seed: rng.next(), ..Sampling::GREEDY };
+            request.skill = skill;
+        }
+    }
+    let alone = Alone::new(segment::model(dir.path()), requests, EngineOptions::default());
+    let outlines = alone.answers.iter().filter(|(r, _)| matches!(r.skill, Skill::Segment { .. }));
+    let with = |part: &str| outlines.clone().filter(|(_, o)| o.answer.contains(part)).count();
+    let (boxes, paths, errors) = (with("bbox: Some"), with(" L 0."), with("parse_error: Some"));
+    assert!(boxes > 1 && paths > 1 && errors > 1, "{boxes} boxes, {paths} paths, {errors} errors");
+
+    let stats = check_against(&alone, Device::Cpu, EngineOptions::default());
+    assert!(stats.prefix_hits > 5, "the test needs hits: {stats:?}");
+    let (max_seqs, block_size) = (Some(5), Some(8));
+    let pieces =
+        EngineOptions { max_seqs, block_size, token_budget: Some(9), ..Default::default() };
+    check_against(&alone, Device::Cpu, pieces);
+    let stats =
+        check_against(&alone, Device::Tape, EngineOptions { max_seqs, ..Default::default() });
+    assert!(stats.graph_replays > 0, "the test needs replays: {stats:?}");
 }

@@ -9,6 +9,7 @@ mod demo;
 mod drafts;
 mod golden;
 mod requests;
+mod segment;
 mod serving;
 
 /// SplitMix64.

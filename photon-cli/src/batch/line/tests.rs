@@ -52,6 +52,11 @@ fn every_skill_is_read_with_the_defaults_of_the_format() {
     assert!(
         matches!(&request.images[..], [ImageSource::File(path)] if path.ends_with("base/a/b.png"))
     );
+    let request = accepts(json!({"skill": "segment", "object": " cat ", "image": "QQ",
+        "spatial_refs": [[0.5, 0.5]]}));
+    let spatial_refs = vec![SpatialRef::Point([0.5, 0.5])];
+    assert_eq!(request.skill, Skill::Segment { object: "cat".into(), spatial_refs });
+    assert_eq!(request.sampling, Sampling::GREEDY);
     accepts(json!({"skill": "gaze", "eye": [0.5, 0.25], "image": "data:image/png;base64,QUJD"}));
     accepts(json!({"skill": "caption", "image": "QUJD", "unknown": {"key": 1}}));
 }
@@ -88,6 +93,8 @@ fn types_are_strict() {
     refuses(json!({"skill": "caption"}), Code::InvalidRequest, "caption needs an image");
     let length = json!({"skill": "caption", "length": "epic", "image": "QQ"});
     refuses(length, Code::InvalidRequest, "'short', 'normal' or 'long'");
+    let object = json!({"skill": "segment", "image": "QQ"});
+    refuses(object, Code::InvalidRequest, "Field 'object'");
     refuses(json!({"skill": "gaze", "image": "QQ"}), Code::InvalidRequest, "Field 'eye'");
     refuses(json!({"question": "x"}), Code::InvalidRequest, "Field 'skill'");
     refuses(json!([]), Code::InvalidRequest, "must be a JSON object");
@@ -95,7 +102,7 @@ fn types_are_strict() {
 
 #[test]
 fn skills_and_pictures_have_errors_of_their_own() {
-    refuses(json!({"skill": "segment"}), Code::UnknownSkill, "unknown skill \"segment\"");
+    refuses(json!({"skill": "sketch"}), Code::UnknownSkill, "unknown skill \"sketch\"");
     let caption = |image: &str| json!({"skill": "caption", "image": image});
     let bad = Code::ImageDecodeFailed;
     refuses(caption("no base64!"), bad, "the picture is not base64");
