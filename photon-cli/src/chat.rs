@@ -5,7 +5,7 @@
 //! from where it was. Deliberately absent: a line editor; the terminal's own does.
 use std::{
     io::{self, BufRead, IsTerminal},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -96,6 +96,7 @@ impl Interrupt {
 struct Chat {
     args: ChatArgs,
     photon: Photon,
+    adapter: Option<PathBuf>,
     sampling: Sampling,
     interrupt: Arc<Interrupt>,
     system: Option<String>,
@@ -121,11 +122,12 @@ pub(crate) fn chat(mut args: ChatArgs) -> Result<(), Failure> {
         return Err(Failure::Usage(message));
     }
     let images = args.images.iter().map(|name| read_image(name)).collect::<Result<_, _>>()?;
-    let photon = load(&args.model, |builder| builder.max_seqs(1))?;
+    let (photon, adapter) = load(&args.model, |builder| builder.max_seqs(1))?;
     let messages = std::mem::take(&mut args.messages);
     let system = args.system.take();
     let interrupt = Interrupt::install()?;
-    let mut chat = Chat { args, photon, sampling, interrupt, system, messages: Vec::new(), images };
+    let mut chat =
+        Chat { args, photon, adapter, sampling, interrupt, system, messages: Vec::new(), images };
     if !lines_are_turns {
         return messages.iter().try_for_each(|text| chat.turn(text));
     }
@@ -226,14 +228,14 @@ impl Chat {
         let request = Request {
             sampling: self.sampling,
             budget: Budget { max_tokens: self.args.sampling.max_tokens, ..Budget::default() },
-            adapter: self.args.model.adapter.clone(),
+            adapter: self.adapter.clone(),
             ..Request::new(skill, None::<Image>).with_images(self.images.iter().cloned())
         };
-        let mut printer = Printer::new(self.args.output.json);
+        let mut printer = Printer::new(self.args.output.json, None);
         let (answer, response) = self.listen(request, &mut printer)?;
         self.messages.push(Message::new(Role::Assistant, answer));
         let Some(response) = response else { return Err(Failure::Interrupted) };
-        printer.finish(&response, None)?;
+        printer.finish(&response)?;
         if self.args.output.json {
             output::line(&json_of(&response, None)?.to_string())?;
         }

@@ -119,7 +119,7 @@ fn adapters() -> &'static [PathBuf] {
 }
 
 /// Writes an adapter: small numbers that differ from seed to seed.
-fn adapter(path: &Path, seed: u64, rank: usize) {
+pub(crate) fn adapter(path: &Path, seed: u64, rank: usize) {
     let (dim, ff, rng) = (192, 512, &mut Rng(seed));
     let mut tensors = Vec::new();
     for layer in 0..4 {
@@ -298,7 +298,10 @@ fn outlines_among_everything_else_of_moondream_3() {
         request.adapter = None;
         if i % 2 == 0 {
             let skill = segment::skill(["circle", "star"][rng.below(2)], rng.below(2) == 0);
-            request.image.get_or_insert_with(|| pictures()[0].clone().into());
+            request.images.truncate(1);
+            if request.images.is_empty() {
+                request.images.push(pictures()[0].clone().into());
+            }
             request.sampling = Sampling { temperature: 1.0, seed: rng.next(), ..Sampling::GREEDY };
             request.skill = skill;
         }

@@ -50,6 +50,13 @@ pub(crate) fn in_folder(config: &Value, dir: &Path) -> Model {
     Model::Synthetic { family: Family::Moondream2, dir: Some(dir.to_path_buf()), seed: 0 }
 }
 
+/// The model of a record, which can be opened as long as the folder lives.
+pub(crate) fn golden_model(name: &str) -> (tempfile::TempDir, Model) {
+    let dir = tempfile::tempdir().unwrap();
+    let model = in_folder(&recorded(name)["config"], dir.path());
+    (dir, model)
+}
+
 /// A tiny Moondream 3 with experts, tau by its newer GELU.
 fn tiny3(dtype: DType) -> Photon {
     synthetic(&recorded("moondream3")["config"], dtype)

@@ -5,6 +5,7 @@ use photon::Image;
 
 mod batching;
 mod chat;
+mod convert;
 mod demo;
 mod drafts;
 mod golden;
