@@ -4,6 +4,7 @@
 
 mod ci;
 mod demo_eval;
+mod fuzz;
 mod tidy;
 
 use std::{
@@ -30,6 +31,8 @@ enum Task {
     Tidy,
     /// Draw pictures the demo model never saw, ask the engine about them, print a table
     DemoEval(demo_eval::Args),
+    /// Feed bytes that nobody would write to everything that reads files (needs cargo-fuzz)
+    Fuzz(fuzz::Args),
     /// Write the tiny synthetic checkpoint that the golden outputs were recorded with
     GoldenCheckpoint {
         /// Folder to write to
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Task::Ci => ci::run(),
         Task::Tidy => tidy::run(root()),
         Task::DemoEval(args) => demo_eval::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::GoldenCheckpoint { out, family } => golden_checkpoint(&out, &family),
     };
     match done {

@@ -8,13 +8,13 @@ use photon::{
 };
 use serde_json::Value;
 
-const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../photon-models/tests/data");
+pub(crate) const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../photon-models/tests/data");
 
 fn golden() -> Value {
     recorded("moondream2")
 }
 
-fn recorded(name: &str) -> Value {
+pub(crate) fn recorded(name: &str) -> Value {
     let json = std::fs::read(format!("{DATA}/golden/{name}.json")).unwrap();
     serde_json::from_slice(&json).unwrap()
 }

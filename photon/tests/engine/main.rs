@@ -6,6 +6,7 @@ use photon::Image;
 mod batching;
 mod demo;
 mod golden;
+mod mixture;
 mod requests;
 mod serving;
 
