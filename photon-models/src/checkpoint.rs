@@ -16,7 +16,7 @@ mod write;
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt::Write as _,
     path::{Path, PathBuf},
 };
@@ -155,14 +155,14 @@ impl TensorInfo {
 
 #[derive(Debug)]
 enum Bytes {
-    Static(&'static [u8]),
+    Memory(Cow<'static, [u8]>),
     Mapped(memmap2::Mmap),
 }
 
 impl Bytes {
     fn get(&self) -> &[u8] {
         match self {
-            Bytes::Static(bytes) => bytes,
+            Bytes::Memory(bytes) => bytes,
             Bytes::Mapped(map) => map,
         }
     }
@@ -198,10 +198,13 @@ impl Checkpoint {
         opened.finish()
     }
 
-    /// A file that is part of the program.
-    pub fn embedded(name: &str, bytes: &'static [u8]) -> Result<Self, CheckpointError> {
+    /// A file in memory, such as one that is part of the program; `name` is for messages.
+    pub fn from_bytes(
+        name: &str,
+        bytes: impl Into<Cow<'static, [u8]>>,
+    ) -> Result<Self, CheckpointError> {
         let mut opened = Opened::default();
-        opened.add(name, Bytes::Static(bytes))?;
+        opened.add(name, Bytes::Memory(bytes.into()))?;
         opened.finish()
     }
 
@@ -399,7 +402,8 @@ fn safetensors(data: &[u8], file: usize) -> Result<SafeFile, String> {
             Dtype::I8 => Element::I8,
             _ => Element::Other,
         };
-        tensors.push((name, Raw { element, shape: info.shape.clone(), file, bytes }));
+        let raw = Raw::new(element, info.shape.clone(), file, bytes);
+        tensors.push((name.clone(), raw.map_err(|why| format!("{name}: {why}"))?));
     }
     Ok((metadata.metadata().clone().unwrap_or_default(), tensors))
 }
@@ -423,22 +427,24 @@ pub fn weight_files(path: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     if !index.is_file() {
         return torch_file(path).map(|file| vec![file]);
     }
-    let wrong = |why: String| CheckpointError::Index { path: index.clone(), why };
-    let text = read_small(&index)?;
-    let json: serde_json::Value =
-        serde_json::from_slice(&text).map_err(|e| wrong(format!("not valid JSON: {e}")))?;
-    let map = json.get("weight_map").and_then(|m| m.as_object());
-    let map = map.ok_or_else(|| wrong("no weight_map object".into()))?;
-    let mut names = std::collections::BTreeSet::new();
-    for name in map.values() {
-        let name = name.as_str().ok_or_else(|| wrong("weight_map: not a file name".into()))?;
-        // A name with a path in it could reach outside the model's directory.
-        if name.contains(['/', '\\']) || name == ".." || !name.ends_with(".safetensors") {
-            return Err(wrong(format!("weight_map: {name:?} is not a safetensors file beside it")));
-        }
-        names.insert(name);
-    }
+    let names = shard_names(&read_small(&index)?)
+        .map_err(|why| CheckpointError::Index { path: index.clone(), why })?;
     Ok(names.into_iter().map(|name| path.join(name)).collect())
+}
+
+/// The files that a `model.safetensors.index.json` names.
+pub(crate) fn shard_names(index: &[u8]) -> Result<BTreeSet<String>, String> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let index: Index = serde_json::from_slice(index).map_err(|e| format!("no index: {e}"))?;
+    // A name with a path in it could reach outside the model's directory.
+    let beside = |name: &String| !name.contains(['/', '\\']) && name.ends_with(".safetensors");
+    match index.weight_map.values().find(|name| !beside(name)) {
+        Some(name) => Err(format!("weight_map: {name:?} is not a safetensors file beside it")),
+        None => Ok(index.weight_map.into_values().collect()),
+    }
 }
 
 /// The only `.pt` file of a folder.

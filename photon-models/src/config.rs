@@ -6,6 +6,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::expected_tensors;
+
 /// Why a `config.json` cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -374,6 +376,10 @@ fn lay_over(whole: &mut Value, given: Value) {
 
 /// No dimension of a model is larger; keeps a bad file from asking for absurd memory.
 const MAX_DIM: usize = 1 << 20;
+/// No model has more blocks.
+const MAX_LAYERS: usize = 1 << 10;
+/// No model has more parameters: a hundred times Moondream 3. Sizes in bytes cannot overflow.
+const MAX_PARAMETERS: f64 = (1u64 << 40) as f64;
 
 impl Config {
     /// The published model of a family.
@@ -467,6 +473,11 @@ impl Config {
                 format!("{name} is {value}, not in 1..={MAX_DIM}"),
             )?;
         }
+        for (name, layers) in
+            [("text.n_layers", t.n_layers), ("vision.enc_n_layers", v.enc_n_layers)]
+        {
+            need(layers <= MAX_LAYERS, format!("{name} is {layers}, more than {MAX_LAYERS}"))?;
+        }
         let divides = [
             ("text.n_heads", t.n_heads, "text.dim", t.dim),
             ("text.n_kv_heads", t.n_kv_heads, "text.n_heads", t.n_heads),
@@ -505,8 +516,18 @@ impl Config {
             ),
         )?;
         need(
-            2 * v.overlap_margin < v.grid(),
+            v.overlap_margin < v.grid().div_ceil(2),
             format!("vision.overlap_margin {} leaves no window of {}", v.overlap_margin, v.grid()),
+        )?;
+        need(
+            t.rope_theta.is_finite() && t.rope_theta > 0.0,
+            format!("text.rope_theta is {}", t.rope_theta),
+        )?;
+        let product = |shape: &[usize]| shape.iter().map(|&n| n as f64).product::<f64>();
+        let parameters: f64 = expected_tensors(self).iter().map(|(_, s)| product(s)).sum();
+        need(
+            parameters <= MAX_PARAMETERS,
+            format!("it describes {parameters:.1e} parameters, more than {MAX_PARAMETERS:.1e}"),
         )?;
         need(
             t.max_context > t.prefix_attn,
@@ -588,7 +609,13 @@ mod tests {
         refuses("{\"text\": {\"vocab_size\": 999999999}}", "not in 1..=");
         refuses("{\"text\": {\"moe\": {\"num_experts\": 4}}}", "experts_per_token is 8 of 4");
         refuses("{\"text\": {\"tau_attn\": true, \"n_kv_heads\": 8}}", "not 8 of 32");
+        refuses("{\"text\": {\"n_layers\": 1025}}", "text.n_layers is 1025, more than 1024");
+        refuses("{\"text\": {\"rope_theta\": 0}}", "text.rope_theta is 0");
+        refuses("{\"text\": {\"rope_theta\": 1e300}}", "text.rope_theta is inf");
+        let experts = r#"{"text": {"moe": {"num_experts": 1000000, "expert_inner_dim": 1000000}}}"#;
+        refuses(experts, "parameters, more than 1.1e12");
         refuses("{\"vision\": {\"overlap_margin\": 14}}", "leaves no window");
+        refuses("{\"vision\": {\"overlap_margin\": 18446744073709551615}}", "leaves no window");
         refuses("{\"tokenizer\": {\"coord_id\": 60000}}", "id 60000 is not in the vocabulary");
         let segment =
             r#"{"tokenizer": {"templates": {"segment": {"prefix": [60000], "suffix": []}}}}"#;

@@ -10,6 +10,7 @@ pub mod adapter;
 pub mod batch;
 pub mod checkpoint;
 pub mod config;
+pub mod hostile;
 pub mod image;
 mod kv;
 mod layers;

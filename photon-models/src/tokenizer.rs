@@ -3,7 +3,11 @@
 //! [`Tokenizer`] wraps a byte-level BPE `tokenizer.json`. [`TextStream`] turns ids into text as they
 //! come: it emits a character only when its bytes are complete, never decodes anything twice, and
 //! its output joined together is what decoding all ids at once would give.
+mod file;
+
 use std::{collections::HashMap, path::Path};
+
+use file::File;
 
 /// Why a tokenizer cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -28,14 +32,16 @@ impl Tokenizer {
 
     /// Parses the contents of a `tokenizer.json`.
     pub fn from_json(json: &[u8]) -> Result<Self, TokenizerError> {
-        let mut inner =
-            tokenizers::Tokenizer::from_bytes(json).map_err(|e| TokenizerError(e.to_string()))?;
+        let file: File = serde_json::from_slice(json).map_err(|e| TokenizerError(e.to_string()))?;
+        let mut inner = file.build().map_err(TokenizerError)?;
         // A user who types "<|endoftext|>" means these characters, not the control id.
         inner.set_encode_special_tokens(true);
         let byte_of = byte_level_alphabet();
         let added = inner.get_added_tokens_decoder();
         let mut bytes = Vec::new();
-        for id in 0..inner.get_vocab_size(true) as u32 {
+        // Ids may have gaps, so there may be larger ones than there are tokens.
+        let last = inner.get_vocab(true).into_values().max();
+        for id in 0..last.map_or(0, |last| last + 1) {
             let piece = match (added.get(&id), inner.id_to_token(id)) {
                 (Some(token), _) if token.special => Vec::new(),
                 (Some(token), _) => token.content.clone().into_bytes(),
@@ -198,5 +204,80 @@ mod tests {
     fn a_broken_file_is_an_error() {
         assert!(Tokenizer::from_json(b"{").is_err());
         assert!(Tokenizer::from_json(b"{\"model\": {}}").is_err());
+    }
+
+    /// A small tokenizer with some members in place of others.
+    fn with(members: &[(&str, &str)]) -> Result<Tokenizer, TokenizerError> {
+        let mut json: serde_json::Value = serde_json::from_str(
+            r#"{"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]},
+                "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false}}"#,
+        )
+        .unwrap();
+        for (pointer, value) in members {
+            let (parent, key) = pointer.rsplit_once('/').unwrap();
+            let value = serde_json::from_str(value).unwrap();
+            json.pointer_mut(parent).unwrap().as_object_mut().unwrap().insert(key.into(), value);
+        }
+        Tokenizer::from_json(json.to_string().as_bytes())
+    }
+
+    #[test]
+    fn what_moondream_has_no_use_for_is_refused_or_not_read() {
+        #[track_caller]
+        fn refuses(pointer: &str, value: &str, message: &str) {
+            let error = with(&[(pointer, value)]).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+        refuses("/model/type", "\"Unigram\"", "unknown variant `Unigram`");
+        refuses("/model/vocab", r#"{"a": 4294967295}"#, "ids end at");
+        refuses("/model/dropout", "0.5", "at random");
+        refuses("/model/continuing_subword_prefix", "\"##\"", "parts of words");
+        refuses("/model/merges", r#"["ab"]"#, "not two parts");
+        refuses("/model/merges", r#"["a c"]"#, "out of vocabulary");
+        refuses("/pre_tokenizer", r#"{"type": "Metaspace"}"#, "unknown variant `Metaspace`");
+        refuses("/normalizer", r#"{"type": "Lowercase"}"#, "unknown variant `Lowercase`");
+        let split = r#"{"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated",
+            "invert": false}"#;
+        refuses("/pre_tokenizer", split, "arsing error");
+        refuses("/pre_tokenizer", &split.replace("Regex\": \"(", "String\": \""), "an empty text");
+        for (regex, message) in [
+            ("((a{00}){99}){99}", "repeats 9801 times"),
+            ("(?x)a{#\\n 999 }", "repeats 999 times"),
+            ("a{2,99999999999999999999}", "repeats 18446744073709551615 times"),
+            (&"a".repeat(5000), "of 5000 bytes"),
+        ] {
+            refuses("/pre_tokenizer", &split.replace('(', regex), message);
+        }
+        let many = r#"{"type": "NFC"},"#.repeat(17);
+        let many =
+            format!(r#"{{"type": "Sequence", "normalizers": [{}]}}"#, &many[..many.len() - 1]);
+        refuses("/normalizer", &many, "more than 16 parts");
+
+        let ignored = [
+            ("/truncation", r#"{"max_length": 1, "strategy": "LongestFirst", "stride": 0}"#),
+            ("/padding", r#"{"strategy": {"Fixed": 1000000000000}}"#),
+            ("/post_processor", r#"{"type": "Nonsense"}"#),
+            ("/decoder", "7"),
+        ];
+        assert_eq!(with(&ignored).unwrap().encode("abba").unwrap(), [2, 1, 0]);
+    }
+
+    #[test]
+    fn ids_may_have_gaps() {
+        let tokenizer = with(&[("/model/vocab", r#"{"a": 0, "b": 1, "ab": 700}"#)]).unwrap();
+        assert_eq!(tokenizer.vocab_size(), 701);
+        assert_eq!(tokenizer.encode("aba").unwrap(), [700, 0]);
+        assert_eq!(tokenizer.decode(&[700, 3, 0]), "aba");
+    }
+
+    #[test]
+    fn text_is_cut_as_the_file_says() {
+        let split = r#"{"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": "(?<=a)b"}, "behavior": "Isolated", "invert": false},
+            {"type": "ByteLevel", "add_prefix_space": false, "use_regex": false}]}"#;
+        let tokenizer = with(&[("/pre_tokenizer", split)]).unwrap();
+        assert_eq!(tokenizer.encode("ab").unwrap(), [0, 1]);
+        let merges = r#"[["a", "b"]]"#;
+        assert_eq!(with(&[("/model/merges", merges)]).unwrap().encode("ab").unwrap(), [2]);
     }
 }

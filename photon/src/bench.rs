@@ -2,12 +2,12 @@
 //!
 //! Weights are synthetic (never zeros: some processors multiply those faster), so nothing needs to
 //! be downloaded; pictures are noise. What is measured is what requests run, through the same code.
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use photon_core::{Kernels, SampleParams};
+use photon_core::{Kernels, SampleParams, WeightFormat};
 use photon_models::{
-    Moondream, batch::Row, checkpoint::Checkpoint, config::Config, expected_tensors, image::Tiling,
-    prompt::Input,
+    Moondream, Quant, batch::Row, checkpoint::Checkpoint, config::Config, expected_tensors,
+    image::Tiling, prompt::Input,
 };
 use serde::Serialize;
 
@@ -47,6 +47,10 @@ pub struct Phase {
     pub min_s: f64,
     /// Slowest repeat, in seconds.
     pub max_s: f64,
+    /// Processor time of all threads in a repeat on average, in seconds, where the system tells. On a
+    /// processor that has nothing else to do it is the time it took, as often as there are threads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_s: Option<f64>,
     /// Sequences decoded together, for decode.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<usize>,
@@ -68,6 +72,9 @@ pub struct BenchReport {
     pub device: String,
     /// Type of weights, keys and values.
     pub dtype: String,
+    /// Formats of the matrices that were quantized.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quant: Option<String>,
     /// Parameters of the model.
     pub parameters: u64,
     /// Making and packing the weights, in seconds.
@@ -101,7 +108,14 @@ pub(crate) fn measure<D: Kernels>(
     let checkpoint = Checkpoint::synthetic(bench.seed, expected_tensors(config));
     progress("making weights");
     let begun = Instant::now();
-    let model = Moondream::load(&device, &checkpoint, config, precision, &mut |_, _| {})?;
+    let mut said = begun;
+    let mut loading = |taken: u64, total: u64| {
+        if said.elapsed() >= SILENCE {
+            said = Instant::now();
+            progress(&format!("making weights, {} %", 100 * taken / total.max(1)));
+        }
+    };
+    let model = Moondream::load(&device, &checkpoint, config, precision, &mut loading)?;
     let max_seqs = bench.batches.iter().copied().max().unwrap_or(1);
     let speculate = bench.drafts.iter().copied().max().unwrap_or(0);
     let options = EngineOptions { max_seqs: Some(max_seqs), speculate, ..options.clone() };
@@ -117,11 +131,23 @@ pub(crate) fn measure<D: Kernels>(
     Ok(BenchReport {
         device: rig.runner.device.name(),
         dtype: dtype.to_string(),
+        quant: quantized(precision.quant),
         parameters,
         load_s,
         phases: rig.phases,
         peak_memory_bytes: peak_memory(),
     })
+}
+
+/// How long nothing is said while weights are made, which takes minutes at the size of Moondream 3.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// Which matrices are quantized, and how.
+fn quantized(quant: Quant) -> Option<String> {
+    let part = |name: &str, format: Option<WeightFormat>| Some(format!("{name} {}", format?));
+    let parts = [part("text", quant.text), part("vision", quant.vision)];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
 }
 
 /// A model on a device, and what has been measured of it.
@@ -245,18 +271,22 @@ fn phase<E: Into<crate::RunError>>(
     mut run: impl FnMut() -> Result<(), E>,
 ) -> Result<Phase, BuildError> {
     run().map_err(run_error)?;
+    let repeats = repeats.max(1);
     let mut seconds = Vec::with_capacity(repeats);
-    for _ in 0..repeats.max(1) {
+    let cpu = cpu_seconds();
+    for _ in 0..repeats {
         let begun = Instant::now();
         run().map_err(run_error)?;
         seconds.push(begun.elapsed().as_secs_f64());
     }
+    let cpu_s = cpu_seconds().zip(cpu).map(|(after, before)| (after - before) / repeats as f64);
     seconds.sort_by(f64::total_cmp);
     Ok(Phase {
         name,
         median_s: seconds[seconds.len() / 2],
         min_s: seconds[0],
         max_s: seconds[seconds.len() - 1],
+        cpu_s,
         batch: None,
         tokens: None,
         draft: None,
@@ -272,6 +302,15 @@ fn noise(bytes: usize) -> Vec<u8> {
             (state >> 56) as u8
         })
         .collect()
+}
+
+/// `utime` and `stime` of `/proc/self/stat`, which are in hundredths of a second on every Linux.
+fn cpu_seconds() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // After the program's name, which may hold spaces, they are the 12th and the 13th.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let ticks = fields.split_whitespace().skip(11).take(2).map(|t| t.parse::<u64>().ok());
+    Some(ticks.sum::<Option<u64>>()? as f64 / 100.0)
 }
 
 /// `VmHWM` of `/proc/self/status`.

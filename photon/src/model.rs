@@ -181,7 +181,7 @@ impl Model {
 
     pub(crate) fn checkpoint(&self) -> Result<(Config, Checkpoint), LoadError> {
         let checkpoint = match self {
-            Model::Demo => Checkpoint::embedded("the demo model", DEMO_WEIGHTS)?,
+            Model::Demo => Checkpoint::from_bytes("the demo model", DEMO_WEIGHTS)?,
             Model::Dir(dir) => Checkpoint::open(dir)?,
             Model::Files { weights, .. } => Checkpoint::open(weights)?,
             Model::Synthetic { family, seed, .. } => {

@@ -4,6 +4,7 @@
 
 mod ci;
 mod demo_eval;
+mod fuzz;
 mod tidy;
 
 use std::{
@@ -32,6 +33,8 @@ enum Task {
     DemoEval(demo_eval::Args),
     /// Print what formats of weights, and of keys and values, cost on the golden models
     GoldenEval,
+    /// Feed bytes that nobody would write to everything that reads files (needs cargo-fuzz)
+    Fuzz(fuzz::Args),
     /// Write the tiny synthetic checkpoint that the golden outputs were recorded with
     GoldenCheckpoint {
         /// Folder to write to
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
             "--example",
             "golden_eval",
         ]),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::GoldenCheckpoint { out, family } => golden_checkpoint(&out, &family),
     };
     match done {

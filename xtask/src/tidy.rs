@@ -22,6 +22,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("photon", &["photon-core", "photon-kv", "photon-sched", "photon-models", "photon-cpu"]),
     ("photon-cli", &["photon"]),
     ("demo-model", &[]),
+    ("photon-fuzz", &["photon-models", "photon"]),
     ("xtask", &["demo-model"]),
 ];
 
@@ -69,19 +70,26 @@ fn sources(root: &Path) -> Result<Vec<Source>> {
     names.lines().filter(|name| root.join(name).is_file()).map(read).collect()
 }
 
-fn edges(root: &Path) -> Result<Vec<String>> {
+/// The packages of the workspace in a folder.
+fn packages(folder: &Path) -> Result<Vec<serde_json::Value>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
-        .current_dir(root)
+        .current_dir(folder)
         .args(["metadata", "--no-deps", "--format-version", "1"])
         .output()
         .context("cannot run cargo metadata")?;
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    let packages = metadata["packages"].as_array().context("cargo metadata: no packages")?;
+    let mut metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let packages = metadata["packages"].as_array_mut().context("cargo metadata: no packages")?;
+    Ok(std::mem::take(packages))
+}
+
+fn edges(root: &Path) -> Result<Vec<String>> {
+    let mut packages = packages(root)?;
+    packages.extend(self::packages(&root.join("fuzz"))?);
     let ours: BTreeSet<&str> = packages.iter().filter_map(|p| p["name"].as_str()).collect();
     let allowed: BTreeMap<&str, &[&str]> = EDGES.iter().copied().collect();
     let mut problems = Vec::new();
-    for package in packages {
+    for package in &packages {
         let name = package["name"].as_str().context("cargo metadata: a package without name")?;
         let Some(allowed) = allowed.get(name) else {
             problems.push(format!("crate {name} is not in tidy's table of edges"));

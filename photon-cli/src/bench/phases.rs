@@ -64,15 +64,20 @@ pub(super) fn measure(
 }
 
 fn table(report: &BenchReport) -> std::io::Result<()> {
+    let quant = report.quant.as_ref().map_or(String::new(), |quant| format!(" ({quant})"));
     line(&format!(
-        "{} parameters, {} weights, {}; weights made in {:.1} s",
+        "{} parameters, {} weights{quant}, {}; weights made in {:.1} s",
         report.parameters, report.dtype, report.device, report.load_s
     ))?;
-    line(&format!("{:<54} {:>9} {:>9} {:>9}", "phase", "median s", "min s", "max s"))?;
+    line(&format!(
+        "{:<54} {:>9} {:>9} {:>9} {:>9}",
+        "phase", "median s", "min s", "max s", "cpu s"
+    ))?;
     for phase in &report.phases {
         let speed = phase.tokens_per_s.map_or(String::new(), |s| format!("  {s:.2} tokens/s"));
+        let cpu = phase.cpu_s.map_or("?".into(), |s| format!("{s:.3}"));
         line(&format!(
-            "{:<54} {:>9.3} {:>9.3} {:>9.3}{speed}",
+            "{:<54} {:>9.3} {:>9.3} {:>9.3} {cpu:>9}{speed}",
             phase.name, phase.median_s, phase.min_s, phase.max_s
         ))?;
     }

@@ -125,8 +125,10 @@ impl Source {
             Source::Floats(raw) => (float_type(raw), file(raw).into()),
             Source::Transposed(raw) => {
                 let values = floats(raw, file(raw));
-                let cols = raw.shape.last().copied().unwrap_or(1).max(1);
+                let [_, cols] = raw.shape[..] else { unreachable!("a matrix: see canonical") };
                 let column = |j: usize| values.iter().skip(j).step_by(cols).copied();
+                // A matrix without rows may claim any number of columns.
+                let cols = if values.is_empty() { 0 } else { cols };
                 bytes((0..cols).flat_map(column).collect())
             }
             Source::Rows { .. } | Source::Groups { .. } => {
@@ -198,6 +200,12 @@ pub(super) fn canonical(
         } else if let Some(name) = name.strip_suffix(".packed") {
             let source = int4(name, &named).map_err(wrong)?;
             sources.insert(name.to_owned(), source);
+        } else if let Element::F8 | Element::I8 = tensor.element {
+            sources.insert(name.clone(), rows(name, tensor, &named).map_err(wrong)?);
+        } else if let (Element::U8, Some(own)) = (tensor.element, own) {
+            sources.insert(name.clone(), groups(name, tensor, &named, own).map_err(wrong)?);
+        } else if tensor.element.float().is_none() {
+            return Err(wrong(format!("it is {}; weights are floats", tensor.element.name())));
         } else if let Some(stem) = name.strip_suffix(".wqwv") {
             let half = tensor.shape.first().copied().unwrap_or(0) / 2;
             let parts = [("wq", 0..half), ("wv", half..2 * half)];
@@ -205,13 +213,10 @@ pub(super) fn canonical(
                 let part = tensor.rows(rows).ok_or_else(|| wrong("no rows".into()))?;
                 sources.insert(format!("{stem}.{leaf}"), Source::Floats(part));
             }
-        } else if let Element::F8 | Element::I8 = tensor.element {
-            sources.insert(name.clone(), rows(name, tensor, &named).map_err(wrong)?);
-        } else if let (Element::U8, Some(own)) = (tensor.element, own) {
-            sources.insert(name.clone(), groups(name, tensor, &named, own).map_err(wrong)?);
-        } else if tensor.element.float().is_none() {
-            return Err(wrong(format!("it is {}; weights are floats", tensor.element.name())));
         } else if layout == Layout::Kestrel && name.ends_with("_features") {
+            if tensor.shape.len() != 2 {
+                return Err(wrong(format!("it is {:?}, not a matrix", tensor.shape)));
+            }
             sources.insert(name.clone(), Source::Transposed(tensor.clone()));
         } else {
             sources.insert(name.clone(), Source::Floats(tensor.clone()));

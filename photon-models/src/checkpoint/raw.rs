@@ -75,6 +75,9 @@ impl Element {
     }
 }
 
+/// Dimensions of a tensor.
+pub(super) const MAX_DIMS: usize = 8;
+
 /// A tensor's elements, row-major and without gaps.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Raw {
@@ -86,6 +89,25 @@ pub(super) struct Raw {
 }
 
 impl Raw {
+    /// A tensor of a file; its shape is such that dimensions and bytes can be multiplied in any order.
+    pub(super) fn new(
+        element: Element,
+        shape: Vec<usize>,
+        file: usize,
+        bytes: Range<usize>,
+    ) -> Result<Raw, String> {
+        if shape.len() > MAX_DIMS {
+            return Err(format!("it has {} dimensions, more than {MAX_DIMS}", shape.len()));
+        }
+        // A zero among the sizes makes a product small in one order only. Eight bytes are more than an
+        // element takes, whatever it is made.
+        let count = shape.iter().try_fold(8usize, |product, &n| product.checked_mul(n.max(1)));
+        match count {
+            Some(_) => Ok(Raw { element, shape, file, bytes }),
+            None => Err(format!("its size overflows: {shape:?}")),
+        }
+    }
+
     /// Rows of the first dimension.
     pub(super) fn rows(&self, range: Range<usize>) -> Option<Raw> {
         let rows = *self.shape.first()?;

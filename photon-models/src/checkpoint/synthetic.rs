@@ -9,6 +9,9 @@ use photon_core::{DType, WeightFormat};
 
 use super::TensorInfo;
 
+/// Fewer values than this are not worth a thread.
+const MIN_PIECE: usize = 1 << 18;
+
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// A checkpoint whose values follow from names, in f32.
@@ -29,17 +32,28 @@ impl Synthetic {
         self.shapes.iter().map(move |(name, shape)| (name.as_str(), info(shape)))
     }
 
+    /// Made on all processors: the experts of one block are a gigabyte.
     pub(super) fn bytes(&self, name: &str) -> Option<Vec<u8>> {
         let shape = self.shapes.get(name)?;
         let count: usize = shape.iter().product();
         let (offset, amplitude) = rule(name, shape);
         let start = fnv1a64(name).wrapping_add(self.seed.wrapping_mul(GOLDEN));
+        let fill = |first: usize, bytes: &mut [u8]| {
+            for (i, out) in (1 + first as u64..).zip(bytes.chunks_exact_mut(4)) {
+                let u = (mix(start.wrapping_add(i.wrapping_mul(GOLDEN))) >> 40) as f32;
+                let value = offset + amplitude * (2.0 * (u * (-24f32).exp2()) - 1.0);
+                out.copy_from_slice(&value.to_le_bytes());
+            }
+        };
         let mut bytes = vec![0; count * 4];
-        for (i, out) in (1u64..).zip(bytes.chunks_exact_mut(4)) {
-            let u = (mix(start.wrapping_add(i.wrapping_mul(GOLDEN))) >> 40) as f32;
-            let value = offset + amplitude * (2.0 * (u * (-24f32).exp2()) - 1.0);
-            out.copy_from_slice(&value.to_le_bytes());
-        }
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let piece = count.div_ceil(threads).max(MIN_PIECE);
+        std::thread::scope(|scope| {
+            let mut pieces = (0..).step_by(piece).zip(bytes.chunks_mut(4 * piece));
+            let own = pieces.next();
+            pieces.for_each(|(first, bytes)| drop(scope.spawn(move || fill(first, bytes))));
+            own.into_iter().for_each(|(first, bytes)| fill(first, bytes));
+        });
         Some(bytes)
     }
 }
@@ -85,6 +99,23 @@ mod tests {
         let values: Vec<f32> =
             bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
         assert_eq!(values, WTE);
+    }
+
+    /// Any element by itself, wherever the pieces of the threads begin.
+    #[test]
+    fn large_tensors_follow_the_same_rule() {
+        let count = 2 * MIN_PIECE + 3;
+        let tensors = vec![("large".into(), vec![count]), ("bias".into(), vec![4])];
+        let source = Synthetic::new(3, tensors);
+        let bytes = source.bytes("large").unwrap();
+        let start = fnv1a64("large").wrapping_add(3u64.wrapping_mul(GOLDEN));
+        let (offset, amplitude) = rule("large", &[count]);
+        for i in [0, 1, MIN_PIECE - 1, MIN_PIECE, MIN_PIECE + 1, 2 * MIN_PIECE, count - 1] {
+            let u = mix(start.wrapping_add((i as u64 + 1).wrapping_mul(GOLDEN))) >> 40;
+            let want = offset + amplitude * (2.0 * (u as f32 / 16_777_216.0) - 1.0);
+            assert_eq!(bytes[4 * i..4 * i + 4], want.to_le_bytes(), "{i}");
+        }
+        assert_eq!(bytes.len(), 4 * count);
     }
 
     const WTE: [f32; 4] = [-0.088_763_24, -1.773_347_4, -3.326_811_8, -0.838_675_5];

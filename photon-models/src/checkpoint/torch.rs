@@ -4,23 +4,27 @@
 //! the opcodes and the few names that a dictionary of tensors is made of, and refuses everything else;
 //! what it builds are numbers, texts, lists and places in the file, never objects.
 //!
-//! Limits: the pickle's bytes, its operations, the depth of what is taken out of it. Lists and
-//! dictionaries are entries of a table, so that one inside of another, or inside of itself, costs no
-//! recursion anywhere.
+//! Limits: the pickle's bytes, its operations, and of what is taken out of it the depth, the number and
+//! the names, because what a pickle holds once it can name a million times. Lists and dictionaries are
+//! entries of a table, so that one inside of another, or inside of itself, costs no recursion anywhere.
 use std::{collections::HashMap, io::Cursor, ops::Range};
 
-use super::raw::{Element, Raw};
+use super::raw::{Element, MAX_DIMS, Raw};
 
 /// Bytes of a pickle: that of Moondream 3 takes 100 KB.
 const MAX_PICKLE: usize = 16 << 20;
-/// Operations of a pickle.
-const MAX_OPS: usize = 4 << 20;
+/// Operations of a pickle: that of Moondream 3 has some 20,000.
+const MAX_OPS: usize = 1 << 20;
 /// Members of the zip.
 const MAX_MEMBERS: usize = 1 << 16;
 /// How deep dictionaries and lists may hold each other around tensors.
 const MAX_DEPTH: usize = 8;
-/// Dimensions of a tensor.
-const MAX_DIMS: usize = 8;
+/// Entries of dictionaries and lists on the way to the tensors.
+const MAX_ENTRIES: usize = 1 << 16;
+/// Bytes of a tensor's name, and of a storage's.
+const MAX_NAME: usize = 512;
+/// Arguments of a call.
+const MAX_ARGUMENTS: usize = 16;
 
 /// Whether a file begins as a zip does.
 pub(super) fn is_zip(data: &[u8]) -> bool {
@@ -129,7 +133,7 @@ impl Tensor {
         if end > storage.end {
             return Err("it reaches past its storage".into());
         }
-        Ok(Raw { element: self.element, shape: self.shape.clone(), file, bytes: start..end })
+        Raw::new(self.element, self.shape.clone(), file, start..end)
     }
 }
 
@@ -394,7 +398,11 @@ impl<'a> Machine<'a> {
             return Err("a call without arguments".into());
         };
         let Value::Global(module, name) = &function else { return Err("a call of no name".into()) };
-        let arguments = self.tuples[arguments].clone();
+        let arguments = &self.tuples[arguments];
+        if arguments.len() > MAX_ARGUMENTS {
+            return Err(format!("a call with {} arguments", arguments.len()));
+        }
+        let arguments = arguments.clone();
         match (self.text(module), self.text(name)) {
             (b"collections", b"OrderedDict") if arguments.is_empty() => self.dict(),
             (b"torch._utils", b"_rebuild_tensor_v2" | b"_rebuild_tensor_v3") => {
@@ -440,11 +448,11 @@ impl<'a> Machine<'a> {
             _ => return Err("a tensor without a type".into()),
         };
         let (shape, strides) = (self.sizes(shape)?, self.sizes(strides)?);
-        if shape.len() != strides.len() || shape.len() > MAX_DIMS {
-            return Err(format!("a tensor of {} dimensions", shape.len()));
+        if shape.len() != strides.len() {
+            return Err(format!("{} sizes and {} strides", shape.len(), strides.len()));
         }
         let offset = usize::try_from(*offset).map_err(|_| "a negative offset")?;
-        let storage = String::from_utf8_lossy(self.text(key)).into_owned();
+        let storage = self.name(key)?;
         Ok(Tensor { storage, element, offset, shape, strides })
     }
 
@@ -454,39 +462,58 @@ impl<'a> Machine<'a> {
             Value::Int(n) => usize::try_from(*n).map_err(|_| "a negative size".to_string()),
             _ => Err("a size that is no number".into()),
         };
-        self.tuples[*tuple].iter().map(size).collect()
+        let sizes = &self.tuples[*tuple];
+        if sizes.len() > MAX_DIMS {
+            return Err(format!("a tensor of {} dimensions", sizes.len()));
+        }
+        sizes.iter().map(size).collect()
+    }
+
+    /// A text that names something.
+    fn name(&self, range: &Range<usize>) -> Step<String> {
+        match range.len() {
+            0..=MAX_NAME => Ok(String::from_utf8_lossy(self.text(range)).into_owned()),
+            bytes => Err(format!("a name of {bytes} bytes")),
+        }
     }
 
     /// The tensors in `top`, in order.
     fn collect(&self, top: Value, found: &mut Vec<(String, Tensor)>) -> Step<()> {
         let mut left = vec![(String::new(), top, 0)];
-        let mut visited = 0;
+        let mut entries = 0;
         while let Some((name, value, depth)) = left.pop() {
-            visited += 1;
-            if depth > MAX_DEPTH || visited > MAX_OPS {
+            if depth > MAX_DEPTH {
                 return Err(format!("nested deeper than {MAX_DEPTH} levels"));
             }
             let join = |key: &str| match name.is_empty() {
-                true => key.to_owned(),
-                false => format!("{name}.{key}"),
+                true => Ok(key.to_owned()),
+                false if name.len() + key.len() < MAX_NAME => Ok(format!("{name}.{key}")),
+                false => Err(format!("a name of more than {MAX_NAME} bytes")),
+            };
+            let mut room = |more: usize| {
+                entries += more;
+                match entries {
+                    0..=MAX_ENTRIES => Ok(()),
+                    _ => Err(format!("more than {MAX_ENTRIES} entries")),
+                }
             };
             match value {
                 Value::Tensor(tensor) => found.push((name, self.tensors[tensor].clone())),
                 Value::Dict(dict) => {
+                    room(self.dicts[dict].len())?;
                     for (key, value) in self.dicts[dict].iter().rev() {
                         let key = match key {
-                            Value::Text(key) => {
-                                String::from_utf8_lossy(self.text(key)).into_owned()
-                            }
+                            Value::Text(key) => self.name(key)?,
                             Value::Int(key) => key.to_string(),
                             _ => return Err("a key that is no text".into()),
                         };
-                        left.push((join(&key), value.clone(), depth + 1));
+                        left.push((join(&key)?, value.clone(), depth + 1));
                     }
                 }
                 Value::List(list) => {
+                    room(self.lists[list].len())?;
                     for (i, value) in self.lists[list].iter().enumerate().rev() {
-                        left.push((join(&i.to_string()), value.clone(), depth + 1));
+                        left.push((join(&i.to_string())?, value.clone(), depth + 1));
                     }
                 }
                 // Numbers and texts beside the tensors: versions, settings.
@@ -534,6 +561,36 @@ mod tests {
         refuses(b"}(Nu.", "a key without a value");
         let endless = [b"N0".repeat(3), b"q".to_vec()].concat();
         assert!(run(&endless).is_err());
+        let size = [b"(".to_vec(), b"K\x01".repeat(9), b"t".to_vec()].concat();
+        let tensor = [
+            &b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storage"[..],
+            b"ctorch\nFloatStorage\nX\x01\0\0\00tQK\0",
+            &size,
+            &size,
+            b"tR.",
+        ];
+        refuses(&tensor.concat(), "a tensor of 9 dimensions");
+        let many = [b"ctorch\nSize\n(".to_vec(), b"N".repeat(17), b"tR.".to_vec()].concat();
+        refuses(&many, "a call with 17 arguments");
+    }
+
+    /// What is written once and named often must not become a million copies.
+    #[test]
+    fn what_a_pickle_repeats_has_limits() {
+        let collect = |code: &[u8]| {
+            let mut machine = Machine::new(code);
+            let top = machine.run().unwrap();
+            machine.collect(top, &mut Vec::new()).unwrap_err()
+        };
+        // 300 names of one list of 300 texts.
+        let inner = [b"](".to_vec(), b"N".repeat(300), b"eq\x00".to_vec()].concat();
+        let outer = [inner, b"](".to_vec(), b"h\x00".repeat(300), b"e.".to_vec()].concat();
+        assert!(collect(&outer).contains("more than 65536 entries"));
+        let text = [b"X\x01\x02\0\0".to_vec(), b"a".repeat(513)].concat();
+        assert!(collect(&[b"}".to_vec(), text, b"Ns.".to_vec()].concat()).contains("513 bytes"));
+        let text = [b"X\x00\x01\0\0".to_vec(), b"a".repeat(256), b"q\x00".to_vec()].concat();
+        let nested = [b"}".to_vec(), text, b"}h\x00Nss.".to_vec()].concat();
+        assert!(collect(&nested).contains("more than 512 bytes"));
     }
 
     #[test]

@@ -120,7 +120,7 @@ fn adapters() -> &'static [PathBuf] {
 
 /// Writes an adapter: small numbers that differ from seed to seed.
 pub(crate) fn adapter(path: &Path, seed: u64, rank: usize) {
-    let (dim, ff, rng) = (192, 512, &mut Rng(seed));
+    let (dim, ff) = (192, 512);
     let mut tensors = Vec::new();
     for layer in 0..4 {
         let variant = seed == 2;
@@ -134,14 +134,22 @@ pub(crate) fn adapter(path: &Path, seed: u64, rank: usize) {
                     true => format!("text.blocks.{layer}.{part}.{side}"),
                     false => format!("text_lora.dense.{layer}.{part}_{}", side.to_lowercase()),
                 };
-                let value = |_| (rng.below(2001) as f32 / 1000.0 - 1.0) * 0.1;
-                let bytes = (0..rows * cols).map(value).flat_map(f32::to_le_bytes);
-                tensors.push((name, vec![rows, cols], bytes.collect::<Vec<u8>>()));
+                tensors.push((name, vec![rows, cols]));
             }
         }
     }
+    write_noise(path, &tensors, &mut Rng(seed));
+}
+
+/// Writes tensors of these names and shapes, of numbers up to a tenth.
+pub(crate) fn write_noise(path: &Path, tensors: &[(String, Vec<usize>)], rng: &mut Rng) {
+    let mut noise = |shape: &[usize]| -> Vec<u8> {
+        let value = |_| (rng.below(2001) as f32 / 1000.0 - 1.0) * 0.1;
+        (0..shape.iter().product()).map(value).flat_map(f32::to_le_bytes).collect()
+    };
+    let tensors: Vec<_> = tensors.iter().map(|(name, shape)| (name, shape, noise(shape))).collect();
     let views = tensors.iter().map(|(name, shape, bytes)| {
-        (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap())
+        (*name, TensorView::new(Dtype::F32, shape.to_vec(), bytes).unwrap())
     });
     safetensors::serialize_to_file(views, None, path).unwrap();
 }

@@ -10,7 +10,7 @@ use photon::{
 };
 use serde_json::Value;
 
-const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../photon-models/tests/data");
+pub(crate) const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../photon-models/tests/data");
 
 fn golden() -> Value {
     recorded("moondream2")

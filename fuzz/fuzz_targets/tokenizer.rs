@@ -1,0 +1,4 @@
+//! See [`photon_models::hostile::tokenizer`].
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| photon_models::hostile::tokenizer(bytes));
