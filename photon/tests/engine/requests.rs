@@ -150,9 +150,9 @@ fn broken(file: &str, change: impl Fn(&mut Vec<u8>)) -> String {
 #[test]
 fn damaged_model_files_are_refused_with_the_reason() {
     let cut = broken("model.safetensors", |bytes| bytes.truncate(bytes.len() / 2));
-    assert!(cut.contains("not a complete safetensors file"), "{cut}");
+    assert!(cut.contains("not a complete file of weights"), "{cut}");
     let cut = broken("model.safetensors", |bytes| bytes.truncate(20));
-    assert!(cut.contains("not a complete safetensors file"), "{cut}");
+    assert!(cut.contains("not a complete file of weights"), "{cut}");
     let number = |name: &'static str, value: u64| {
         broken("config.json", move |bytes| {
             let mut json: serde_json::Value = serde_json::from_slice(bytes).unwrap();

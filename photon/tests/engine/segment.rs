@@ -46,8 +46,8 @@ pub(crate) fn model(dir: &Path) -> Model {
         like(tokenizer.encode(word).unwrap()[0], by);
     });
     (0..10).for_each(|digit| like(tokenizer.encode(&digit.to_string()).unwrap()[0], 9.0));
-    like(ids.coord_id, 7.0);
-    like(ids.size_id, 7.0);
+    like(ids.coord_id, 8.0);
+    like(ids.size_id, 8.0);
     like(ids.eos_id, 2.0);
 
     let views = tensors.iter().zip(&values).map(|((name, shape), bytes)| {
