@@ -56,6 +56,7 @@ impl Rig {
             tokenizer,
             max_waiting: 100,
             max_prepared: 100,
+            max_pictures: 100,
             max_known: 1,
         };
         let (queue, inbox) = Queue::new(setup);
@@ -128,7 +129,7 @@ fn the_end_waits_for_adapters_or_leaves_them() {
     assert_eq!(rig.arrived(), None);
     [(); 2].map(|()| rig.go.send(()).unwrap());
     assert_eq!([rig.arrived(), rig.arrived()], [Some(2); 2]);
-    [(); 3].map(|()| rig.queue.release());
+    [(); 3].map(|()| rig.queue.release(1));
     rig.end(Open::Draining);
     drop(tickets);
 
