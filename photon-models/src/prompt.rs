@@ -542,7 +542,7 @@ mod tests {
 
     #[test]
     fn the_pictures_of_a_question_stand_after_bos() {
-        let want = [&tokens(&[0])[..], &pictures(0..12), &tokens(&[1, 36, 2, 88, 3])].concat();
+        let want = [&tokens(&[0])[..], &pictures(0..12), &tokens(&[1, 36, 2, 108, 3])].concat();
         let got = of(Family::Moondream3, &query("x", false, vec![]), 3).unwrap();
         assert_eq!(got, want);
         assert_eq!(spans(&got, 0, 4).collect::<Vec<_>>(), [0..5, 5..9, 9..13]);
@@ -601,7 +601,7 @@ mod tests {
         assert_eq!(chat(&apart), chat(&joined));
         // The model may have spoken first, or said nothing.
         let greeted = chat(&[Message::new(Role::Assistant, " "), user("x")]);
-        assert_eq!(greeted, tokens(&[0, 3, 1, 36, 2, 88, 3]));
+        assert_eq!(greeted, tokens(&[0, 3, 1, 36, 2, 108, 3]));
     }
 
     #[test]

@@ -147,7 +147,7 @@ impl Run {
             sample: Some(SampleParams::GREEDY),
         };
         let logits = self.pass(|model, cx, kv, image| {
-            let mut batch = BatchBuilder::new(BLOCK_SIZE, self.model.config().vision.patches());
+            let mut batch = BatchBuilder::new(BLOCK_SIZE, model.config().vision.patches());
             batch.push(&row);
             let batch = batch.upload(cx);
             let hidden = model.forward(cx, &batch, Some(image), None, kv);

@@ -127,9 +127,13 @@ fn the_end_waits_for_adapters_or_leaves_them() {
     rig.begun.recv_timeout(PATIENCE).unwrap();
     rig.queue.close(Open::Draining);
     assert_eq!(rig.arrived(), None);
-    [(); 2].map(|()| rig.go.send(()).unwrap());
+    for _ in 0..2 {
+        rig.go.send(()).unwrap();
+    }
     assert_eq!([rig.arrived(), rig.arrived()], [Some(2); 2]);
-    [(); 3].map(|()| rig.queue.release(1));
+    for _ in 0..3 {
+        rig.queue.release(1);
+    }
     rig.end(Open::Draining);
     drop(tickets);
 
