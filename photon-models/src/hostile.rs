@@ -113,12 +113,8 @@ fn small(family: Family) -> Config {
     (text.dim, text.ff_dim, text.n_layers) = (8, 16, 3);
     (text.n_heads, text.n_kv_heads) = (2, 2);
     if let Some(moe) = &mut text.moe {
-        *moe = MoeConfig {
-            num_experts: 3,
-            start_layer: 1,
-            experts_per_token: 2,
-            expert_inner_dim: 4,
-        };
+        *moe =
+            MoeConfig { num_experts: 3, start_layer: 1, experts_per_token: 2, expert_inner_dim: 4 };
     }
     config
 }

@@ -249,7 +249,8 @@ mod tests {
             refuses("/pre_tokenizer", &split.replace('(', regex), message);
         }
         let many = r#"{"type": "NFC"},"#.repeat(17);
-        let many = format!(r#"{{"type": "Sequence", "normalizers": [{}]}}"#, &many[..many.len() - 1]);
+        let many =
+            format!(r#"{{"type": "Sequence", "normalizers": [{}]}}"#, &many[..many.len() - 1]);
         refuses("/normalizer", &many, "more than 16 parts");
 
         let ignored = [

@@ -562,8 +562,13 @@ mod tests {
         let endless = [b"N0".repeat(3), b"q".to_vec()].concat();
         assert!(run(&endless).is_err());
         let size = [b"(".to_vec(), b"K\x01".repeat(9), b"t".to_vec()].concat();
-        let tensor = [&b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storage"[..],
-            b"ctorch\nFloatStorage\nX\x01\0\0\00tQK\0", &size, &size, b"tR."];
+        let tensor = [
+            &b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storage"[..],
+            b"ctorch\nFloatStorage\nX\x01\0\0\00tQK\0",
+            &size,
+            &size,
+            b"tR.",
+        ];
         refuses(&tensor.concat(), "a tensor of 9 dimensions");
         let many = [b"ctorch\nSize\n(".to_vec(), b"N".repeat(17), b"tR.".to_vec()].concat();
         refuses(&many, "a call with 17 arguments");

@@ -10,7 +10,9 @@ use tokenizers::{
     models::bpe::{BPE, Vocab},
     normalizers::{NFC, NFD, NFKC, NFKD, NormalizerWrapper, Sequence as Normalizers},
     pre_tokenizers::{
-        PreTokenizerWrapper, byte_level::ByteLevel, digits::Digits,
+        PreTokenizerWrapper,
+        byte_level::ByteLevel,
+        digits::Digits,
         sequence::Sequence as PreTokenizers,
         split::{Split, SplitPattern},
     },

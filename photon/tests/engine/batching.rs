@@ -120,8 +120,7 @@ pub(crate) fn write_noise(path: &Path, tensors: &[(String, Vec<usize>)], rng: &m
         let value = |_| (rng.below(2001) as f32 / 1000.0 - 1.0) * 0.1;
         (0..shape.iter().product()).map(value).flat_map(f32::to_le_bytes).collect()
     };
-    let tensors: Vec<_> =
-        tensors.iter().map(|(name, shape)| (name, shape, noise(shape))).collect();
+    let tensors: Vec<_> = tensors.iter().map(|(name, shape)| (name, shape, noise(shape))).collect();
     let views = tensors.iter().map(|(name, shape, bytes)| {
         (*name, TensorView::new(Dtype::F32, shape.to_vec(), bytes).unwrap())
     });

@@ -91,7 +91,8 @@ fn adapters(folder: &Path, text: &Value) -> Vec<PathBuf> {
 fn requests(adapters: &[PathBuf]) -> Vec<Request> {
     let image = |name: &str| Image::open(format!("{DATA}/images/{name}.png").as_ref()).unwrap();
     let images = [image("small_200x150"), image("wide_1200x300")];
-    let choices: Vec<Option<&PathBuf>> = [None].into_iter().chain(adapters.iter().map(Some)).collect();
+    let choices: Vec<Option<&PathBuf>> =
+        [None].into_iter().chain(adapters.iter().map(Some)).collect();
     let mut requests = Vec::new();
     for (i, skill) in skills().into_iter().enumerate() {
         // Neighbors in the batch have different adapters.
@@ -115,7 +116,7 @@ fn requests(adapters: &[PathBuf]) -> Vec<Request> {
         adapter: adapter.cloned(),
         budget: Budget { max_tokens: 12, max_objects: 3 },
         logprobs: true,
-        ..Request::new(plain.clone(), None)
+        ..Request::new(plain.clone(), None::<Image>)
     }));
     requests
 }
