@@ -11,11 +11,14 @@ use photon_models::{
     skill::{Drawn, FinishReason, Next, RegionHead, SkillEvent, SkillState},
     tokenizer::Tokenizer,
 };
-
 use photon_sched::PlanRow;
 
-use super::prepare::{Picture, PrefixId};
-use super::{adapters::AdapterUse, ms, ms_between, runner::Drew};
+use super::{
+    adapters::AdapterUse,
+    ms, ms_between,
+    prepare::{Picture, PrefixId},
+    runner::Drew,
+};
 use crate::{Event, Metrics, Response, RunError, ticket::EventSender};
 
 /// A picture in a prompt.
