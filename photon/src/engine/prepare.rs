@@ -8,7 +8,7 @@
 //! - Who submits is told at once if too many wait.
 use std::{
     collections::{BinaryHeap, HashSet, VecDeque},
-    hash::{DefaultHasher, Hash, Hasher},
+    hash::{BuildHasher, Hash, Hasher, RandomState},
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -189,12 +189,14 @@ struct State {
     known: (HashSet<PrefixId>, VecDeque<PrefixId>),
 }
 
-/// What stands for a prompt up to some position. A hash, and a guess is all it serves for.
+/// What stands for a prompt up to some position: a hash that nobody outside can foresee, as what is known
+/// need not be decoded to see that it can be.
 pub(crate) type PrefixId = u64;
 
 /// Requests on their way to the engine.
 pub(crate) struct Queue {
     setup: Setup,
+    hash: RandomState,
     state: Mutex<State>,
     changed: Condvar,
     inbox: Mutex<Sender<Message>>,
@@ -239,7 +241,8 @@ impl Queue {
             known: Default::default(),
         };
         let (state, inbox) = (Mutex::new(state), Mutex::new(sender));
-        (Arc::new(Queue { setup, state, changed: Condvar::new(), inbox }), receiver)
+        let (hash, changed) = (RandomState::new(), Condvar::new());
+        (Arc::new(Queue { setup, hash, state, changed, inbox }), receiver)
     }
 
     pub(crate) fn setup(&self) -> &Setup {
@@ -541,7 +544,7 @@ impl Queue {
         namespace: &Namespace,
         keys: &[TokenKey],
     ) -> Result<Vec<Shown>, RunError> {
-        let mut hasher = DefaultHasher::new();
+        let mut hasher = self.hash.build_hasher();
         namespace.hash(&mut hasher);
         let mut hashed = 0;
         let mut shown = Vec::with_capacity(pictures.len());

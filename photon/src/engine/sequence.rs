@@ -11,7 +11,6 @@ use photon_models::{
     skill::{Drawn, FinishReason, Next, RegionHead, SkillEvent, SkillState},
     tokenizer::Tokenizer,
 };
-
 use photon_sched::PlanRow;
 
 use super::{
