@@ -1,11 +1,11 @@
-//! `cargo xtask demo-eval`: how well the engine answers on pictures the demo model has never seen.
+//! `cargo xtask demo-eval`: how well the engine answers on pictures the demo models have never seen.
 //!
 //! Pictures are drawn from evaluation seeds, the `photon` binary is run on each as a user would run it, one
 //! process per task, and its JSON is scored against the truth that the generator knows.
 //! A process that fails ends the run: a score over the tasks that happened to work would mislead.
 //! Nothing of the engine is linked in here.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -24,8 +24,21 @@ const MIN_QUESTIONS: f64 = 0.95;
 const MIN_CAPTIONS: f64 = 0.85;
 const MIN_DETECT_F1: f64 = 0.90;
 const MIN_POINTS: f64 = 0.95;
+const MIN_SEGMENT_IOU: f64 = 0.80;
 
-/// Score the engine with the demo model on pictures it has never seen
+/// The models of `--matrix`.
+const MODELS: [&str; 2] = ["demo", "demo3"];
+/// Its formats: what a row is called, and photon's arguments for it.
+const FORMATS: [(&str, &[&str]); 6] = [
+    ("as trained", &[]),
+    ("int8 weights", &["--quant", "int8"]),
+    ("fp8 weights", &["--quant", "fp8"]),
+    ("int4 weights", &["--quant", "int4"]),
+    ("fp8 keys and values", &["--kv-dtype", "fp8"]),
+    ("int8 keys and values", &["--kv-dtype", "int8"]),
+];
+
+/// Score the engine with a demo model on pictures it has never seen
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The photon binary [default: built by `cargo build --release -p photon-cli`]
@@ -38,7 +51,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = EVALUATION_SEEDS,
           value_parser = clap::value_parser!(u64).range(EVALUATION_SEEDS..))]
     seed: u64,
-    /// Number of pictures; each costs up to eight runs of photon
+    /// Number of pictures; each costs up to nine runs of photon
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     count: u64,
     /// How many photon processes run at once
@@ -47,6 +60,9 @@ pub(crate) struct Args {
     /// Quantize the model's weights, as `photon --quant` takes it
     #[arg(long, value_name = "FORMAT")]
     quant: Option<OsString>,
+    /// Score both demo models in every format of weights, keys and values, in one table
+    #[arg(long, conflicts_with_all = ["model", "quant", "json", "check", "show_misses"])]
+    matrix: bool,
     /// Print one JSON object rather than a table
     #[arg(long)]
     json: bool,
@@ -67,10 +83,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(path) => path.clone(),
         None => build_photon()?,
     };
-    let model = args.model.iter().flat_map(|model| ["--model".into(), model.clone()]);
+    if args.matrix {
+        return matrix(&program, args);
+    }
     let quant = args.quant.iter().flat_map(|quant| ["--quant".into(), quant.clone()]);
-    let extra = model.chain(quant).chain(args.extra.clone()).collect();
-    let engine = Engine { program: vec![program.into()], extra };
+    let extra = quant.chain(args.extra.clone()).collect();
+    let engine = Engine::new(program, args.model.as_deref(), extra);
     let started = Instant::now();
     let (scores, misses) = evaluate(&engine, args)?;
     let verdicts = verdicts(&scores);
@@ -92,12 +110,39 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let seconds = started.elapsed().as_secs_f64();
         let head = format!("{} pictures from seed {}, {seconds:.0} s", args.count, args.seed);
         writeln!(out, "{head}\n\n{}", table(&scores, &verdicts))?;
+        if !engine.outlines {
+            writeln!(out, "\nsegment is not asked: the model has no prompt for it")?;
+        }
     }
     if args.check && !passed {
         let low: Vec<&str> = verdicts.iter().filter(|v| !v.passed()).map(|v| v.name).collect();
         bail!("below the threshold: {}", low.join(", "));
     }
     Ok(())
+}
+
+/// Scores every model in every format and prints one table, in Markdown.
+fn matrix(program: &Path, args: &Args) -> Result<()> {
+    let mut rows = Vec::new();
+    for model in MODELS {
+        for (format, flags) in FORMATS {
+            writeln!(io::stderr(), "{model}, {format}")?;
+            let extra = flags.iter().map(OsString::from).chain(args.extra.clone()).collect();
+            let engine = Engine::new(program.to_owned(), Some(model.as_ref()), extra);
+            let (scores, _) = evaluate(&engine, args)?;
+            rows.push(matrix_row(model, format, &verdicts(&scores)));
+        }
+    }
+    let mut out = io::stdout().lock();
+    writeln!(out, "{} pictures from seed {}\n", args.count, args.seed)?;
+    writeln!(out, "| model | format | questions | captions | detect, F1 | point | segment, IoU |")?;
+    writeln!(out, "|---|---|---|---|---|---|---|\n{}", rows.join("\n"))?;
+    Ok(())
+}
+
+fn matrix_row(model: &str, format: &str, verdicts: &[Verdict]) -> String {
+    let cells: Vec<String> = verdicts.iter().map(|verdict| percent(verdict.rate)).collect();
+    format!("| `{model}` | {format} | {} |", cells.join(" | "))
 }
 
 /// Builds the command-line tool and returns where cargo put it.
@@ -128,9 +173,17 @@ struct Engine {
     program: Vec<OsString>,
     /// Arguments that come after all others.
     extra: Vec<OsString>,
+    /// Whether the model can segment.
+    outlines: bool,
 }
 
 impl Engine {
+    fn new(program: PathBuf, model: Option<&OsStr>, extra: Vec<OsString>) -> Self {
+        let chosen = model.iter().flat_map(|model| [OsStr::new("--model"), model]);
+        let extra = chosen.map(OsStr::to_owned).chain(extra).collect();
+        Self { program: vec![program.into()], extra, outlines: outlines(model) }
+    }
+
     fn answer(&self, picture: &Path, task: &Task) -> Result<Answer> {
         let mut command = Command::new(&self.program[0]);
         command.args(&self.program[1..]);
@@ -153,6 +206,9 @@ impl Engine {
             Task::Point { object, .. } => {
                 command.arg("point").arg(picture).arg(object);
             }
+            Task::Segment { object, .. } => {
+                command.arg("segment").arg(picture).arg(object);
+            }
         }
         let command = command.arg("--json").args(&self.extra).stdin(Stdio::null());
         let output = command
@@ -169,6 +225,18 @@ impl Engine {
     }
 }
 
+/// Whether the `config.json` of a demo model, or of a folder, has a prompt for segment.
+fn outlines(model: Option<&OsStr>) -> bool {
+    let model = model.unwrap_or(OsStr::new("demo"));
+    let ours = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../photon")).join(model);
+    let folder = if MODELS.iter().any(|name| *name == model) { ours } else { model.into() };
+    // What has no such file is a model of another world, whose scores mean nothing anyway.
+    let json = fs::read(folder.join("config.json")).unwrap_or_default();
+    let config: Value = serde_json::from_slice(&json).unwrap_or_default();
+    let inner = config.get("config").unwrap_or(&config);
+    inner.pointer("/tokenizer/templates/segment").is_some_and(|segment| !segment.is_null())
+}
+
 /// Reads what photon prints with `--json` for a task of this sort.
 fn parse(stdout: &[u8], task: &Task) -> Result<Answer> {
     let value: Value = serde_json::from_slice(stdout).context("not one JSON object")?;
@@ -179,26 +247,37 @@ fn parse(stdout: &[u8], task: &Task) -> Result<Answer> {
     Ok(match task {
         Task::Caption { .. } => text("caption")?,
         Task::Query { .. } => text("answer")?,
-        Task::Detect { .. } => {
-            Answer::Boxes(numbers(&value, "objects", ["x_min", "y_min", "x_max", "y_max"])?)
-        }
+        Task::Detect { .. } => Answer::Boxes(numbers(&value, "objects", BOX_FIELDS)?),
         Task::Point { .. } => Answer::Points(numbers(&value, "points", ["x", "y"])?),
+        Task::Segment { .. } => {
+            let path = value["path"].as_str().context("no text under \"path\"")?.to_owned();
+            // Without a box nothing is outlined.
+            let bounds = match &value["bbox"] {
+                Value::Null => [0.0; 4],
+                bounds => fields(bounds, "bbox", BOX_FIELDS)?,
+            };
+            Answer::Path { path, bounds }
+        }
     })
 }
 
-/// The `fields` of every item of the list under `key`.
-fn numbers<const N: usize>(value: &Value, key: &str, fields: [&str; N]) -> Result<Vec<[f64; N]>> {
+const BOX_FIELDS: [&str; 4] = ["x_min", "y_min", "x_max", "y_max"];
+
+/// The fields `names` of every item of the list under `key`.
+fn numbers<const N: usize>(value: &Value, key: &str, names: [&str; N]) -> Result<Vec<[f64; N]>> {
     let items = value[key].as_array().with_context(|| format!("no list under {key:?}"))?;
-    let read = |item: &Value| {
-        let mut numbers = [0.0; N];
-        for (number, field) in numbers.iter_mut().zip(fields) {
-            *number = item[field]
-                .as_f64()
-                .with_context(|| format!("an item of {key:?} has no number {field:?}"))?;
-        }
-        Ok(numbers)
-    };
-    items.iter().map(read).collect()
+    items.iter().map(|item| fields(item, key, names)).collect()
+}
+
+/// The fields `names` of `item`, which is under `key`.
+fn fields<const N: usize>(item: &Value, key: &str, names: [&str; N]) -> Result<[f64; N]> {
+    let mut numbers = [0.0; N];
+    for (number, name) in numbers.iter_mut().zip(names) {
+        *number = item[name]
+            .as_f64()
+            .with_context(|| format!("what is under {key:?} has no number {name:?}"))?;
+    }
+    Ok(numbers)
 }
 
 /// A folder of our own that goes away with its owner.
@@ -223,13 +302,16 @@ impl Drop for TempFolder {
 }
 
 /// The tasks asked of one picture: the short caption, and the first of every other kind.
-fn chosen(record: &SceneRecord) -> Vec<&Task> {
+fn chosen(record: &SceneRecord, outlines: bool) -> Vec<&Task> {
     let mut kinds = Vec::new();
     let is_new = |task: &&Task| {
         let kind = match task {
             Task::Caption { length, .. } => return *length == Length::Short,
             Task::Query { kind, .. } => (std::mem::discriminant(*task), Some(*kind)),
-            Task::Detect { .. } | Task::Point { .. } => (std::mem::discriminant(*task), None),
+            Task::Segment { .. } if !outlines => return false,
+            Task::Detect { .. } | Task::Point { .. } | Task::Segment { .. } => {
+                (std::mem::discriminant(*task), None)
+            }
         };
         let new = !kinds.contains(&kind);
         kinds.push(kind);
@@ -289,7 +371,7 @@ fn judge(
         .with_context(|| format!("cannot write {}", picture.display()))?;
     let record = scene.record();
     let mut misses = Vec::new();
-    for task in chosen(&record) {
+    for task in chosen(&record, engine.outlines) {
         let answer = engine.answer(&picture, task)?;
         if !scores.add(&record, task, &answer) {
             misses.push(format!("seed {}: {task:?} but got {answer:?}", scene.seed));
@@ -343,7 +425,7 @@ impl Verdict {
     }
 }
 
-fn verdicts(scores: &Scores) -> [Verdict; 4] {
+fn verdicts(scores: &Scores) -> [Verdict; 5] {
     let detect = (scores.detect.tasks != 0).then(|| scores.detect.f1());
     let point = (scores.point.tasks != 0).then(|| scores.point.count_matched_rate());
     [
@@ -351,14 +433,15 @@ fn verdicts(scores: &Scores) -> [Verdict; 4] {
         Verdict { name: "captions", rate: scores.captions.rate(), least: MIN_CAPTIONS },
         Verdict { name: "detect", rate: detect, least: MIN_DETECT_F1 },
         Verdict { name: "point", rate: point, least: MIN_POINTS },
+        Verdict { name: "segment", rate: scores.segment.mean_iou(), least: MIN_SEGMENT_IOU },
     ]
 }
 
-fn table(scores: &Scores, verdicts: &[Verdict; 4]) -> String {
-    let percent = |rate: Option<f64>| match rate {
-        Some(rate) => format!("{:.1} %", 100.0 * rate),
-        None => "-".to_owned(),
-    };
+fn percent(rate: Option<f64>) -> String {
+    rate.map_or_else(|| "-".to_owned(), |rate| format!("{:.1} %", 100.0 * rate))
+}
+
+fn table(scores: &Scores, verdicts: &[Verdict; 5]) -> String {
     let row = |name: &str, right: String, total: String, rate: Option<f64>, end: &str| {
         let line = format!("{name:<18}{right:>7}{total:>7}{:>10}{end}", percent(rate));
         line.trim_end().to_owned()
@@ -366,7 +449,7 @@ fn table(scores: &Scores, verdicts: &[Verdict; 4]) -> String {
     let counted = |name: &str, tally: Tally, end: &str| {
         row(name, tally.right.to_string(), tally.total.to_string(), tally.rate(), end)
     };
-    let [questions, captions, detect, point] = verdicts.each_ref().map(|verdict| {
+    let [questions, captions, detect, point, segment] = verdicts.each_ref().map(|verdict| {
         let mark = if verdict.passed() { "" } else { "  BELOW" };
         format!("{:>10}{mark}", percent(Some(verdict.least)))
     });
@@ -391,6 +474,10 @@ fn table(scores: &Scores, verdicts: &[Verdict; 4]) -> String {
         lines.push(part("precision", found.given, found.precision()));
         lines.push(part("recall", found.actual, found.recall()));
         lines.push(row(main, String::new(), String::new(), rate, main_end));
+    }
+    if let Some(iou) = scores.segment.mean_iou() {
+        let asked = scores.segment.tasks.to_string();
+        lines.push(row("segment, IoU", String::new(), asked, Some(iou), &segment));
     }
     lines.join("\n")
 }
@@ -420,6 +507,7 @@ cat "$(dirname "$0")/$1.$picture.$asked"
             photon: None,
             model: None,
             quant: None,
+            matrix: false,
             seed: EVALUATION_SEEDS,
             count: NUM_PICTURES,
             parallel: 2,
@@ -457,13 +545,18 @@ cat "$(dirname "$0")/$1.$picture.$asked"
                         let points = points.iter().map(|p| json!({ "x": p[0], "y": p[1] }));
                         ("point", object.as_str(), json!({ "points": points.collect::<Value>() }))
                     }
+                    Task::Segment { object, path, bounds } => {
+                        let bounds = boxes_json(&[*bounds])[0].take();
+                        ("segment", object.as_str(), json!({ "path": path, "bbox": bounds }))
+                    }
                 };
                 let asked = asked.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
                 let path = folder.join(format!("{skill}.{seed}.{asked}"));
                 fs::write(path, edit(&task, truth).to_string()).unwrap();
             }
         }
-        Engine { program: vec!["/bin/sh".into(), script.into()], extra: vec!["--quant".into()] }
+        let program = vec!["/bin/sh".into(), script.into()];
+        Engine { program, extra: vec!["--quant".into()], outlines: true }
     }
 
     #[test]
@@ -475,6 +568,7 @@ cat "$(dirname "$0")/$1.$picture.$asked"
         assert_eq!(scores.captions, Tally { right: 6, total: 6 });
         assert_eq!(scores.questions[&QueryKind::Count], Tally { right: 6, total: 6 });
         assert_eq!((scores.detect.tasks, scores.point.tasks), (6, 6));
+        assert_eq!(scores.segment.tasks, 6);
         assert!(verdicts(&scores).iter().all(|v| v.passed() && v.rate == Some(1.0)));
 
         let log = fs::read_to_string(folder.0.join("log")).unwrap();
@@ -492,25 +586,46 @@ cat "$(dirname "$0")/$1.$picture.$asked"
         let engine = fake(&folder.0, |task, truth| match task {
             Task::Query { kind: QueryKind::Text, .. } => json!({ "answer": "GIBBERISH" }),
             Task::Detect { .. } => json!({ "objects": [] }),
+            Task::Segment { .. } => json!({ "path": "", "bbox": null, "parse_error": "..." }),
             _ => truth,
         });
         let (scores, misses) = evaluate(&engine, &args()).unwrap();
         assert_eq!(scores.questions[&QueryKind::Text], Tally { right: 0, total: 6 });
         assert_eq!(scores.questions[&QueryKind::Count], Tally { right: 6, total: 6 });
         let verdicts = verdicts(&scores);
-        assert_eq!(verdicts.each_ref().map(Verdict::passed), [false, true, false, true]);
+        assert_eq!(verdicts.each_ref().map(Verdict::passed), [false, true, false, true, false]);
         assert!(6 <= misses.len() && misses.iter().any(|miss| miss.contains("GIBBERISH")));
         let table = table(&scores, &verdicts);
-        assert_eq!(table.matches("BELOW").count(), 2, "{table}");
+        assert_eq!(table.matches("BELOW").count(), 3, "{table}");
         assert!(table.contains("  question text         0      6     0.0 %"), "{table}");
+    }
+
+    #[test]
+    fn only_a_model_that_can_is_asked_for_outlines() {
+        let folder = TempFolder::create().unwrap();
+        let outlines = |model: &OsStr| outlines(Some(model));
+        assert!(!super::outlines(None) && !outlines("demo".as_ref()) && outlines("demo3".as_ref()));
+        assert!(!outlines(folder.0.as_ref()), "it has no config.json");
+        let config = folder.0.join("config.json");
+        fs::write(&config, r#"{"tokenizer": {"templates": {"segment": {"prefix": []}}}}"#).unwrap();
+        assert!(outlines(folder.0.as_ref()));
+        let engine = Engine { outlines: false, ..fake(&folder.0, |_, truth| truth) };
+        let (scores, misses) = evaluate(&engine, &args()).unwrap();
+        assert_eq!((scores.segment.tasks, misses.len()), (0, 0));
+        let verdicts = verdicts(&scores);
+        assert!(verdicts.iter().all(Verdict::passed));
+        assert!(!table(&scores, &verdicts).contains("segment"));
+        let row = matrix_row("demo", "int8 weights", &verdicts);
+        let whole = "100.0 % | 100.0 % | 100.0 % | 100.0 %";
+        assert_eq!(row, format!("| `demo` | int8 weights | {whole} | - |"));
     }
 
     #[test]
     fn a_failing_or_unreadable_photon_ends_the_run() {
         let folder = TempFolder::create().unwrap();
         let script = folder.0.join("photon.sh");
-        let engine =
-            Engine { program: vec!["/bin/sh".into(), script.clone().into()], extra: vec![] };
+        let program = vec!["/bin/sh".into(), script.clone().into()];
+        let engine = Engine { program, extra: vec![], outlines: false };
         for (code, expected) in [
             ("echo no such model >&2; exit 3", "no such model"),
             ("echo {}", "no text under \"caption\""),
@@ -520,7 +635,7 @@ cat "$(dirname "$0")/$1.$picture.$asked"
             let error = format!("{:#}", evaluate(&engine, &args()).unwrap_err());
             assert!(error.contains(expected), "{error}");
         }
-        let missing = Engine { program: vec![folder.0.join("absent").into()], extra: vec![] };
+        let missing = Engine::new(folder.0.join("absent"), None, vec![]);
         let error = format!("{:#}", evaluate(&missing, &args()).unwrap_err());
         assert!(error.contains("cannot run"), "{error}");
     }

@@ -106,6 +106,8 @@ fn text(options: &Options) -> Result<()> {
                 Task::Detect { object, .. } | Task::Point { object, .. } => {
                     writeln!(out, "{object}")?;
                 }
+                // Its objects are named as the others', and its path is not text.
+                Task::Segment { .. } => {}
             }
         }
     }

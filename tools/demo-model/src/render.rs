@@ -158,7 +158,7 @@ fn add_span(cover: &mut [f32], x0: f64, x1: f64) {
 const NONE: (f64, f64) = (0.0, 0.0);
 
 /// Where the line `dy` below the box's center crosses a shape, as spans relative to that center.
-fn spans(shape: Shape, radius: f64, inset: f64, dy: f64) -> [(f64, f64); 2] {
+pub(crate) fn spans(shape: Shape, radius: f64, inset: f64, dy: f64) -> [(f64, f64); 2] {
     let symmetric = |half: f64| [(-half, half), NONE];
     match shape {
         Shape::Circle => {
@@ -192,7 +192,7 @@ fn spans(shape: Shape, radius: f64, inset: f64, dy: f64) -> [(f64, f64); 2] {
 }
 
 /// The star's outer and inner corners in turn, clockwise from the top, around its own center.
-const STAR: [(f64, f64); 10] = [
+pub(crate) const STAR: [(f64, f64); 10] = [
     (0.0, -1.0),
     (SIN_36 * STAR_INNER, -STAR_COS_36 * STAR_INNER),
     (STAR_COS_18, -SIN_18),

@@ -54,7 +54,7 @@ impl Shape {
     }
 
     /// Half width, and half height, of the box of a shape of radius 1.
-    fn half_extent(self) -> [f64; 2] {
+    pub(crate) fn half_extent(self) -> [f64; 2] {
         match self {
             Self::Circle | Self::Cross => [1.0, 1.0],
             Self::Square => [SQUARE_HALF_SIDE, SQUARE_HALF_SIDE],

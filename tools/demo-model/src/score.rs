@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::outline::Outline;
 use crate::scene::{Color, Shape};
 use crate::tasks::{QueryKind, SceneRecord, Task};
 
-/// Least overlap (intersection over union) for a box to count as found.
+/// Least overlap (intersection over union) for a box to count as found, and for an outline as right.
 pub const MIN_IOU: f64 = 0.5;
 
 /// What a model said to a task.
@@ -22,6 +23,14 @@ pub enum Answer {
     Boxes(Vec<[f64; 4]>),
     /// Points `[x, y]`, normalized.
     Points(Vec<[f64; 2]>),
+    /// An outline: an SVG path in parts of a box, and the box `[x_min, y_min, x_max, y_max]`,
+    /// normalized. A path that cannot be read covers nothing.
+    Path {
+        /// The path.
+        path: String,
+        /// The box.
+        bounds: [f64; 4],
+    },
 }
 
 /// So many right out of so many.
@@ -104,6 +113,34 @@ fn ratio(part: usize, whole: usize) -> f64 {
     if whole == 0 { 1.0 } else { part as f64 / whole as f64 }
 }
 
+/// How much outlines cover of what they should.
+///
+/// The sum is in millionths, so that parts of a run merge to the same number in any order.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Covered {
+    /// The sum over tasks of intersection over union, in millionths.
+    pub iou_millionths: u64,
+    /// Tasks.
+    pub tasks: usize,
+}
+
+impl Covered {
+    fn add(&mut self, iou: f64) -> bool {
+        self.merge(Self { iou_millionths: (iou * 1e6).round() as u64, tasks: 1 });
+        iou >= MIN_IOU
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.iou_millionths += other.iou_millionths;
+        self.tasks += other.tasks;
+    }
+
+    /// The mean of intersection over union, `None` of nothing.
+    pub fn mean_iou(self) -> Option<f64> {
+        (self.tasks != 0).then(|| self.iou_millionths as f64 / 1e6 / self.tasks as f64)
+    }
+}
+
 /// The score of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Scores {
@@ -115,6 +152,8 @@ pub struct Scores {
     pub detect: Found,
     /// Points inside their objects' boxes.
     pub point: Found,
+    /// Outlines.
+    pub segment: Covered,
 }
 
 impl Scores {
@@ -143,6 +182,14 @@ impl Scores {
                 }
                 _ => self.point.add(0, 1, boxes.len()),
             },
+            Task::Segment { path, bounds, .. } => self.segment.add(match answer {
+                Answer::Path { path: given, bounds: within } => {
+                    let outline =
+                        |path: &str, bounds| Outline::parse(path, bounds).unwrap_or_default();
+                    outline(given, *within).iou(&outline(path, *bounds))
+                }
+                _ => 0.0,
+            }),
         }
     }
 
@@ -154,6 +201,7 @@ impl Scores {
         self.captions.merge(other.captions);
         self.detect.merge(other.detect);
         self.point.merge(other.point);
+        self.segment.merge(other.segment);
     }
 
     /// The questions of all kinds together.
@@ -319,12 +367,16 @@ mod tests {
                     }
                     Task::Detect { boxes, .. } => Answer::Boxes(boxes.clone()),
                     Task::Point { points, .. } => Answer::Points(points.clone()),
+                    Task::Segment { path, bounds, .. } => {
+                        Answer::Path { path: path.clone(), bounds: *bounds }
+                    }
                 };
                 assert!(scores.add(&record, task, &answer), "seed {seed}: {task:?}");
             }
             assert_eq!(scores.captions, Tally { right: 3, total: 3 });
             close(scores.detect.f1(), 1.0);
             close(scores.point.count_matched_rate(), 1.0);
+            assert!(scores.segment.mean_iou().is_none_or(|mean| mean == 1.0), "seed {seed}");
         }
     }
 
@@ -376,6 +428,24 @@ mod tests {
         close(scores.point.recall(), 5.0 / 6.0);
         close(scores.point.precision(), 5.0 / 7.0);
         close(scores.point.count_matched_rate(), 5.0 / 7.0);
+    }
+
+    #[test]
+    fn an_outline_counts_by_what_it_covers() {
+        let truth = truth(&[], None);
+        let mut scores = Scores::default();
+        let square = "M 0 0 L 1 0 1 1 0 1 Z";
+        let task = Task::Segment { object: "square".into(), path: square.into(), bounds: LEFT };
+        let mut add = |path: &str, bounds| {
+            scores.add(&truth, &task, &Answer::Path { path: path.into(), bounds })
+        };
+        assert!(add(square, LEFT));
+        assert!(add("M 0 0 L 1 0 1 1 0.5 1 Z", LEFT)); // Three quarters of it.
+        assert!(!add(square, RIGHT));
+        assert!(!add("M 0 0 L nonsense", LEFT));
+        assert!(!scores.add(&truth, &task, &Answer::Boxes(vec![LEFT])));
+        let mean = scores.segment.mean_iou().unwrap();
+        assert!((mean - 1.75 / 5.0).abs() < 1e-3, "{mean}");
     }
 
     #[test]

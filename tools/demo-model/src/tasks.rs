@@ -73,6 +73,16 @@ pub enum Task {
         /// The boxes of the same objects, in the same order.
         boxes: Vec<[f64; 4]>,
     },
+    /// Outline the only object of a kind.
+    Segment {
+        /// What to outline.
+        object: String,
+        /// Its whole outline as an SVG path, in parts of its box.
+        path: String,
+        /// Its tight box `[x_min, y_min, x_max, y_max]`, normalized.
+        #[serde(rename = "box")]
+        bounds: [f64; 4],
+    },
 }
 
 /// An object as the records tell it.
@@ -116,9 +126,12 @@ pub struct SceneRecord {
 
 /// Keeps the tasks' random numbers apart from the picture's.
 const TASK_STREAM: u64 = 0x7461_736b_735f_7631;
+/// Keeps those of outlines apart from the other tasks', which were there before them.
+const SEGMENT_STREAM: u64 = 0x7365_676d_656e_7431;
 const QUESTIONS_PER_KIND: usize = 2;
 const DETECTS: usize = 3;
 const POINTS: usize = 2;
+const SEGMENTS: usize = 2;
 /// Part of the questions whose honest answer is "nothing" or "none".
 const ABSENT: f64 = 0.2;
 /// Least difference of centers, normalized, for one object to be left of or above another.
@@ -142,7 +155,8 @@ impl Scene {
         }
     }
 
-    /// Three captions, up to two questions of each kind that applies, three detects and two points.
+    /// Three captions, up to two questions of each kind that applies, three detects, two points and up
+    /// to two outlines.
     pub fn tasks(&self) -> Vec<Task> {
         let mut rng = Rng::new(self.seed ^ TASK_STREAM);
         let lengths = [Length::Short, Length::Normal, Length::Long];
@@ -161,7 +175,33 @@ impl Scene {
                 self.matching(wanted).map(|at| self.object_box(at)).collect();
             tasks.push(Task::Point { object, points: boxes.iter().map(center).collect(), boxes });
         }
+        tasks.extend(self.segments());
         tasks
+    }
+
+    /// Outlines of objects that a color, a shape or both single out.
+    fn segments(&self) -> Vec<Task> {
+        let mut rng = Rng::new(self.seed ^ SEGMENT_STREAM);
+        let mut single: Vec<(usize, Wanted)> = Vec::new();
+        for (at, object) in self.objects.iter().enumerate() {
+            let (color, shape) = (object.color, object.shape);
+            let mut names = vec![Wanted::Both(color, shape); 2];
+            names.extend([Wanted::Shape(shape), Wanted::Color(color)]);
+            names.retain(|name| self.count(*name) == 1);
+            if !names.is_empty() {
+                single.push((at, *rng.pick(&names)));
+            }
+        }
+        rng.shuffle(&mut single);
+        let asked = single.into_iter().take(SEGMENTS);
+        asked
+            .map(|(at, wanted)| {
+                let phrase = wanted.phrase(&mut rng, false);
+                let object = if rng.chance(0.1) { capitalized(&phrase) } else { phrase };
+                let path = self.objects[at].shape.outline();
+                Task::Segment { object, path, bounds: self.object_box(at) }
+            })
+            .collect()
     }
 
     /// The model caption.

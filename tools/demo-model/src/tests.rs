@@ -15,14 +15,20 @@ fn a_seed_means_the_same_picture_and_tasks_for_ever() {
     // A change of these values invalidates the trained model's evaluation: new pictures need new
     // training.
     let seeds = (0..32).chain(EVALUATION_SEEDS..EVALUATION_SEEDS + 32).chain([u64::MAX]);
-    let (mut pixels, mut truth) = (0xcbf2_9ce4_8422_2325, 0xcbf2_9ce4_8422_2325);
+    let [mut pixels, mut truth, mut outlines] = [0xcbf2_9ce4_8422_2325; 3];
     for seed in seeds {
         let scene = Scene::from_seed(seed);
         pixels = fnv1a(pixels, &scene.render(112, 112));
         pixels = fnv1a(pixels, &scene.render(scene.width, scene.height));
-        truth = fnv1a(truth, &serde_json::to_vec(&scene.record()).unwrap());
+        // Outlines came later than the rest, so they have a hash of their own.
+        let mut record = scene.record();
+        let segment = |task: &mut Task| matches!(task, Task::Segment { .. });
+        let segments: Vec<Task> = record.tasks.extract_if(.., segment).collect();
+        truth = fnv1a(truth, &serde_json::to_vec(&record).unwrap());
+        outlines = fnv1a(outlines, &serde_json::to_vec(&segments).unwrap());
     }
     assert_eq!((pixels, truth), (2_949_501_180_198_290_863, 13_233_850_918_123_929_766));
+    assert_eq!(outlines, 13_268_372_288_230_147_220);
 }
 
 #[test]
@@ -243,6 +249,11 @@ fn every_answer_is_true_and_every_question_has_one() {
                         assert!(b[0] < *x && *x < b[2] && b[1] < *y && *y < b[3], "seed {seed}");
                     }
                 }
+                Task::Segment { object, path, bounds } => {
+                    let at = the(&scene, &object.to_lowercase());
+                    assert_eq!(bounds, scene.object_box(at), "seed {seed}: {object}");
+                    assert_eq!(path, scene.objects[at].shape.outline(), "seed {seed}: {object}");
+                }
             }
         }
     }
@@ -251,7 +262,7 @@ fn every_answer_is_true_and_every_question_has_one() {
 #[test]
 fn answers_are_balanced_and_every_kind_occurs() {
     let mut answers: BTreeMap<(QueryKind, String), usize> = BTreeMap::new();
-    let (mut absent, mut searches, mut texts) = (0, 0, 0);
+    let (mut absent, mut searches, mut texts, mut segments) = (0, 0, 0, 0);
     for seed in SEEDS {
         let record = Scene::from_seed(seed).record();
         texts += usize::from(record.text.is_some());
@@ -264,10 +275,12 @@ fn answers_are_balanced_and_every_kind_occurs() {
                     searches += 1;
                     absent += usize::from(boxes.is_empty());
                 }
+                Task::Segment { .. } => segments += 1,
                 Task::Caption { .. } => {}
             }
         }
     }
+    assert!(3 * SEEDS.count() / 2 < segments, "{segments} outlines are few");
     let count = |kind, answer: &str| answers.get(&(kind, answer.to_owned())).copied().unwrap_or(0);
     let (yes, no) = (count(QueryKind::Relation, "Yes"), count(QueryKind::Relation, "No"));
     let share = yes as f64 / (yes + no) as f64;

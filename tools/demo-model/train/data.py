@@ -16,12 +16,11 @@ import threading
 import numpy as np
 import torch
 
-from model import ANSWER, CHARS, CONFIG, COORD, EOS, GRID, PATCH, PREFIX, SIZE, TEXT_LEN
+from model import CHARS, COORD, EOS, GRAIN, GRID, PATCH, PREFIX, SIZE, TEXT_LEN, VIEW, moondream3, number_token
 
 SHAPE_NAMES = ["circle", "square", "triangle", "star", "cross"]
 COLOR_NAMES = ["red", "green", "blue", "yellow", "purple", "orange", "black", "white"]
 CHAR_ID = {c: i + 1 for i, c in enumerate(CHARS)}
-TEXT_TOKENS = 150  # Packed text tokens per picture in training.
 SIDE = PATCH * GRID
 
 
@@ -122,9 +121,9 @@ def patch_labels(meta, rgb):
 class Prompts:
     """Token ids of prompts and answers; a prompt is (ids, answer start, weight, coords, sizes)."""
 
-    def __init__(self, tokenizer):
-        self.tokenizer, self.cache = tokenizer, {}
-        self.templates = CONFIG["tokenizer"]["templates"]
+    def __init__(self, tokenizer, config):
+        self.tokenizer, self.cache, self.config = tokenizer, {}, config
+        self.templates = config["tokenizer"]["templates"]
 
     def enc(self, text):
         if text not in self.cache:
@@ -146,7 +145,11 @@ class Prompts:
                 return list(t["caption"][task["length"]])
             case "query":
                 suffix = t["query"]["suffix"]
-                return t["query"]["prefix"] + self.enc(task["question"]) + suffix + suffix
+                # Moondream 2 closes the question and opens the answer; Moondream 3 only opens.
+                suffix = suffix if moondream3(self.config) else suffix + suffix
+                return t["query"]["prefix"] + self.enc(task["question"]) + suffix
+            case "segment":
+                return t["segment"]["prefix"] + self.enc(task["object"]) + t["segment"]["suffix"]
             case skill:
                 return t[skill]["prefix"] + self.enc(" " + task["object"]) + t[skill]["suffix"]
 
@@ -162,9 +165,21 @@ class Prompts:
             for x, y in task["points"]:
                 coords += [(len(ids), x), (len(ids) + 1, y)]
                 ids += [COORD, COORD]
+        elif task["skill"] == "segment":
+            x0, y0, x1, y1 = task["box"]
+            coords = [(0, (x0 + x1) / 2), (1, (y0 + y1) / 2)]
+            sizes = [(2, x1 - x0, y1 - y0)]
+            ids = [COORD, COORD, SIZE] + self.path_ids(task["path"])
         else:
             ids = list(self.enc(task["answer"]))
         return ids + [EOS], coords, sizes
+
+
+    def path_ids(self, path):
+        """An outline's ids: one for each command, and one for each number, rounded to the grain of those."""
+        def token(word):
+            return word if word.isalpha() else number_token(round(float(word) * VIEW / GRAIN) * GRAIN)
+        return [self.tokenizer.token_to_id(token(word)) for word in path.split()]
 
 
 APART = 0.12  # The generator's least difference of centers for a relation.
@@ -203,22 +218,22 @@ def named(objects, name):
     return center(found[0]["box"])
 
 
-WEIGHT = {"caption": 0.6, "query": 1.5, "detect": 0.6, "point": 0.6, "relation": 2.0}
+WEIGHT = {"caption": 0.6, "query": 1.5, "detect": 0.6, "point": 0.6, "segment": 0.3, "relation": 2.0}
 
 
 def choose(tasks, rng, places=False):
     """An order of preference that mixes the skills, or puts `places` first; the packer takes tasks while they fit."""
     captions = [t for t in tasks if t["skill"] == "caption"]
     weights = [{"short": 6, "normal": 2, "long": 1}[t["length"]] for t in captions]
-    by = {s: [t for t in tasks if t["skill"] == s] for s in ("query", "detect", "point")}
+    by = {s: [t for t in tasks if t["skill"] == s] for s in ("query", "detect", "point", "segment")}
     for group in by.values():
         rng.shuffle(group)
     # What is learned last comes first.
     by["query"].sort(key=lambda t: t["kind"] != "relation")
     if places:
-        first = by["detect"][:2] + by["point"] + by["query"][:2] + rng.choices(captions, weights)[:1]
+        first = by["detect"][:2] + by["point"] + by["segment"][:1] + by["query"][:2] + rng.choices(captions, weights)[:1]
         return first + by["detect"][2:] + by["query"][2:]
-    first = rng.choices(captions, weights)[:1] + by["query"][:6] + by["detect"][:1] + by["point"][:1]
+    first = rng.choices(captions, weights)[:1] + by["query"][:6] + by["detect"][:1] + by["point"][:1] + by["segment"][:1]
     rest = by["query"][6:] + by["detect"][1:2] + by["point"][1:2]
     rng.shuffle(rest)
     return first + rest
@@ -227,7 +242,7 @@ def choose(tasks, rng, places=False):
 class Batch:
     """Packed prompts of several pictures as tensors; see `Prompts`."""
 
-    def __init__(self, metas, prompts, rng, places=False, tokens=TEXT_TOKENS):
+    def __init__(self, metas, prompts, rng, places=False, tokens=150):
         n = len(metas)
         ids, tgt = np.zeros((n, tokens), np.int64), np.full((n, tokens), -100)
         seg, pos = np.full((n, tokens), -1), np.full((n, tokens), PREFIX)
@@ -235,7 +250,8 @@ class Batch:
         coords, sizes, ends = [], [], []
         for row, meta in enumerate(metas):
             at = 0
-            for k, task in enumerate(choose(meta["tasks"] + relations(meta["objects"], rng, 2), rng, places)):
+            known = [task for task in meta["tasks"] if task["skill"] in prompts.templates]
+            for k, task in enumerate(choose(known + relations(meta["objects"], rng, 2), rng, places)):
                 question = prompts.question(task)
                 answer, c, s = prompts.answer(task)
                 whole = question + answer
@@ -267,9 +283,9 @@ class Batch:
 class Loader:
     """Reads pictures in a thread and yields (pixels, labels, Batch or None)."""
 
-    def __init__(self, binary, seed, rows, prompts, max_objects=4, labels=True, places=False):
+    def __init__(self, binary, seed, rows, prompts, max_objects=4, labels=True, places=False, tokens=150):
         self.queue = queue.Queue(6)
-        self.labels, self.places = labels, places
+        self.labels, self.places, self.tokens = labels, places, tokens
         self.args = (binary, seed, rows, prompts, max_objects)
         threading.Thread(target=self.run, daemon=True).start()
 
@@ -289,7 +305,7 @@ class Loader:
         labels = None
         if self.labels:
             labels = [torch.from_numpy(np.stack(a)) for a in zip(*(patch_labels(m, rgb) for m, rgb in group))]
-        batch = Batch([m for m, _ in group], prompts, rng, self.places) if prompts else None
+        batch = Batch([m for m, _ in group], prompts, rng, self.places, self.tokens) if prompts else None
         return to_pixels([rgb for _, rgb in group]), labels, batch
 
     def __iter__(self):

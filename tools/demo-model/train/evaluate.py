@@ -1,21 +1,23 @@
 """Greedy generation and scores on fresh pictures.
 
-`evaluate.py CHECKPOINT --pictures BINARY --tokenizer FILE [--seed S] [--count N]` scores the averaged weights of a checkpoint.
+`evaluate.py CHECKPOINT --model demo|demo3 --pictures BINARY --tokenizer FILE [--seed S] [--count N]` scores the averaged weights
+of a checkpoint.
 """
 
 import argparse
 import json
+import re
 import subprocess
 import tempfile
 from collections import Counter
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from tokenizers import Tokenizer
 
 from data import SIDE, Prompts, pictures, to_pixels
-from model import ANSWER, COORD, EOS, PREFIX, SIZE, Model, angles, attention, gelu
+from model import ANSWER, CONFIGS, COORD, EOS, PREFIX, RESERVED, SIZE, VIEW, Model, attention, moondream3
 
 
 class Cache:
@@ -24,26 +26,26 @@ class Cache:
     def __init__(self, model, feats, rows, room):
         """`feats` `[pictures, 64, dim]`; `rows` gives each row's picture."""
         self.model, self.at, self.kv = model, PREFIX, []
-        x, (cos, sin) = model.prefix(feats), angles(torch.arange(PREFIX))
+        x = model.prefix(feats)
         for block in model.text_blocks:
             n = block.ln(x)
-            q, k, v = block.project(n, cos, sin)
+            q, k, v = block.project(n, torch.arange(PREFIX))
             store = [torch.zeros(len(rows), *t.shape[1:2], PREFIX + room, t.shape[-1]) for t in (k, v)]
             for s, t in zip(store, (k, v)):
                 s[:, :, :PREFIX] = t[rows]
             self.kv.append(store)
             out = attention(q, k, v).transpose(1, 2).flatten(2)
-            x = x + block.proj(out) + block.fc2(gelu(block.fc1(n)))
+            x = x + block.proj(out) + block.mlp(n)
 
     def step(self, x):
         """One more token of every row: `[rows, dim]` to the block output `[rows, dim]`."""
-        x, (cos, sin) = x[:, None], angles(torch.tensor([self.at]))
+        x, pos = x[:, None], torch.tensor([self.at])
         for block, (keys, values) in zip(self.model.text_blocks, self.kv):
             n = block.ln(x)
-            q, k, v = block.project(n, cos, sin)
+            q, k, v = block.project(n, pos)
             keys[:, :, self.at], values[:, :, self.at] = k[:, :, 0], v[:, :, 0]
             out = attention(q, keys[:, :, :self.at + 1], values[:, :, :self.at + 1]).transpose(1, 2).flatten(2)
-            x = x + block.proj(out) + block.fc2(gelu(block.fc1(n)))
+            x = x + block.proj(out) + block.mlp(n)
         self.at += 1
         return x[:, 0]
 
@@ -51,7 +53,8 @@ class Cache:
 def pick(model, hidden, skills, states):
     """The next token of each row under the rules of its skill, with its value: (id, numbers or None)."""
     logits = model.logits(hidden)
-    logits[:, ANSWER] = -torch.inf
+    if not moondream3(model.config):
+        logits[:, ANSWER] = -torch.inf
     for i, skill in enumerate(skills):
         if skill in ("detect", "point"):
             allowed = {"x": [COORD, EOS], "y": [COORD], "size": [SIZE]}[states[i]]
@@ -112,6 +115,35 @@ def iou(a, b):
     return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
 
 
+def path_of(ids, tokenizer):
+    """The words of an outline's ids, numbers in parts of the box to three decimals."""
+    def part(word):
+        return f"{int(word) / VIEW:.3f}".rstrip("0").rstrip(".") if word.isdigit() else word
+    return " ".join(part(tokenizer.decode([i]).strip()) for i in ids if i > RESERVED)
+
+
+def mask(path, box, side=400):
+    """What an outline of the commands M, L, C and Z covers of the picture, `[side, side]`."""
+    corners, handles = [], []
+    for command, numbers in re.findall(r"([A-Z])([^A-Z]*)", path):
+        numbers = [float(n) for n in re.findall(r"[\d.]+", numbers)]
+        for x, y in zip(*[iter(numbers)] * 2):
+            point = np.array([box[0] + x * (box[2] - box[0]), box[1] + y * (box[3] - box[1])]) * side
+            if command != "C" or not corners:
+                corners.append(point)
+            elif len(handles) < 2:
+                handles.append(point)
+            else:
+                t = np.linspace(0, 1, 17)[1:, None]
+                (a, b), start = handles, corners[-1]
+                corners += list((1 - t)**3 * start + 3 * t * (1 - t)**2 * a + 3 * t * t * (1 - t) * b + t**3 * point)
+                handles = []
+    image = Image.new("1", (side, side))
+    if len(corners) > 2:
+        ImageDraw.Draw(image).polygon([tuple(c) for c in corners], fill=1)
+    return np.asarray(image)
+
+
 def matched(got, want, fits):
     """How many of `got` fit a distinct one of `want`, greedily."""
     left, hits = list(want), 0
@@ -131,8 +163,12 @@ def names(text):
 
 
 def score(skill, task, meta, text, numbers):
-    """Yields (measure, hits, of) for one answer."""
-    if skill == "query":
+    """Yields (measure, hits, of) for one answer; `text` is a path for an outline."""
+    if skill == "segment":
+        got = mask(text, boxes_of(numbers)[0]) if len(numbers) >= 4 else np.zeros(1, bool)
+        want = mask(task["path"], task["box"])
+        yield "segment IoU", (got & want).sum() / (got | want).sum(), 1
+    elif skill == "query":
         yield "query " + task["kind"], text == task["answer"], 1
         yield "query", text == task["answer"], 1
     elif skill == "caption":
@@ -151,12 +187,13 @@ def score(skill, task, meta, text, numbers):
         yield "point", len(got) == len(task["boxes"]) == matched(got, task["boxes"], inside), 1
 
 
-def sample(meta, everything):
-    """The first task of each kind, or all tasks."""
+def sample(meta, skills, everything):
+    """The first task of each kind, or all tasks, of the skills that the model has."""
+    known = [task for task in meta["tasks"] if task["skill"] in skills]
     if everything:
-        return meta["tasks"]
+        return known
     tasks, seen = [], Counter()
-    for task in meta["tasks"]:
+    for task in known:
         key = (task["skill"], task.get("kind"))
         seen[key] += 1
         if seen[key] <= 1:
@@ -172,14 +209,17 @@ def evaluate(model, binary, prompts, seed, count, everything=False, sources=None
     for begin in range(0, len(batch), 48):
         part = batch[begin:begin + 48]
         feats = model.vision(to_pixels([rgb for _, rgb in part]))
-        items = [(i, task) for i, (meta, _) in enumerate(part) for task in sample(meta, everything)]
+        items = [(i, task) for i, (meta, _) in enumerate(part) for task in sample(meta, prompts.templates, everything)]
         # Alike in length, so that the lockstep wastes little.
-        for group in (["query"], ["detect", "point"], ["caption"]):
+        for group in (["query"], ["detect", "point"], ["caption"], ["segment"]):
             some = [(i, task) for i, task in items if task["skill"] in group]
+            if not some:
+                continue
             ids, numbers = generate(model, feats, [i for i, _ in some], [prompts.question(t) for _, t in some],
                                     [t["skill"] for _, t in some])
             for (i, task), out, values in zip(some, ids, numbers):
-                text = prompts.tokenizer.decode([t for t in out if t != EOS])
+                text = (path_of(out, prompts.tokenizer) if task["skill"] == "segment"
+                        else prompts.tokenizer.decode([t for t in out if t != EOS]))
                 for name, hits, of in score(task["skill"], task, part[i][0], text, values):
                     total[0][name] += hits
                     total[1][name] += of
@@ -200,6 +240,7 @@ def native(binary, seed, count):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoint")
+    parser.add_argument("--model", choices=CONFIGS, default="demo")
     parser.add_argument("--pictures", required=True)
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--seed", type=int, default=2**40)
@@ -207,9 +248,9 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="one task of each kind a picture, not all")
     parser.add_argument("--native", action="store_true", help="pictures at native size, shrunk by Pillow")
     args = parser.parse_args()
-    model = Model()
+    model = Model(CONFIGS[args.model])
     model.load_state_dict(torch.load(args.checkpoint)["ema"], strict=False)
-    prompts = Prompts(Tokenizer.from_file(args.tokenizer))
+    prompts = Prompts(Tokenizer.from_file(args.tokenizer), model.config)
     sources = native(args.pictures, args.seed, args.count) if args.native else None
     scores = evaluate(model, args.pictures, prompts, args.seed, args.count, not args.quick, sources)
     for name, value in scores.items():

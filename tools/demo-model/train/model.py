@@ -1,8 +1,8 @@
-"""The demo model: the Moondream 2 architecture at a size that trains on a laptop.
+"""The demo models: the architectures of Moondream 2 and 3 at a size that trains on a laptop.
 
-Numbers live in `CONFIG`, which is written out as `config.json`; names of the exported tensors are made in `export.py`.
+Numbers live in `CONFIGS`, of which one is written out as `config.json`; names of the exported tensors are made in `export.py`.
 Two shortcuts are exact: the picture is its own only crop, so the projector's first layer sees the same vector twice and is
-trained as one half; and the last text block computes only K and V for the image prefix, whose output nobody reads.
+trained as one half; and the last text block ends at the text, since nobody reads its output for the image prefix.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import nn
 PATCH, GRID, ROTARY = 14, 8, 32
 PREFIX = 1 + GRID * GRID
 
-CONFIG = {
+DEMO = {
     "text": {
         "dim": 192, "ff_dim": 512, "n_layers": 4, "vocab_size": 512, "max_context": 512,
         "n_heads": 3, "n_kv_heads": 3, "prefix_attn": PREFIX,
@@ -39,6 +39,21 @@ CONFIG = {
         },
     },
 }
+GRAIN = 32  # An outline's numbers are multiples of this in a box of `VIEW`; each has an id of its own.
+VIEW = 960
+NUMBERS = range(0, VIEW + 1, GRAIN)
+DEMO3 = {
+    "text": DEMO["text"] | {
+        "vocab_size": DEMO["text"]["vocab_size"] + len(NUMBERS), "rope_theta": 10000.0, "tau_attn": True,
+        "moe": {"num_experts": 8, "start_layer": 2, "experts_per_token": 2, "expert_inner_dim": 128},
+    },
+    "vision": DEMO["vision"],
+    "region": {key: value for key, value in DEMO["region"].items() if key != "inner_dim"},
+    "tokenizer": DEMO["tokenizer"] | {
+        "templates": DEMO["tokenizer"]["templates"] | {"segment": {"prefix": [1, 18, 2], "suffix": [3]}},
+    },
+}
+CONFIGS = {"demo": DEMO, "demo3": DEMO3}
 RESERVED = 20  # Control and template ids before the 256 bytes.
 BOS = EOS = 0
 ANSWER, COORD, SIZE = 3, 5, 6
@@ -47,6 +62,16 @@ SHAPES = 7  # The generator's five, no object, text.
 COLORS = 9  # The generator's eight, none.
 CHARS = "abcdefghijklmnopqrstuvwxyz0123456789"
 TEXT_LEN = 6
+
+
+def moondream3(config):
+    """Whether a model is of the later family: the one with tau and experts."""
+    return "moe" in config["text"]
+
+
+def number_token(value):
+    """How the vocabulary writes a number of an outline: with a space, which no text's merges reach."""
+    return f"\u0120{value}"
 
 
 def gelu_tanh(x):
@@ -84,42 +109,90 @@ def rotate(x, cos, sin):
     return torch.cat([a * cos - b * sin, a * sin + b * cos, rest], -1)
 
 
-class TextBlock(nn.Module):
-    def __init__(self, dim, heads, ff):
+class Tau(nn.Module):
+    """Factors of queries and values by content and position; at the start all are 1."""
+
+    def __init__(self, dim, heads):
         super().__init__()
-        self.heads = heads
+        self.alpha = nn.Parameter(torch.zeros(heads))
+        self.wq, self.wv = (nn.Parameter(torch.zeros(heads, 3 * dim)) for _ in range(2))
+
+    def forward(self, qkv, pos):
+        """`[rows, tokens, 3 dim]` to two factors `[rows, heads, tokens, 1]`; `pos` `[.., tokens]`."""
+        by_place = torch.sigmoid(self.alpha * torch.log(pos.float() + 1)[..., None]) + 0.5
+        seen = gelu_tanh(qkv)
+        return ((torch.tanh(F.linear(seen, w)) + by_place).mT[..., None] for w in (self.wq, self.wv))
+
+
+class Experts(nn.Module):
+    """Gated experts in place of an MLP; each token goes to the `top` that the router rates highest."""
+
+    def __init__(self, dim, num_experts, experts_per_token, expert_inner_dim, **_):
+        super().__init__()
+        self.top = experts_per_token
+        self.router = nn.Linear(dim, num_experts)
+        self.up = nn.Parameter(torch.randn(num_experts, 2 * expert_inner_dim, dim) * dim**-0.5)
+        self.down = nn.Parameter(torch.randn(num_experts, dim, expert_inner_dim) * 0.02)
+
+    def forward(self, n):
+        x = n.flatten(0, -2)
+        logits = self.router(x)
+        rated, chosen = logits.topk(self.top)
+        weights, out = rated.softmax(-1), torch.zeros_like(x)
+        for expert in range(len(self.up)):
+            token, rank = (chosen == expert).nonzero(as_tuple=True)
+            h, g = F.linear(x[token], self.up[expert]).chunk(2, -1)
+            y = F.linear(F.gelu(h) * (g + 1), self.down[expert])
+            out.index_add_(0, token, y * weights[token, rank, None])
+        # 1 when all experts have equal shares, more when a few have most; for training only.
+        share = F.one_hot(chosen, len(self.up)).sum(1).float().mean(0) / self.top
+        self.balance = len(self.up) * (share * logits.softmax(-1).mean(0)).sum()
+        return out.view_as(n)
+
+
+class TextBlock(nn.Module):
+    def __init__(self, text, layer):
+        super().__init__()
+        dim, moe = text["dim"], text.get("moe")
+        self.heads = text["n_heads"]
         self.ln = nn.LayerNorm(dim)
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.fc1, self.fc2 = nn.Linear(dim, ff), nn.Linear(ff, dim)
+        self.tau = Tau(dim, self.heads) if text.get("tau_attn") else None
+        self.experts = Experts(dim, **moe) if moe and layer >= moe["start_layer"] else None
+        if self.experts is None:
+            self.fc1, self.fc2 = nn.Linear(dim, text["ff_dim"]), nn.Linear(text["ff_dim"], dim)
 
-    def project(self, n, cos, sin):
-        """`[rows, tokens, dim]` to rotated q, k and v, each `[rows, heads, tokens, head_dim]`."""
+    def project(self, n, pos):
+        """`[rows, tokens, dim]` to rotated q, k and v, each `[rows, heads, tokens, head_dim]`; `pos` `[.., tokens]`."""
         b, t, _ = n.shape
-        q, k, v = self.qkv(n).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        qkv = self.qkv(n)
+        q, k, v = qkv.view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.tau is not None:
+            by_q, by_v = self.tau(qkv, pos)
+            q, v = q * by_q, v * by_v
+        cos, sin = (a.unsqueeze(-3) for a in angles(pos))
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
-    def forward(self, x, cos, sin, bias):
+    def mlp(self, n):
+        return self.fc2(gelu(self.fc1(n))) if self.experts is None else self.experts(n)
+
+    def forward(self, x, pos, bias):
         """One block over prefix and text; `bias` `[rows, 1, text, PREFIX + text]` is the text's attention bias."""
         b, t, d = x.shape
         n = self.ln(x)
-        q, k, v = self.project(n, cos, sin)
+        q, k, v = self.project(n, pos)
         prefix = attention(q[:, :, :PREFIX], k[:, :, :PREFIX], v[:, :, :PREFIX])
         text = F.scaled_dot_product_attention(q[:, :, PREFIX:], k, v, attn_mask=bias)
         out = torch.cat([prefix, text], 2).transpose(1, 2).reshape(b, t, d)
-        return x + self.proj(out) + self.fc2(gelu(self.fc1(n)))
+        return x + self.proj(out) + self.mlp(n)
 
-    def last(self, x, cos, sin, bias):
+    def last(self, x, pos, bias):
         """As `forward`, for the text positions only."""
         b, t, d = x.shape
         n = self.ln(x)
-        text = n[:, PREFIX:]
-        weight, offset = self.qkv.weight, self.qkv.bias
-        hd = d // self.heads
-        k, v = F.linear(n, weight[d:], offset[d:]).view(b, t, 2, self.heads, hd).permute(2, 0, 3, 1, 4).unbind(0)
-        q = F.linear(text, weight[:d], offset[:d]).view(b, t - PREFIX, self.heads, hd).transpose(1, 2)
-        q, k = rotate(q, cos[..., PREFIX:, :], sin[..., PREFIX:, :]), rotate(k, cos, sin)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).reshape(b, t - PREFIX, d)
-        return x[:, PREFIX:] + self.proj(out) + self.fc2(gelu(self.fc1(text)))
+        q, k, v = self.project(n, pos)
+        out = F.scaled_dot_product_attention(q[:, :, PREFIX:], k, v, attn_mask=bias).transpose(1, 2).reshape(b, t - PREFIX, d)
+        return x[:, PREFIX:] + self.proj(out) + self.mlp(n[:, PREFIX:])
 
 
 def angles(pos):
@@ -163,8 +236,9 @@ class Aux(nn.Module):
 
 
 class Model(nn.Module):
-    def __init__(self, config=CONFIG):
+    def __init__(self, config):
         super().__init__()
+        self.config = config
         t, v, r = config["text"], config["vision"], config["region"]
         e, d = v["enc_dim"], t["dim"]
         self.patch_emb = nn.Linear(3 * PATCH * PATCH, e)
@@ -174,18 +248,23 @@ class Model(nn.Module):
         self.vision_ln = nn.LayerNorm(e)
         self.proj1, self.proj2 = nn.Linear(e, v["proj_inner_dim"]), nn.Linear(v["proj_inner_dim"], d)
         self.wte = nn.Parameter(torch.randn(t["vocab_size"], d) * 0.5)
-        self.text_blocks = nn.ModuleList(TextBlock(d, t["n_heads"], t["ff_dim"]) for _ in range(t["n_layers"]))
+        self.text_blocks = nn.ModuleList(TextBlock(t, layer) for layer in range(t["n_layers"]))
         self.text_ln = nn.LayerNorm(d)
         self.lm_head = nn.Linear(d, t["vocab_size"])
         for name, rows, dim in (("coord_features", 1, r["coord_feat_dim"]), ("size_features", 2, r["size_feat_dim"])):
             # Fixed; exact in bf16, the type they are exported in.
             self.register_buffer(name, torch.randn(rows, dim // 2).bfloat16().float())
         self.coord_encoder, self.size_encoder = nn.Linear(r["coord_feat_dim"], d), nn.Linear(r["size_feat_dim"], d)
-        self.coord1, self.coord2 = nn.Linear(d, r["inner_dim"]), nn.Linear(r["inner_dim"], r["coord_out_dim"])
-        self.size1, self.size2 = nn.Linear(d, r["inner_dim"]), nn.Linear(r["inner_dim"], r["size_out_dim"])
+        if moondream3(config):
+            self.region_ln = nn.LayerNorm(d)
+            self.coord_decoder, self.size_decoder = nn.Linear(d, r["coord_out_dim"]), nn.Linear(d, r["size_out_dim"])
+        else:
+            self.coord1, self.coord2 = nn.Linear(d, r["inner_dim"]), nn.Linear(r["inner_dim"], r["coord_out_dim"])
+            self.size1, self.size2 = nn.Linear(d, r["inner_dim"]), nn.Linear(r["inner_dim"], r["size_out_dim"])
         self.aux = Aux(e, d)
         for block in [*self.vision_blocks, *self.text_blocks]:
-            for layer in (block.proj, block.fc2):  # Blocks start close to the identity.
+            # Blocks start close to the identity.
+            for layer in (m for m in (block.proj, getattr(block, "fc2", None)) if m is not None):
                 nn.init.normal_(layer.weight, std=0.02 / math.sqrt(layer.in_features / 128))
         for layer in [m for m in self.modules() if isinstance(m, nn.Linear)]:
             nn.init.zeros_(layer.bias)
@@ -207,12 +286,11 @@ class Model(nn.Module):
 
     def text(self, x, pos, bias):
         """The block output at the text positions, `[rows, text, dim]`; `pos` `[rows, PREFIX + text]`."""
-        cos, sin = (a[:, None] for a in angles(pos))
         self.depths = []
         for block in self.text_blocks[:-1]:
-            x = block(x, cos, sin, bias)
+            x = block(x, pos, bias)
             self.depths.append(x[:, PREFIX:])
-        return self.text_blocks[-1].last(x, cos, sin, bias)
+        return self.text_blocks[-1].last(x, pos, bias)
 
     def logits(self, hidden):
         return self.lm_head(self.text_ln(hidden))
@@ -231,8 +309,12 @@ class Model(nn.Module):
         return self.size_encoder(self.fourier(wh, self.size_features))
 
     def coord_logits(self, hidden):
+        if moondream3(self.config):
+            return self.coord_decoder(self.region_ln(hidden))
         return self.coord2(gelu(self.coord1(hidden)))
 
     def size_logits(self, hidden):
         """`[n, dim]` to `[n, 2, 1024]`."""
+        if moondream3(self.config):
+            return self.size_decoder(self.region_ln(hidden)).unflatten(-1, (2, -1))
         return self.size2(gelu(self.size1(hidden))).unflatten(-1, (2, -1))

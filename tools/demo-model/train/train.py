@@ -1,6 +1,6 @@
-"""Trains the demo model: first the vision encoder on patch labels, then everything on the tasks.
+"""Trains a demo model: first the vision encoder on patch labels, then everything on the tasks.
 
-`train.py vision|joint --pictures BINARY --until HH:MM ...`. Learning rates follow the wall clock (UTC), not steps, so a run
+`train.py vision|joint --model demo|demo3 --pictures BINARY --until HH:MM ...`. Learning rates follow the wall clock (UTC), not steps, so a run
 that shares its processors, or is paused with SIGSTOP, still ends decayed at its deadline. Checkpoints hold the state of
 the optimizers; `--resume` goes on from one.
 
@@ -22,10 +22,10 @@ from tokenizers import Tokenizer
 import data
 from data import SIDE, WEIGHT, Loader, Prompts, augment
 from export import read
-from model import CHARS, PATCH, TEXT_LEN, Model
+from model import CHARS, CONFIGS, PATCH, TEXT_LEN, Model
 
 CENTERS = torch.from_numpy(data.CENTERS).float()
-READER = ("text", "wte", "lm_head", "coord", "size")  # What is not the encoder.
+READER = ("text", "wte", "lm_head", "coord", "size", "region", "aux.named", "aux.apart")  # What is not the encoder.
 FEATURES = ("coord_features", "size_features")
 
 
@@ -67,14 +67,17 @@ class Flat:
 
 
 class Muon:
-    """Momentum with orthogonalized updates for hidden matrices; q, k and v of a fused layer are separate matrices."""
+    """Momentum with orthogonalized updates for hidden matrices; q, k and v of a fused layer are separate matrices, and so
+    are the experts and the halves of their first layers."""
 
     def __init__(self, flat, names, lr, momentum=0.95, decay=0.05):
         self.flat, self.names, self.lr, self.momentum, self.decay = flat, names, lr, momentum, decay
 
     @staticmethod
     def takes(name, p):
-        return p.ndim == 2 and ("blocks" in name or name.startswith("proj"))
+        if ".tau." in name or ".router." in name:
+            return False  # They choose and scale rather than mix, and have few rows.
+        return p.ndim >= 2 and ("blocks" in name or name.startswith("proj"))
 
     @torch.no_grad()
     def step(self, scale):
@@ -83,9 +86,10 @@ class Muon:
             grad, m = self.flat.grad(name), self.flat.view(self.flat.momenta, name)
             m.lerp_(grad, 1 - self.momentum)
             update = grad.lerp(m, self.momentum)
-            parts = 3 if "qkv" in name else 1
-            for u, w in zip(update.chunk(parts), self.flat.view(self.flat.values, name).chunk(parts)):
-                groups.setdefault(u.shape, []).append((u, w))
+            parts = 3 if ".qkv." in name else 2 if name.endswith("experts.up") else 1
+            for u, w in zip(update.chunk(parts, -2), self.flat.view(self.flat.values, name).chunk(parts, -2)):
+                each = zip(u, w) if u.ndim == 3 else [(u, w)]
+                groups.setdefault(u.shape[-2:], []).extend(each)
         for (rows, cols), items in groups.items():
             update = orthogonalize(torch.stack([u for u, _ in items]))
             lr = self.lr * scale
@@ -142,6 +146,9 @@ def task_loss(model, feats, batch):
         apart = model.aux.apart(model.depths[2][rows[:, 1], cols[:, 1]])
         loss["apart"] = F.smooth_l1_loss(apart, scaled[:, 0] - scaled[:, 1], beta=0.05)
         loss["relation"] = ce.detach()[weight == WEIGHT["relation"]].mean()  # To be read; it is in `text`.
+    routed = [block.experts.balance for block in model.text_blocks if block.experts is not None]
+    if routed:
+        loss["balance"] = 0.01 * sum(routed)
     return loss
 
 
@@ -189,9 +196,10 @@ class Process:
         torch.set_num_threads(1)
         torch.manual_seed(args.seed * 2 + rank)
         self.args, self.rank, self.flat, self.shared = args, rank, flat, shared
-        self.model, self.known = Model(), bool(args.resume) and args.resume.endswith(EXPORTED)
+        config = CONFIGS[args.model]
+        self.model, self.known = Model(config), bool(args.resume) and args.resume.endswith(EXPORTED)
         if args.resume:
-            load(self.model, weights(args.resume))
+            load(self.model, weights(args.resume, config))
         flat.bind(self.model, rank)
         for name, p in self.model.named_parameters():
             if args.freeze and not name.startswith(READER):
@@ -201,10 +209,10 @@ class Process:
         names = [n for n, p in self.model.named_parameters() if Muon.takes(n, p)
                  and (".qkv." in n or ".proj." in n) == (rank == 1) and p.grad is not None and (args.phase == "joint" or "text" not in n)]
         self.muon = Muon(flat, names, args.lr)
-        self.prompts = Prompts(Tokenizer.from_file(args.tokenizer)) if args.phase == "joint" else None
+        self.prompts = Prompts(Tokenizer.from_file(args.tokenizer), config) if args.phase == "joint" else None
         seed = (args.seed * 2 + rank) * 10**9
         self.loader = iter(Loader(args.pictures, seed, args.micro, self.prompts, args.max_objects,
-                                  labels=not args.freeze, places=args.freeze))
+                                  labels=not args.freeze, places=args.places, tokens=args.tokens))
         self.mean = {}
 
     def gradients(self):
@@ -240,9 +248,9 @@ def load(model, state):
 EXPORTED = ".safetensors"
 
 
-def weights(path):
+def weights(path, config):
     """The model's state in a checkpoint or in an exported model."""
-    return read(path) if path.endswith(EXPORTED) else torch.load(path)["model"]
+    return read(path, config) if path.endswith(EXPORTED) else torch.load(path)["model"]
 
 
 def work(args, flat, shared):
@@ -269,6 +277,7 @@ def work(args, flat, shared):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("phase", choices=["vision", "joint"])
+    parser.add_argument("--model", choices=CONFIGS, default="demo")
     parser.add_argument("--pictures", required=True, help="the demo-pictures binary")
     parser.add_argument("--until", type=clock, required=True, help="HH:MM, UTC")
     parser.add_argument("--decay-from", type=clock, help="HH:MM at which the learning rate starts to fall to 0")
@@ -282,7 +291,9 @@ def main():
     parser.add_argument("--adam-lr", type=float, default=1.5e-3)
     parser.add_argument("--aux", type=float, default=1.0, help="weight of the patch labels in the joint phase")
     parser.add_argument("--mix-steps", type=int, default=400, help="steps until the tasks (the readers after an exported model) reach the encoder in full")
-    parser.add_argument("--freeze", action="store_true", help="train the text model alone, mostly on boxes and points")
+    parser.add_argument("--freeze", action="store_true", help="train the text model alone")
+    parser.add_argument("--places", action="store_true", help="mostly boxes, points and outlines")
+    parser.add_argument("--tokens", type=int, default=150, help="packed text tokens of a picture")
     parser.add_argument("--ema", type=float, default=0.99)
     parser.add_argument("--max-objects", type=int, default=4)
     parser.add_argument("--eval-every", type=float, default=420)
@@ -292,9 +303,10 @@ def main():
     os.makedirs(args.out, exist_ok=True)
     torch.manual_seed(args.seed)
     context = mp.get_context("spawn")
-    seedling, state, step = Model(), None, 0
+    config = CONFIGS[args.model]
+    seedling, state, step = Model(config), None, 0
     if args.resume:
-        load(seedling, weights(args.resume))
+        load(seedling, weights(args.resume, config))
         if not args.resume.endswith(EXPORTED):
             state = torch.load(args.resume)
             step = state["step"]
@@ -305,7 +317,7 @@ def main():
     model, mean = process.model, process.mean
     rest = {n: p for n, p in model.named_parameters() if not Muon.takes(n, p)}
     adam = torch.optim.AdamW(rest.values(), lr=args.adam_lr, betas=(0.9, 0.98), weight_decay=0.01, foreach=True)
-    ema = Model()
+    ema = Model(config)
     ema.load_state_dict(model.state_dict())
     if state:
         load(ema, state["ema"])
