@@ -85,8 +85,8 @@ pub(crate) enum Command {
 #[derive(Clone, Debug, ClapArgs)]
 #[command(next_help_heading = "Model and device")]
 pub(crate) struct ModelArgs {
-    /// `demo` (built in), a folder with config.json, safetensors and tokenizer.json, or the name of a
-    /// model that was pulled; with /ID@STEP behind it an adapter in --adapters
+    /// `demo` or `demo3` (built in), a folder with config.json, safetensors and tokenizer.json, or the
+    /// name of a model that was pulled; with /ID@STEP behind it an adapter in --adapters
     #[arg(long, default_value = "demo", value_name = "NAME|DIR", env = "PHOTON_MODEL")]
     pub(crate) model: String,
     #[command(flatten)]

@@ -1,6 +1,7 @@
 //! `models`, `pull` and `doctor`: what is here and what is not.
 use std::path::Path;
 
+use photon::Model;
 use photon::hub::{Hub, KnownModel, ModelFiles, Progress, Step, known_model, known_models};
 use serde_json::json;
 
@@ -15,11 +16,15 @@ fn state(hub: &Hub, model: &KnownModel) -> &'static str {
     if hub.find(model).is_some() { "ready" } else { "not pulled" }
 }
 
+fn built_in() -> impl Iterator<Item = &'static str> {
+    Model::BUILT_IN.into_iter().map(|(name, _)| name)
+}
+
 pub(crate) fn list(args: &ModelsArgs) -> Result<(), Failure> {
     let hub = Hub::from_env();
-    let demo = ("demo", "inside photon", "ready");
     let known = known_models().iter().map(|m| (m.name, m.repo, state(&hub, m)));
-    let rows: Vec<_> = std::iter::once(demo).chain(known).collect();
+    let rows: Vec<_> =
+        built_in().map(|name| (name, "inside photon", "ready")).chain(known).collect();
     if args.json {
         let rows: Vec<_> = rows
             .iter()
@@ -35,8 +40,8 @@ pub(crate) fn list(args: &ModelsArgs) -> Result<(), Failure> {
 }
 
 pub(crate) fn pull(args: &PullArgs) -> Result<(), Failure> {
-    if args.model == "demo" {
-        output::note("the demo model is inside photon; nothing to download");
+    if built_in().any(|name| name == args.model) {
+        output::note(&format!("{} is inside photon; nothing to download", args.model));
         return Ok(());
     }
     let model = known_model(&args.model).map_err(|error| Failure::Usage(error.to_string()))?;
@@ -119,8 +124,9 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
             text.lines().try_for_each(|text| line(&format!("  {text}")))?;
         }
         line(&format!("\nmodels, cached in {}", cache.as_deref().unwrap_or("(no home folder)")))?;
-        line("  demo                  ready")?;
-        models.iter().try_for_each(|(name, state)| line(&format!("  {name:<21} {state}")))?;
+        let ready = built_in().map(|name| (name, "ready"));
+        let mut rows = ready.chain(models.iter().copied());
+        rows.try_for_each(|(name, state)| line(&format!("  {name:<21} {state}")))?;
         if hub.is_offline() {
             line("  HF_HUB_OFFLINE is set: nothing will be downloaded")?;
         }

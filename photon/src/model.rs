@@ -20,6 +20,8 @@ pub enum Model {
     /// The small model inside this library, trained on drawn shapes.
     #[default]
     Demo,
+    /// The same in the architecture of Moondream 3, with tau and experts; it can outline, too.
+    Demo3,
     /// A folder with `config.json`, safetensors and `tokenizer.json`.
     Dir(PathBuf),
     /// Files in several places, as a hub's cache has them.
@@ -51,17 +53,38 @@ pub(crate) struct Parts {
     pub(crate) tokenizer: Tokenizer,
 }
 
-const DEMO_WEIGHTS: &[u8] = include_bytes!("../demo/model.safetensors");
-const DEMO_CONFIG: &[u8] = include_bytes!("../demo/config.json");
-const DEMO_TOKENIZER: &[u8] = include_bytes!("../demo/tokenizer.json");
+/// The files of a model inside this library, read where they lie in the program.
+struct Embedded {
+    /// What messages call it.
+    name: &'static str,
+    weights: &'static [u8],
+    config: &'static [u8],
+    tokenizer: &'static [u8],
+}
+
+const DEMO: Embedded = Embedded {
+    name: "the demo model",
+    weights: include_bytes!("../demo/model.safetensors"),
+    config: include_bytes!("../demo/config.json"),
+    tokenizer: include_bytes!("../demo/tokenizer.json"),
+};
+const DEMO3: Embedded = Embedded {
+    name: "the second demo model",
+    weights: include_bytes!("../demo3/model.safetensors"),
+    config: include_bytes!("../demo3/config.json"),
+    tokenizer: include_bytes!("../demo3/tokenizer.json"),
+};
 
 impl Model {
-    /// From what a user types: `demo`, a folder, a file of weights with the others beside it, or (with the
-    /// feature `hub`) the name of a model that was pulled.
+    /// The models inside this library, by the names users type.
+    pub const BUILT_IN: [(&str, Model); 2] = [("demo", Model::Demo), ("demo3", Model::Demo3)];
+
+    /// From what a user types: one of [`Model::BUILT_IN`], a folder, a file of weights with the others
+    /// beside it, or (with the feature `hub`) the name of a model that was pulled.
     pub fn named(name: &str) -> Result<Self, BuildError> {
         let path = PathBuf::from(name);
-        if name == "demo" {
-            return Ok(Model::Demo);
+        if let Some((_, model)) = Self::BUILT_IN.into_iter().find(|(known, _)| *known == name) {
+            return Ok(model);
         }
         if path.is_dir() {
             return Ok(Model::Dir(path));
@@ -103,7 +126,8 @@ impl Model {
     /// The dimensions, of a model with weights of `family`.
     fn config(&self, family: Family) -> Result<Config, LoadError> {
         let json = match self {
-            Model::Demo => return Ok(Config::from_json(DEMO_CONFIG, family)?),
+            Model::Demo => return Ok(Config::from_json(DEMO.config, family)?),
+            Model::Demo3 => return Ok(Config::from_json(DEMO3.config, family)?),
             Model::Dir(dir) | Model::Synthetic { dir: Some(dir), .. } => need(dir, "config.json")?,
             Model::Files { config: Some(path), .. } => path.clone(),
             Model::Files { config: None, .. } | Model::Synthetic { dir: None, .. } => {
@@ -122,6 +146,7 @@ impl Model {
     fn tokenizer_file(&self) -> Result<Option<PathBuf>, LoadError> {
         Ok(match self {
             Model::Demo => None,
+            Model::Demo3 => return Ok(Tokenizer::from_json(DEMO3.tokenizer)?),
             Model::Dir(dir) => Some(need(dir, "tokenizer.json")?),
             Model::Files { weights, tokenizer, .. } if !tokenizer.is_file() => {
                 let why = format!("{} has no tokenizer.json beside it", weights.display());
@@ -137,7 +162,7 @@ impl Model {
     fn tokenizer(&self) -> Result<Tokenizer, LoadError> {
         Ok(match self.tokenizer_file()? {
             Some(path) => Tokenizer::from_file(&path)?,
-            None => Tokenizer::from_json(DEMO_TOKENIZER)?,
+            None => Tokenizer::from_json(DEMO.tokenizer)?,
         })
     }
 
@@ -181,7 +206,8 @@ impl Model {
 
     pub(crate) fn checkpoint(&self) -> Result<(Config, Checkpoint), LoadError> {
         let checkpoint = match self {
-            Model::Demo => Checkpoint::from_bytes("the demo model", DEMO_WEIGHTS)?,
+            Model::Demo => Checkpoint::from_bytes(DEMO.name, DEMO.weights)?,
+            Model::Demo3 => Checkpoint::from_bytes(DEMO3.name, DEMO3.weights)?,
             Model::Dir(dir) => Checkpoint::open(dir)?,
             Model::Files { weights, .. } => Checkpoint::open(weights)?,
             Model::Synthetic { family, seed, .. } => {

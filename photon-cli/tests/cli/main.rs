@@ -403,7 +403,7 @@ fn the_machine_and_the_models_are_described() {
     let models: Value = serde_json::from_str(&succeeds(&["models", "--json"])).unwrap();
     let names: Vec<&str> =
         models["models"].as_array().unwrap().iter().filter_map(|m| m["name"].as_str()).collect();
-    assert_eq!(&names[..2], ["demo", "moondream2"]);
+    assert_eq!(&names[..3], ["demo", "demo3", "moondream2"]);
 }
 
 #[test]

@@ -1,8 +1,9 @@
-//! The embedded demo model against the PyTorch model it was exported from.
-use photon::{Answer, Budget, CaptionLength, DType, Image, Photon, Request, Sampling, Skill};
+//! The embedded demo models against the PyTorch models they were exported from.
+use photon::{
+    Answer, BoundingBox, Budget, CaptionLength, DType, Image, Model, Photon, Request, Sampling,
+    Skill,
+};
 use serde_json::Value;
-
-const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo");
 
 fn skill(record: &Value) -> Skill {
     let text = |key: &str| record[key].as_str().unwrap().to_owned();
@@ -13,20 +14,20 @@ fn skill(record: &Value) -> Skill {
         }
         "detect" => Skill::Detect { object: text("object") },
         "point" => Skill::Point { object: text("object"), spatial_refs: vec![] },
+        "segment" => Skill::Segment { object: text("object"), spatial_refs: vec![] },
         other => panic!("skill {other}"),
     }
 }
 
 /// Centers and sizes as the record has them, of boxes that do not touch the picture's edge.
 fn boxes(answer: &Answer) -> Vec<Vec<f64>> {
+    let measures = |o: &BoundingBox| {
+        let [x0, y0, x1, y1] = [o.x_min, o.y_min, o.x_max, o.y_max].map(f64::from);
+        vec![(x0 + x1) / 2.0, (y0 + y1) / 2.0, x1 - x0, y1 - y0]
+    };
     match answer {
-        Answer::Detect { objects } => objects
-            .iter()
-            .map(|o| {
-                let [x0, y0, x1, y1] = [o.x_min, o.y_min, o.x_max, o.y_max].map(f64::from);
-                vec![(x0 + x1) / 2.0, (y0 + y1) / 2.0, x1 - x0, y1 - y0]
-            })
-            .collect(),
+        Answer::Detect { objects } => objects.iter().map(measures).collect(),
+        Answer::Segment { bbox, .. } => bbox.iter().map(measures).collect(),
         Answer::Point { points } => {
             points.iter().map(|p| vec![f64::from(p.x), f64::from(p.y)]).collect()
         }
@@ -35,14 +36,22 @@ fn boxes(answer: &Answer) -> Vec<Vec<f64>> {
 }
 
 #[test]
-fn answers_are_those_of_the_exported_model() {
-    let json = std::fs::read(format!("{DEMO}/expected.json")).unwrap();
+fn answers_are_those_of_the_exported_models() {
+    for (name, model) in Model::BUILT_IN {
+        check(name, model);
+    }
+}
+
+#[track_caller]
+fn check(name: &str, model: Model) {
+    let folder = format!("{}/{name}", env!("CARGO_MANIFEST_DIR"));
+    let json = std::fs::read(format!("{folder}/expected.json")).unwrap();
     let expected: Value = serde_json::from_slice(&json).unwrap();
     // The record was made in f32 from the bf16 weights.
-    let photon = Photon::builder().dtype(DType::F32).build().unwrap();
+    let photon = Photon::builder().model(model).dtype(DType::F32).build().unwrap();
     let (mut same, mut all) = (0, 0);
     for picture in expected["pictures"].as_array().unwrap() {
-        let path = format!("{DEMO}/{}", picture["image"].as_str().unwrap());
+        let path = format!("{folder}/{}", picture["image"].as_str().unwrap());
         let image = Image::open(path.as_ref()).unwrap();
         for record in picture["answers"].as_array().unwrap() {
             let request = Request {
@@ -57,11 +66,16 @@ fn answers_are_those_of_the_exported_model() {
             all += 1;
             let places = record.get("boxes").or(record.get("points"));
             let near = places.is_none_or(|places| near(&boxes(&response.answer), places));
+            if let Answer::Segment { path, parse_error, .. } = &response.answer
+                && response.tokens == tokens
+            {
+                assert_eq!((path.as_str(), parse_error), (record["path"].as_str().unwrap(), &None));
+            }
             same += u32::from(response.tokens == tokens && near);
         }
     }
     // Pillow's resize and ours differ by up to two levels of 255, which may tip a close decision.
-    assert!(same + 1 >= all, "only {same} of {all} answers are the same");
+    assert!(same + 1 >= all, "{name}: only {same} of {all} answers are the same");
 }
 
 fn near(got: &[Vec<f64>], want: &Value) -> bool {
