@@ -80,6 +80,11 @@ pub(crate) struct ModelArgs {
     /// The largest rank there is room for; that of --adapter, or 16
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
     pub(crate) adapter_rank: Option<u16>,
+    /// Most tokens guessed ahead in a step, from what came before in the prompt and the answer: the same
+    /// answers, in fewer steps where text repeats itself
+    #[arg(long, value_name = "N", env = "PHOTON_SPECULATE", default_value_t = 0)]
+    #[arg(value_parser = clap::value_parser!(u16).range(..=64))]
+    pub(crate) speculate: u16,
     /// Which way pictures are resized first: `pil` as Pillow does, `kestrel` as libvips does
     #[arg(long, default_value = "pil", value_name = "ORDER")]
     pub(crate) preprocess: ResizeOrder,

@@ -144,9 +144,16 @@ fn points(points: &[Point], w: f32, h: f32) -> io::Result<()> {
 pub(crate) fn stats(response: &Response) {
     let m = &response.metrics;
     let speed = m.decode_tokens_per_second();
+    let drafts = match m.drafted_tokens {
+        0 => String::new(),
+        n => {
+            let rate = 100.0 * m.accepted_tokens as f64 / n as f64;
+            format!(", {} of {n} guessed tokens right ({rate:.0} %)", m.accepted_tokens)
+        }
+    };
     eprintln!(
         "{} tokens in ({} crops), {} out; preprocess {:.1} ms, vision {:.1} ms, prefill {:.1} ms, \
-         first token after {:.1} ms, decode {:.1} ms ({speed:.1} tokens/s)",
+         first token after {:.1} ms, decode {:.1} ms ({speed:.1} tokens/s){drafts}",
         m.input_tokens,
         m.crops,
         m.output_tokens,

@@ -167,6 +167,7 @@ pub(crate) fn builder(args: &ModelArgs, model: Model) -> Builder {
     if let Some(rank) = args.adapter_rank {
         builder = builder.adapter_rank(rank.into());
     }
+    builder = builder.speculate(args.speculate.into());
     if let Some(bytes) = args.device.kv_memory {
         builder = builder.kv_memory(bytes);
     }

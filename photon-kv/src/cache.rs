@@ -180,6 +180,19 @@ impl PrefixCache {
         true
     }
 
+    /// Frees the blocks that a lease has for no position below `tokens`: what they hold is of no use.
+    ///
+    /// # Panics
+    /// If it shares some of them.
+    pub fn shrink(&mut self, lease: &mut Lease, tokens: u32) {
+        let keep = (tokens as usize).div_ceil(self.block_size);
+        assert!(lease.num_shared <= keep, "{} shared blocks, {keep} to keep", lease.num_shared);
+        while keep < lease.blocks.len() {
+            let block = lease.blocks.pop().expect("counted");
+            self.pool.free(block, Place::Leased);
+        }
+    }
+
     /// A free block, if need be an evicted one.
     fn allocate(&mut self) -> Option<BlockId> {
         if self.pool.num_free() == 0 {

@@ -12,9 +12,11 @@ use crate::prompt::Input;
 pub struct Row<'a> {
     /// The inputs to compute, in order.
     pub inputs: &'a [Input],
+    /// Ids guessed to follow them, computed too; only of a row that draws.
+    pub draft: &'a [u32],
     /// Position of the first of them: how many are computed already.
     pub start: usize,
-    /// The sequence's blocks in order; they must reach position `start + inputs.len()`.
+    /// The sequence's blocks in order; they must reach the end of the draft.
     pub block_table: &'a [u32],
     /// First positions that attend both ways; 0 without an image.
     pub prefix_len: usize,
@@ -22,7 +24,8 @@ pub struct Row<'a> {
     pub image_offset: usize,
     /// The slot of its adapter, if it has one.
     pub adapter: Option<usize>,
-    /// How the token after the last input is drawn; `None` if the row does not get so far.
+    /// How the token after the last input is drawn, and, each at its own position, those after the draft's
+    /// ids; `None` if the row does not get so far.
     pub sample: Option<SampleParams>,
 }
 
@@ -39,10 +42,11 @@ pub struct BatchBuilder {
     row_starts: Vec<i32>,
     context_lens: Vec<i32>,
     prefix_lens: Vec<i32>,
-    last: Vec<i32>,
-    /// The slots of the tokens' adapters, and of the drawing rows'; -1 without one.
+    /// The tokens after which one is drawn.
+    drawing: Vec<i32>,
+    /// The slots of the tokens' adapters, and of the drawing tokens'; -1 without one.
     adapters: Vec<i32>,
-    last_adapters: Vec<i32>,
+    drawing_adapters: Vec<i32>,
     params: Vec<SampleParams>,
     /// All rows' tables one after the other, and where each ends.
     block_tables: Vec<i32>,
@@ -66,9 +70,9 @@ impl BatchBuilder {
             row_starts: vec![0],
             context_lens: Vec::new(),
             prefix_lens: Vec::new(),
-            last: Vec::new(),
+            drawing: Vec::new(),
             adapters: Vec::new(),
-            last_adapters: Vec::new(),
+            drawing_adapters: Vec::new(),
             params: Vec::new(),
             block_tables: Vec::new(),
             table_ends: Vec::new(),
@@ -83,13 +87,14 @@ impl BatchBuilder {
     pub fn clear(&mut self) {
         self.min_blocks = 1;
         self.row_starts.truncate(1);
-        let Self { ids, image_rows, positions, slots, context_lens, prefix_lens, last, .. } = self;
-        for list in [ids, image_rows, positions, slots, context_lens, prefix_lens, last] {
+        let Self { ids, image_rows, positions, slots, context_lens, prefix_lens, .. } = self;
+        for list in [ids, image_rows, positions, slots, context_lens, prefix_lens] {
             list.clear();
         }
+        self.drawing.clear();
         self.params.clear();
         self.adapters.clear();
-        self.last_adapters.clear();
+        self.drawing_adapters.clear();
         self.block_tables.clear();
         self.table_ends.clear();
         self.coords.clear();
@@ -101,13 +106,18 @@ impl BatchBuilder {
     /// Adds a row.
     ///
     /// # Panics
-    /// If the row is empty or its block table too short.
+    /// If the row is empty, its block table too short, or it has a draft and does not draw.
     pub fn push(&mut self, row: &Row<'_>) {
         assert!(!row.inputs.is_empty(), "a row without inputs");
-        for (i, input) in row.inputs.iter().enumerate() {
+        assert!(
+            row.draft.is_empty() || row.sample.is_some(),
+            "a draft in a row that draws nothing"
+        );
+        let draft = row.draft.iter().map(|&id| Input::Token(id));
+        for (i, input) in row.inputs.iter().copied().chain(draft).enumerate() {
             let (token, position) = (self.ids.len() as i32, row.start + i);
             let (mut id, mut image_row) = (-1, -1);
-            match *input {
+            match input {
                 Input::Token(token) => id = token as i32,
                 Input::Image(index) => image_row = (row.image_offset + index as usize) as i32,
                 Input::Coord(value) => {
@@ -128,11 +138,14 @@ impl BatchBuilder {
         let adapter = row.adapter.map_or(-1, |slot| slot as i32);
         self.adapters.resize(self.ids.len(), adapter);
         if let Some(params) = row.sample {
-            self.last_adapters.push(adapter);
-            self.last.push(self.ids.len() as i32 - 1);
-            self.params.push(params);
+            let first = self.ids.len() - 1 - row.draft.len();
+            for (i, token) in (first..self.ids.len()).enumerate() {
+                self.drawing.push(token as i32);
+                self.drawing_adapters.push(adapter);
+                self.params.push(SampleParams { position: params.position + i as u32, ..params });
+            }
         }
-        self.context_lens.push((row.start + row.inputs.len()) as i32);
+        self.context_lens.push((row.start + row.inputs.len() + row.draft.len()) as i32);
         self.prefix_lens.push(row.prefix_len as i32);
         self.block_tables.extend(row.block_table.iter().map(|&b| b as i32));
         self.end_row();
@@ -166,19 +179,19 @@ impl BatchBuilder {
     /// # Panics
     /// If a row has more than one token or draws none, or there are more rows already.
     pub fn pad(&mut self, rows: usize, max_blocks: usize, region: bool) {
-        let is_decode = self.ids.len() == self.rows() && self.last.len() == self.rows();
+        let is_decode = self.ids.len() == self.rows() && self.drawing.len() == self.rows();
         assert!(is_decode && self.rows() <= rows, "pad takes steps of one token per row");
         assert!(region || !self.has_region_inputs(), "a region input without room for it");
         self.min_blocks = max_blocks;
         while self.rows() < rows {
-            self.last.push(self.ids.len() as i32);
+            self.drawing.push(self.ids.len() as i32);
             self.params.push(SampleParams::GREEDY);
             for list in [&mut self.ids, &mut self.image_rows, &mut self.positions, &mut self.slots]
             {
                 list.push(-1);
             }
             self.adapters.push(-1);
-            self.last_adapters.push(-1);
+            self.drawing_adapters.push(-1);
             self.context_lens.push(0);
             self.prefix_lens.push(0);
             self.end_row();
@@ -203,11 +216,11 @@ impl BatchBuilder {
         for (out, span) in tables.chunks_exact_mut(max_blocks).zip(spans) {
             out[..span.len()].copy_from_slice(&self.block_tables[span]);
         }
-        let (last, last_adapters, params) = match self.last.is_empty() {
+        let (drawing, drawing_adapters, params) = match self.drawing.is_empty() {
             true => {
                 (&[self.row_starts[1] - 1][..], &self.adapters[..1], &[SampleParams::GREEDY][..])
             }
-            false => (&self.last[..], &self.last_adapters[..], &self.params[..]),
+            false => (&self.drawing[..], &self.drawing_adapters[..], &self.params[..]),
         };
         let mut pack = Packer::default();
         let ids = pack.ints([tokens], &self.ids);
@@ -218,10 +231,10 @@ impl BatchBuilder {
         let context_lens = pack.ints([rows], &self.context_lens);
         let prefix_lens = pack.ints([rows], &self.prefix_lens);
         let params = pack.records(params);
-        let last = pack.ints([last.len()], last);
+        let drawing = pack.ints([drawing.len()], drawing);
         let adapters = self.has_adapters().then(|| {
             let all = pack.ints([tokens], &self.adapters);
-            [all, pack.ints([last_adapters.len()], last_adapters)]
+            [all, pack.ints([drawing_adapters.len()], drawing_adapters)]
         });
         let block_tables = pack.ints([rows, max_blocks], &tables);
         let coords = pack.floats([self.coord_tokens.len(), 1], &self.coords);
@@ -239,7 +252,7 @@ impl BatchBuilder {
             row_starts: view(row_starts),
             context_lens: view(context_lens),
             prefix_lens: view(prefix_lens),
-            last: view(last),
+            drawing: view(drawing),
             params: view(params),
             adapters: adapters.map(|parts| parts.map(view)),
             block_tables: view(block_tables),
@@ -266,8 +279,8 @@ pub struct Batch<D: Device> {
     pub(crate) context_lens: Tensor<D>,
     /// `[rows]`.
     pub(crate) prefix_lens: Tensor<D>,
-    /// `[drawn]`: the last tokens of the rows that draw one.
-    pub(crate) last: Tensor<D>,
+    /// `[drawn]`: the tokens after which one is drawn.
+    pub(crate) drawing: Tensor<D>,
     /// `[drawn, size_of::<SampleParams>()]`, u8: how they are drawn.
     pub params: Tensor<D>,
     /// `[tokens]` and `[drawn]`: the slots of their adapters, or -1.
@@ -286,9 +299,9 @@ impl<D: Device> Batch<D> {
         self.ids.shape().elements()
     }
 
-    /// Rows that draw a token.
+    /// Tokens that are drawn: one in a row that draws, and one for each of its draft.
     pub fn drawn(&self) -> usize {
-        self.last.shape().elements()
+        self.drawing.shape().elements()
     }
 }
 

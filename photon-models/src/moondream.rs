@@ -139,8 +139,8 @@ impl<D: Kernels> Moondream<D> {
         self.vision.project(cx, features, tilings, out);
     }
 
-    /// Runs a step: embeds the inputs, fills the cache, and gives the hidden state of the last token
-    /// of each row that draws one, `[drawn, dim]`. `images` holds the embeddings the batch refers to,
+    /// Runs a step: embeds the inputs, fills the cache, and gives the hidden states of the
+    /// tokens after which one is drawn, `[drawn, dim]`. `images` holds the embeddings the batch refers to,
     /// `adapters` the slots.
     pub fn forward(
         &self,

@@ -337,6 +337,21 @@ impl SkillState {
         }
     }
 
+    /// How many first ids of `draft`, a guess of what is drawn next, can be drawn one after the other, each
+    /// as a word and under today's constraint, with one more after them. 0 where places are found.
+    pub fn draftable(&self, draft: &[u32]) -> usize {
+        let turn = match self.phase {
+            Phase::Reasoning => self.ids.answer_id,
+            Phase::Text => self.ids.eos_id,
+            _ => return 0,
+        };
+        let banned = self.constraint().banned;
+        let is_word =
+            |id: u32| id != turn && !banned.contains(&(id as i32)) && self.head(id).is_none();
+        let left = self.budget.max_tokens.saturating_sub(self.drawn + 1);
+        draft.iter().take(left).take_while(|&&id| is_word(id)).count()
+    }
+
     /// The most inputs that can follow the prompt.
     pub fn max_inputs(&self) -> usize {
         let Budget { max_tokens, max_objects } = self.budget;
@@ -804,6 +819,30 @@ mod tests {
         state.cut(&mut Vec::new());
         let Answer::Segment { parse_error, .. } = state.into_answer() else { panic!() };
         assert_eq!(parse_error.as_deref(), short);
+    }
+
+    #[test]
+    fn a_draft_ends_where_its_words_end() {
+        let json = include_bytes!("../tests/data/tokenizer.json");
+        let tokenizer = Tokenizer::from_json(json).unwrap();
+        let state = |skill: &Skill, max_tokens: usize, drawn: &[u32]| {
+            let budget = Budget { max_tokens, ..Budget::default() };
+            let mut state = SkillState::new(skill, &Config::default(), budget);
+            for &id in drawn {
+                state.advance(Drawn::Token(id), &tokenizer, &mut Vec::new());
+            }
+            state
+        };
+        let caption = Skill::Caption { length: Default::default() };
+        assert_eq!(state(&caption, 9, &[]).draftable(&[97, 98, 0, 97]), 2, "the end");
+        assert_eq!(state(&caption, 9, &[]).draftable(&[97, 3, 97]), 1, "what is banned");
+        assert_eq!(state(&caption, 9, &[]).draftable(&[5, 6, 97]), 3, "plain tokens there");
+        assert_eq!(state(&caption, 4, &[97]).draftable(&[97; 9]), 2, "the last is drawn, not fed");
+        assert_eq!(state(&caption, 1, &[]).draftable(&[97; 9]), 0);
+        assert_eq!(state(&reasoning(), 9, &[]).draftable(&[97, 7, 5, 97]), 2, "a place");
+        assert_eq!(state(&reasoning(), 9, &[]).draftable(&[97, 3, 97]), 1, "the answer");
+        assert_eq!(state(&reasoning(), 1, &[97]).draftable(&[97; 9]), 0, "the answer is forced");
+        assert_eq!(state(&detect(), 9, &[]).draftable(&[97; 9]), 0);
     }
 
     #[test]

@@ -398,7 +398,7 @@ impl<D: Kernels> Text<D> {
     }
 
     /// Runs `x` (`[tokens, dim]`, embedded inputs; read and written) through the blocks, storing keys
-    /// and values; gives the hidden states of `batch.last`, `[drawn, dim]`, before the last norm.
+    /// and values; gives the hidden states of `batch.drawing`, `[drawn, dim]`, before the last norm.
     ///
     /// # Panics
     /// If a row has an adapter and there are no slots.
@@ -443,7 +443,7 @@ impl<D: Kernels> Text<D> {
         let here = adapted(layer, false);
         self.attend(cx, final_block, x, &mut h, &mut qkv, &mut attn, scratch, here, batch, kv);
         for (out, x) in last.iter_mut().zip([&*x, &h, &attn]) {
-            cx.gather(Gather { out, x, indices: &batch.last });
+            cx.gather(Gather { out, x, indices: &batch.drawing });
         }
         let [mut x, h, attn] = last;
         final_block.finish(cx, &mut x, &h, &attn, scratch, adapted(layer, true));

@@ -38,6 +38,16 @@ pub enum Bug {
     IgnoreDeadline,
     /// The last row of a step may exceed the budget.
     ExceedBudget,
+    /// Drafted tokens are not counted against the budget.
+    DraftUncounted,
+    /// The blocks of drafted tokens that were wrong are kept.
+    KeepDraftBlocks,
+    /// The first drafted token that was wrong is taken for computed.
+    CountRejected,
+    /// The place of a drafted token that was wrong is shared as that of the right one.
+    ShareRejected,
+    /// What follows a drafted token that was wrong is taken.
+    TakeRejected,
     /// The device executes the copies of a step in reverse.
     CopyBackwards,
     /// The device executes the copies of a step after its writes.
@@ -46,7 +56,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 16] = [
+    pub const ALL: [Bug; 21] = [
         Bug::EvictLocked,
         Bug::DoubleFree,
         Bug::LeakTail,
@@ -61,6 +71,11 @@ impl Bug {
         Bug::IgnoreAdapters,
         Bug::IgnoreDeadline,
         Bug::ExceedBudget,
+        Bug::DraftUncounted,
+        Bug::KeepDraftBlocks,
+        Bug::CountRejected,
+        Bug::ShareRejected,
+        Bug::TakeRejected,
         Bug::CopyBackwards,
         Bug::CopyLate,
     ];

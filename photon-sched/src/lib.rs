@@ -18,7 +18,9 @@
 //! 3. gives what is left of the budget to running prefills, by rank;
 //! 4. admits from the queue, which is in the order of priority and arrival. All blocks of the known
 //!    tokens are taken at once, so only decodes can run dry. The first `atomic` positions are computed
-//!    in the step of the admission: a running sequence has them.
+//!    in the step of the admission: a running sequence has them;
+//! 5. adds drafted tokens to the rows that reach their last known token, from what is left of budget and
+//!    free blocks, unless somebody was preempted.
 //!
 //! Who does not fit (the rest of the budget is less than its atomic part, or blocks are missing) may
 //! be passed over by hits, [`Limits::max_passed`] times. Then it goes first and blocks all behind it.
@@ -29,6 +31,15 @@
 //!
 //! If what runs leaves too little budget for the atomic part of the head of the queue, that part goes
 //! first, if need be alone and beyond the budget, but never in two steps one after the other.
+//!
+//! # Drafts
+//!
+//! Whoever guesses how a sequence goes on says so by [`Scheduler::draft`]. Guessed tokens are computed with
+//! the last known one, and each position yields a token as if the guess were right. The yielded tokens
+//! count up to the first that differs from the guess, that one included: they are what the sequence would
+//! have yielded one at a time. Positions that were computed for a wrong guess are not computed, nobody
+//! ever shares them, and blocks taken for them are free again before anybody else asks for one. So a
+//! draft changes how many steps a sequence takes, and nothing else about it or others.
 //!
 //! # Why everything finishes
 //!

@@ -19,9 +19,14 @@ pub struct StepPlan {
 }
 
 impl StepPlan {
-    /// Tokens computed by this step.
+    /// Tokens computed by this step, drafted ones included.
     pub fn num_tokens(&self) -> u32 {
-        self.rows.iter().map(|row| row.len).sum()
+        self.rows.iter().map(|row| row.len + row.drafted).sum()
+    }
+
+    /// Drafted tokens computed by this step.
+    pub fn num_drafted(&self) -> u32 {
+        self.rows.iter().map(|row| row.drafted).sum()
     }
 
     pub(crate) fn clear(&mut self) {
@@ -32,7 +37,7 @@ impl StepPlan {
     }
 }
 
-/// Positions `start..start + len` of one sequence.
+/// Positions `start..start + len` of one sequence, and `drafted` more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlanRow {
     /// Whose.
@@ -42,16 +47,20 @@ pub struct PlanRow {
     pub start: u32,
     /// How many positions.
     pub len: u32,
+    /// How many drafted tokens are computed after them, the first ones of the draft. Each yields the
+    /// token after it, which counts if the draft was right so far. 0 if the row does not sample.
+    pub drafted: u32,
     /// The row reaches the last known token: it yields the next one.
     pub samples: bool,
 }
 
-/// The outcome of a row that samples.
+/// A token that a row yielded. A row that samples has one, and one more for each drafted token that
+/// turned out to be right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Output {
     /// The row's sequence.
     pub seq: SeqId,
-    /// The key of the token that is fed next; `None`: the sequence is finished.
+    /// The key of the token that is fed next; `None`: the sequence is finished, and this is its last.
     pub next: Option<TokenKey>,
 }
 

@@ -102,6 +102,8 @@ impl Scheduler {
             spec,
             state: State::Waiting,
             hit_tokens: None,
+            drafted: 0,
+            finished: false,
             cancelled: false,
         });
         self.enqueue(id, false);
@@ -116,6 +118,14 @@ impl Scheduler {
         seq.cancelled = true;
         self.cancelled.push(id);
         true
+    }
+
+    /// Says how many tokens are drafted after the known ones of a running sequence, until it yields the
+    /// next one. As many of them are computed with it as there is room for.
+    pub fn draft(&mut self, id: SeqId, num: u32) {
+        if let Some(seq) = self.seqs.get_mut(id) {
+            seq.drafted = num;
+        }
     }
 
     /// Plans the next step at logical time `now`. If the plan has rows, [`apply`](Self::apply) must
@@ -137,6 +147,7 @@ impl Scheduler {
         // Blocks were just taken from someone: they are not for newcomers.
         if self.plan.preempted.is_empty() {
             self.admit(&mut left);
+            self.plan_drafts(left);
         }
         assert!(
             !self.plan.rows.is_empty() || self.seqs.len() == 0,
@@ -147,57 +158,83 @@ impl Scheduler {
         self.in_flight = !self.plan.rows.is_empty();
         self.stats.steps += 1;
         self.stats.computed_tokens += u64::from(self.plan.num_tokens());
+        self.stats.drafted_tokens += u64::from(self.plan.num_drafted());
         &self.plan
     }
 
-    /// Takes the results of the step in flight: one output for each row that samples, in the order
-    /// of the rows.
+    /// Takes the results of the step in flight: for each row that samples, in the order of the rows, one
+    /// output and one more for each drafted token that was right.
     ///
     /// # Panics
     /// If the outputs are not those of the rows, or one exceeds its sequence's `max_len`.
     pub fn apply(&mut self, outputs: &[Output]) {
-        let mut outputs = outputs.iter();
-        assert!(self.in_flight || outputs.len() == 0, "outputs, and no step is in flight");
+        let mut rest = outputs;
+        assert!(self.in_flight || rest.is_empty(), "outputs, and no step is in flight");
         let rows = std::mem::take(&mut self.plan.rows);
         for row in &rows {
-            let State::Running { computed, .. } = &mut self.seqs[row.seq].state else {
-                panic!("{} is in the plan and does not run", row.seq)
-            };
-            *computed += row.len;
-            let output = row.samples.then(|| {
-                let output = outputs.next().unwrap_or_else(|| panic!("{}: no output", row.seq));
-                assert_eq!(output.seq, row.seq, "outputs are in the order of the plan's rows");
-                output.next
-            });
-            self.apply_row(row, output);
+            let count = rest.iter().take_while(|output| output.seq == row.seq).count();
+            let most = if row.samples { 1 + row.drafted as usize } else { 0 };
+            assert!(
+                count <= most && row.samples == (0 < count),
+                "{}: {count} outputs of {most}; they are in the order of the plan's rows",
+                row.seq
+            );
+            let (outputs, others) = rest.split_at(count);
+            self.take_outputs(row, outputs);
+            rest = others;
         }
-        assert!(outputs.next().is_none(), "more outputs than rows that sample");
+        assert!(rest.is_empty(), "outputs of no row");
+        // When the blocks of wrong drafts are free again: what is shared here may need some.
+        rows.iter().for_each(|row| self.settle(row));
         // Empty, so that a second call finds nothing to apply; the buffer stays.
         self.plan.rows = rows;
         self.plan.rows.clear();
         self.in_flight = false;
     }
 
-    /// `output` is `None` for a row that does not sample.
-    fn apply_row(&mut self, row: &PlanRow, output: Option<Option<TokenKey>>) {
+    /// What a row computed and yielded is computed and known. All outputs but the last are drafted tokens
+    /// that were right, computed in advance. Drafted tokens after them leave nothing: their places are
+    /// written anew, and blocks that only they have are free.
+    fn take_outputs(&mut self, row: &PlanRow, outputs: &[Output]) {
         let seq = &mut self.seqs[row.seq];
-        match output {
-            _ if seq.cancelled => (), // It ends at the next step.
-            Some(None) => {
-                let (rank, seq) = (seq.rank(), self.seqs.remove(row.seq));
-                self.leave_running(rank);
-                Self::give_back(&mut self.cache, &seq.spec, seq.state, &self.planted);
-                self.stats.finished += 1;
-            }
-            Some(Some(key)) => {
-                // Publish first: what is computed does not include the new token.
-                self.publish(row);
-                let seq = &mut self.seqs[row.seq];
-                assert!(seq.known() < seq.spec.max_len, "{} is past its max_len", row.seq);
-                seq.spec.keys.push(key);
-            }
-            None => self.publish(row),
+        let State::Running { lease, computed, .. } = &mut seq.state else {
+            panic!("{} is in the plan and does not run", row.seq)
+        };
+        // A cancelled one ends at the next step.
+        let outputs = if seq.cancelled { &[] } else { outputs };
+        let accepted = outputs.len().saturating_sub(1) as u32;
+        *computed += row.len + accepted;
+        self.stats.accepted_tokens += u64::from(accepted);
+        if accepted < row.drafted && self.planted.is(Bug::CountRejected) {
+            *computed += 1;
         }
+        if 0 < row.drafted && !self.planted.is(Bug::KeepDraftBlocks) {
+            self.cache.shrink(lease, *computed);
+        }
+        for output in outputs {
+            seq.drafted = 0;
+            assert!(!seq.finished, "{}: outputs after its end", row.seq);
+            match output.next {
+                Some(key) => {
+                    let (known, max_len) = (seq.known(), seq.spec.max_len);
+                    assert!(known < max_len, "{} is past its max_len", row.seq);
+                    seq.spec.keys.push(key);
+                }
+                None => seq.finished = true,
+            }
+        }
+    }
+
+    /// A row's sequence shares what others may use, or ends.
+    fn settle(&mut self, row: &PlanRow) {
+        let seq = &self.seqs[row.seq];
+        if !seq.finished {
+            return self.publish(row);
+        }
+        let (rank, seq) = (seq.rank(), self.seqs.remove(row.seq));
+        self.leave_running(rank);
+        Self::give_back(&mut self.cache, &seq.spec, seq.state, &self.planted);
+        self.stats.finished += 1;
     }
 
     /// Shares what is computed if the row completed the atomic part or the prefill.
@@ -209,8 +246,12 @@ impl Scheduler {
         if self.planted.is(Bug::PublishEarly) {
             end = end.max(*prefill);
         }
-        let has_all = row.start < *prefill && *prefill <= end;
-        if *cache && (has_all || row.start < *atomic) {
+        let mut has_all = row.start < *prefill && *prefill <= end;
+        if 0 < row.drafted && self.planted.is(Bug::ShareRejected) {
+            let slots = lease.blocks().len() as u32 * self.limits.block_size;
+            (has_all, end) = (true, slots.min(keys.len() as u32));
+        }
+        if *cache && !seq.cancelled && (has_all || row.start < *atomic) {
             let keys = &keys[..end as usize];
             self.copies.extend(self.cache.publish(lease, namespace, keys));
         }
@@ -351,7 +392,7 @@ impl Scheduler {
             let seq = &self.seqs[id];
             if self.first != Some(id) && seq.remaining() == 1 && self.grow(id) {
                 let start = self.seqs[id].computed();
-                self.plan.rows.push(PlanRow { seq: id, start, len: 1, samples: true });
+                self.plan.rows.push(PlanRow { seq: id, start, len: 1, drafted: 0, samples: true });
                 *left -= 1;
             }
         }
@@ -368,8 +409,26 @@ impl Scheduler {
                 len = seq.remaining();
             }
             let samples = start + len == seq.known();
-            self.plan.rows.push(PlanRow { seq: *id, start, len, samples });
+            self.plan.rows.push(PlanRow { seq: *id, start, len, drafted: 0, samples });
             *left = left.saturating_sub(len);
+        }
+    }
+
+    /// Adds drafted tokens to the rows that sample, as far as the budget and the free blocks go: for a draft
+    /// nobody is preempted, nothing is evicted, and nobody gets a token less.
+    fn plan_drafts(&mut self, mut left: u32) {
+        for row in self.plan.rows.iter_mut().filter(|row| row.samples) {
+            let seq = &mut self.seqs[row.seq];
+            let (known, max_len) = (seq.known(), seq.spec.max_len);
+            let State::Running { lease, .. } = &mut seq.state else { continue };
+            let blocks = lease.blocks().len() as u32 + self.cache.num_free();
+            let room = (blocks * self.limits.block_size).min(max_len) - known;
+            row.drafted = seq.drafted.min(left).min(room);
+            let has_blocks = self.cache.grow(lease, known + row.drafted);
+            assert!(has_blocks, "{}: counted blocks for {} drafted tokens", row.seq, row.drafted);
+            if !self.planted.is(Bug::DraftUncounted) {
+                left -= row.drafted;
+            }
         }
     }
 

@@ -85,6 +85,10 @@ pub(crate) struct Seq {
     pub(crate) state: State,
     /// Tokens found cached when it was first admitted.
     pub(crate) hit_tokens: Option<u32>,
+    /// Tokens drafted after the known ones.
+    pub(crate) drafted: u32,
+    /// It yielded its last token: it ends with the step.
+    pub(crate) finished: bool,
     /// It ends at the next step; until then the device may write its blocks.
     pub(crate) cancelled: bool,
 }

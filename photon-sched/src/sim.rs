@@ -8,6 +8,7 @@
 //! - every answer equals that of the sequence alone, which knows no blocks;
 //! - after every step what [`Scheduler::check`](crate::Scheduler::check) asserts;
 //! - the budget is exceeded by an atomic part alone, and atomic parts are in one piece;
+//! - drafts, right, partly right or wrong, change no answer, and none is computed past its sequence's end;
 //! - no written block is in another sequence's table;
 //! - a picture is not computed while another sequence computes it or has it;
 //! - nobody who waits is passed over more often than the limits say, and every step does something;
@@ -45,12 +46,26 @@ pub struct Report {
     pub copies: u64,
     /// Atomic parts computed.
     pub encodings: u64,
+    /// Drafted tokens computed.
+    pub drafted: u64,
+    /// Drafted tokens that were right.
+    pub accepted: u64,
 }
 
 impl Report {
     /// Adds another report.
     pub fn add(&mut self, other: &Report) {
-        let Report { steps, finished, ended, hits, preemptions, copies, encodings } = other;
+        let Report {
+            steps,
+            finished,
+            ended,
+            hits,
+            preemptions,
+            copies,
+            encodings,
+            drafted,
+            accepted,
+        } = other;
         self.steps += steps;
         self.finished += finished;
         self.ended += ended;
@@ -58,6 +73,8 @@ impl Report {
         self.preemptions += preemptions;
         self.copies += copies;
         self.encodings += encodings;
+        self.drafted += drafted;
+        self.accepted += accepted;
     }
 }
 

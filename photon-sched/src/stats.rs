@@ -13,6 +13,10 @@ pub struct SchedStats {
     pub steps: u64,
     /// Tokens computed, those of preempted sequences each time they were.
     pub computed_tokens: u64,
+    /// Those of them that were drafted.
+    pub drafted_tokens: u64,
+    /// Drafted tokens that turned out to be right.
+    pub accepted_tokens: u64,
     /// Sequences accepted by `add`.
     pub added: u64,
     /// Sequences that finished.

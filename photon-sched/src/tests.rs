@@ -228,6 +228,68 @@ fn hits_pass_over_a_miss_that_does_not_fit_until_it_is_overdue() {
 }
 
 #[test]
+fn drafted_tokens_count_up_to_the_first_wrong_one() {
+    check(
+        "add a abc; step; draft a 4 2; step; draft a 2 0; step; draft a 2 2; step; step",
+        "a 0..3*; a 3..4*+4; a 6..7*+2; a 7..8*+2, a finished; -",
+    );
+}
+
+#[test]
+fn a_draft_ends_where_its_sequence_must() {
+    check("add a abc new=4; step; draft a 9 9; step; step", "a 0..3*; a 3..4*+3, a finished; -");
+}
+
+#[test]
+fn drafts_take_what_prefills_and_admissions_leave_of_the_budget() {
+    check(
+        "add a abc; step; draft a 9 0; add b 0123456789; step; draft a 9 0; draft b 9 0; step",
+        "a 0..3*; a 3..4*+5, b 0..10*; a 4..5*+6, b 10..11*+7",
+    );
+}
+
+#[test]
+fn the_blocks_of_a_wrong_draft_are_free_again() {
+    check(
+        "add a abc; step; draft a 7 0; plan; blocks a; apply; blocks a; draft a 3 3; step; blocks a",
+        "a 0..3*; a 3..4*+7; a has 3 blocks; a has 1 blocks; a 4..5*+3; a has 2 blocks",
+    );
+}
+
+#[test]
+fn a_draft_takes_free_blocks_only() {
+    // Of six blocks two hold `h`, two are `a`'s, one holds a copy of the end of its prompt, one is free.
+    let limits = Limits { num_blocks: 7, watermark_blocks: 0, ..LIMITS };
+    check_with(
+        limits,
+        "add h 01234567 new=1; step; add a abcdef new=14; step; draft a 9 0; step; \
+         draft a 9 5; step; draft a 9 0; step 2",
+        "h 0..8*, h finished; a 0..6*; a 6..7*+5; a 7..8*+4; a 12..13*+3; a 13..14*",
+    );
+}
+
+#[test]
+fn nobody_drafts_in_a_step_that_preempts() {
+    let limits = Limits { num_blocks: 6, watermark_blocks: 0, ..LIMITS };
+    check_with(
+        limits,
+        "add a abcdefgh new=8; add b stuvwxyz new=8; step; draft a 3 3; draft b 3 3; step; \
+         draft a 3 3; step",
+        "a 0..8*, b 0..8*; a 8..9*, preempted b; a 9..10*+2",
+    );
+}
+
+#[test]
+fn what_is_shared_of_a_sequence_has_nothing_of_a_wrong_draft() {
+    // The answer to `a` is A B C, the draft had two wrong tokens after A.
+    check(
+        "add a abc new=3; step; draft a 3 1; step; add b abcABx; step; add c abcABCx; step",
+        "a 0..3*; a 3..4*+2, a finished; b 5..6* hit 5 of which 1 copied; \
+         b 6..7*, c 5..7* hit 5 of which 1 copied",
+    );
+}
+
+#[test]
 fn an_error_says_its_numbers() {
     let full = AddError::Full { waiting: 7, max: 7 };
     assert_eq!(full.to_string(), "7 sequences are waiting, at most 7 may");

@@ -32,6 +32,8 @@ pub struct BenchOptions {
     pub decode_tokens: usize,
     /// Numbers of sequences to decode together. What there is no memory for is left out.
     pub batches: Vec<usize>,
+    /// Numbers of tokens guessed ahead in each step, each measured with each number of sequences.
+    pub drafts: Vec<usize>,
 }
 
 /// One phase.
@@ -51,7 +53,10 @@ pub struct Phase {
     /// Tokens decoded in a row, each in a step of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens: Option<usize>,
-    /// Tokens per second, for decode, all sequences together.
+    /// Tokens guessed ahead in each step, if any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub draft: Option<usize>,
+    /// Tokens per second, for decode, all sequences together, guessed ones not counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_s: Option<f64>,
 }
@@ -98,7 +103,8 @@ pub(crate) fn measure<D: Kernels>(
     let begun = Instant::now();
     let model = Moondream::load(&device, &checkpoint, config, precision, &mut |_, _| {})?;
     let max_seqs = bench.batches.iter().copied().max().unwrap_or(1);
-    let options = EngineOptions { max_seqs: Some(max_seqs), ..options.clone() };
+    let speculate = bench.drafts.iter().copied().max().unwrap_or(0);
+    let options = EngineOptions { max_seqs: Some(max_seqs), speculate, ..options.clone() };
     let sizes = Sizes::choose(&device, config, precision, &options)?;
     let runner = Runner::new(device, model, sizes.runner)?;
     let load_s = begun.elapsed().as_secs_f64();
@@ -151,7 +157,8 @@ impl<D: Kernels> Rig<'_, D> {
         prompt.extend(text(20));
         let first = prompt.len() + 20;
         let inputs: Vec<Input> = text(self.bench.decode_tokens).collect();
-        let blocks_per_row = (first + inputs.len()).div_ceil(block_size);
+        let longest = self.bench.drafts.iter().copied().max().unwrap_or(0);
+        let blocks_per_row = (first + inputs.len() + longest).div_ceil(block_size);
         let table = |row: usize| -> Vec<u32> {
             let start = 1 + row * blocks_per_row;
             (start as u32..(start + blocks_per_row) as u32).collect()
@@ -160,44 +167,55 @@ impl<D: Kernels> Rig<'_, D> {
         let repeats = self.bench.repeats;
         let name = format!("prefill, {} tokens", prompt.len());
         (self.progress)(&name);
-        let prefill = phase(name, repeats, || self.step(&prompt, 0, &[table(0)]))?;
+        let prefill = phase(name, repeats, || self.step(&prompt, 0, &[table(0)], 0))?;
         self.phases.push(prefill);
         (self.progress)("decode");
-        self.step(&text(20).collect::<Vec<_>>(), prompt.len(), &[table(0)]).map_err(run_error)?;
+        self.step(&text(20).collect::<Vec<_>>(), prompt.len(), &[table(0)], 0)
+            .map_err(run_error)?;
         for batch in self.bench.batches.clone() {
             let tables: Vec<Vec<u32>> = (0..batch).map(table).collect();
             let together =
                 if batch == 1 { String::new() } else { format!(" of {batch} sequences") };
-            let name = format!("decode, {} tokens{together} from context {first}", inputs.len());
             if 1 + batch * blocks_per_row > num_blocks {
                 (self.progress)(&format!("no room for the keys and values of {batch} sequences"));
                 continue;
             }
-            (self.progress)(&name);
             for (&from, &to) in tables[1..].iter().flat_map(|table| tables[0].iter().zip(table)) {
                 self.runner.copy_block(from, to, block_size);
             }
-            let mut decode = phase(name, repeats, || {
-                (0..inputs.len()).try_for_each(|i| self.step(&inputs[i..=i], first + i, &tables))
-            })?;
-            decode.tokens_per_s = Some((batch * inputs.len()) as f64 / decode.median_s);
-            decode.batch = Some(batch);
-            decode.tokens = Some(inputs.len());
-            self.phases.push(decode);
+            for draft in self.bench.drafts.clone() {
+                let ahead =
+                    if draft == 0 { String::new() } else { format!(", {draft} guessed ahead") };
+                let tokens = inputs.len();
+                let name = format!("decode, {tokens} tokens{together} from context {first}{ahead}");
+                (self.progress)(&name);
+                let mut decode = phase(name, repeats, || {
+                    let step = |i| self.step(&inputs[i..=i], first + i, &tables, draft);
+                    (0..tokens).try_for_each(step)
+                })?;
+                decode.tokens_per_s = Some((batch * tokens) as f64 / decode.median_s);
+                decode.batch = Some(batch);
+                decode.tokens = Some(tokens);
+                decode.draft = Some(draft).filter(|&draft| 0 < draft);
+                self.phases.push(decode);
+            }
         }
         Ok(())
     }
 
-    /// Computes `inputs` from position `start`, once per block table.
+    /// Computes `inputs` from position `start` and as many guessed ids as `draft` says, once per block table.
     fn step(
         &mut self,
         inputs: &[Input],
         start: usize,
         tables: &[Vec<u32>],
+        draft: usize,
     ) -> photon_core::Result<()> {
+        let draft: Vec<u32> = (0..draft as u32).collect();
         let prefix_len = 1 + self.config.vision.patches();
         let rows = tables.iter().map(|block_table| Row {
             inputs,
+            draft: &draft,
             start,
             block_table,
             prefix_len,
@@ -243,6 +261,7 @@ fn phase<E: Into<crate::RunError>>(
         max_s: seconds[seconds.len() - 1],
         batch: None,
         tokens: None,
+        draft: None,
         tokens_per_s: None,
     })
 }

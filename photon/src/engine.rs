@@ -8,6 +8,7 @@
 //! - A request can fail; the engine goes on. If the device fails, every request is told why, and so is
 //!   whoever comes later.
 mod adapters;
+mod draft;
 pub(crate) mod prepare;
 pub(crate) mod runner;
 mod sequence;
@@ -27,10 +28,10 @@ use std::{
 };
 
 use photon_core::Kernels;
-use photon_kv::TokenKey;
 use photon_models::{
     batch::Row,
     image::ImageDigest,
+    prompt::Input,
     skill::{FinishReason, Next, SkillEvent},
 };
 use photon_sched::{AddError, EndReason, Output, PlanRow, Scheduler, SeqId, SeqSpec, StepPlan};
@@ -54,6 +55,8 @@ pub(crate) struct Engine<D: Kernels> {
     queue: Arc<Queue>,
     inbox: Receiver<Message>,
     sequences: HashMap<SeqId, Sequence>,
+    /// Most tokens drafted for a sequence and step.
+    max_draft: usize,
     image_slots: Slots<ImageDigest>,
     adapter_slots: Slots<u32>,
     adapters: Arc<AdapterStore<D>>,
@@ -277,7 +280,7 @@ impl<D: Kernels> Engine<D> {
         } = self;
         let patches = runner.model.config().vision.patches();
         let mut rest = &tables[..];
-        let rows = plan.rows.iter().map(|&PlanRow { seq, start, len, samples }| {
+        let rows = plan.rows.iter().map(|&PlanRow { seq, start, len, drafted, samples }| {
             let (block_table, others) = rest.split_at(scheduler.blocks(seq).len());
             rest = others;
             let sequence = &sequences[&seq];
@@ -288,6 +291,7 @@ impl<D: Kernels> Engine<D> {
             };
             Row {
                 inputs: &sequence.inputs[start as usize..end],
+                draft: &sequence.draft[..drafted as usize],
                 start: start as usize,
                 block_table,
                 prefix_len: sequence.prefix_len,
@@ -302,22 +306,57 @@ impl<D: Kernels> Engine<D> {
     /// Takes what the step drew: the next inputs, the scheduler's outputs, the events.
     fn handle(&mut self) {
         self.outputs.clear();
-        let drawing = self.plan.rows.iter().filter(|row| row.samples);
-        let rows: Vec<SeqId> = drawing.map(|row| row.seq).collect();
-        assert_eq!(rows.len(), self.drew.len(), "a step draws for the rows that asked");
+        let rows: Vec<PlanRow> = self.plan.rows.iter().filter(|row| row.samples).copied().collect();
+        let drawn: usize = rows.iter().map(|row| 1 + row.drafted as usize).sum();
+        assert_eq!(drawn, self.drew.len(), "a step draws for the rows that asked");
         let mut events = Vec::new();
-        for (i, seq) in rows.into_iter().enumerate() {
-            let next = self.advance(seq, i, &mut events);
-            self.outputs.push(Output { seq, next });
+        let mut first = 0;
+        for row in &rows {
+            self.take_row(row, first, &mut events);
+            first += 1 + row.drafted as usize;
         }
         let begun = Instant::now();
         self.scheduler.apply(&self.outputs);
+        if 0 < self.max_draft {
+            rows.iter().for_each(|row| self.draft(row.seq));
+        }
         self.counts.scheduler_us += begun.elapsed().as_micros() as u64;
         self.learn();
     }
 
-    /// One row's result; `None` if the sequence is over.
-    fn advance(&mut self, seq: SeqId, i: usize, events: &mut Vec<SkillEvent>) -> Option<TokenKey> {
+    /// Takes what a row drew, the first of it and, as long as the draft was right, the next.
+    fn take_row(&mut self, row: &PlanRow, first: usize, events: &mut Vec<SkillEvent>) {
+        let PlanRow { seq, drafted, .. } = *row;
+        let drafted = drafted as usize;
+        let mut draft = Vec::new();
+        if let Some(sequence) = self.sequences.get_mut(&seq) {
+            draft = std::mem::take(&mut sequence.draft);
+            sequence.metrics.drafted_tokens += drafted;
+        }
+        let mut accepted = 0;
+        loop {
+            let next = self.advance(seq, first + accepted, events);
+            self.outputs.push(Output { seq, next: next.map(key) });
+            let Some(sequence) = self.sequences.get_mut(&seq) else { return };
+            let guessed = draft[..drafted].get(accepted).map(|&id| Input::Token(id));
+            if next.is_none() || next != guessed {
+                return sequence.drafter.learn(drafted, accepted);
+            }
+            accepted += 1;
+            sequence.metrics.accepted_tokens += 1;
+        }
+    }
+
+    /// Guesses how a sequence goes on.
+    fn draft(&mut self, seq: SeqId) {
+        if let Some(sequence) = self.sequences.get_mut(&seq) {
+            sequence.guess(self.max_draft);
+            self.scheduler.draft(seq, sequence.draft.len() as u32);
+        }
+    }
+
+    /// What follows the drawn token `i`; `None` if the sequence is over.
+    fn advance(&mut self, seq: SeqId, i: usize, events: &mut Vec<SkillEvent>) -> Option<Input> {
         let queue = Arc::clone(&self.queue);
         let (config, tokenizer) = (&queue.setup().config, &queue.setup().tokenizer);
         let sequence = self.sequences.get_mut(&seq)?;
@@ -328,7 +367,7 @@ impl<D: Kernels> Engine<D> {
         self.outbox.extend(events.drain(..).map(|event| (sender.clone(), Ok(Event::Skill(event)))));
         self.counts.tokens_out += 1;
         let error = match advanced {
-            Ok(Ok(Next::Feed(input))) => return Some(key(input)),
+            Ok(Ok(Next::Feed(input))) => return Some(input),
             Ok(Ok(Next::Finish(reason))) => {
                 self.finish(seq, reason, config.tokenizer.eos_id);
                 return None;
@@ -367,6 +406,8 @@ impl<D: Kernels> Engine<D> {
             graph_replays: self.runner.replays,
             preemptions: stats.preemptions,
             tokens_computed: stats.computed_tokens,
+            drafted: stats.drafted_tokens,
+            accepted: stats.accepted_tokens,
             prefix_queries: stats.prefix_queries,
             prefix_hits: stats.prefix_hits,
             prefix_hit_tokens: stats.prefix_hit_tokens,

@@ -285,6 +285,13 @@ impl Builder {
         self
     }
 
+    /// Most tokens guessed ahead for a request and step; none by default. Answers are the same, see
+    /// [`EngineOptions::speculate`].
+    pub fn speculate(mut self, tokens: usize) -> Self {
+        self.options.speculate = tokens;
+        self
+    }
+
     /// Most requests waiting; 512 by default.
     pub fn max_waiting(mut self, max_waiting: usize) -> Self {
         self.options.max_waiting = Some(max_waiting);

@@ -120,6 +120,10 @@ pub struct Metrics {
     pub cached_tokens: usize,
     /// Ids drawn.
     pub output_tokens: usize,
+    /// Ids guessed and computed ahead, see [`EngineOptions::speculate`](crate::EngineOptions::speculate).
+    pub drafted_tokens: usize,
+    /// How many of them were drawn, too.
+    pub accepted_tokens: usize,
     /// Crops of the picture; 0 without one.
     pub crops: usize,
     /// Waiting for the device, from the end of preprocessing to the first step.

@@ -19,6 +19,10 @@ pub struct EngineStats {
     pub preemptions: u64,
     /// Positions computed.
     pub tokens_computed: u64,
+    /// Those of them that were guessed, see [`EngineOptions::speculate`](crate::EngineOptions::speculate).
+    pub drafted: u64,
+    /// Guessed ones that were right.
+    pub accepted: u64,
     /// Tokens drawn.
     pub tokens_out: u64,
     /// Pictures encoded.

@@ -121,6 +121,10 @@ pub(crate) struct BenchModelArgs {
     #[arg(long, value_name = "N,..", default_value = "1", value_delimiter = ',')]
     #[arg(value_parser = concurrency)]
     pub(crate) concurrency: Vec<usize>,
+    /// Numbers of tokens guessed ahead in each step, as --speculate does; each is measured
+    #[arg(long, value_name = "N,..", default_value = "0", value_delimiter = ',')]
+    #[arg(value_parser = clap::value_parser!(u16).range(..=64))]
+    pub(crate) drafts: Vec<u16>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -35,6 +35,7 @@ pub(super) fn model(args: &BenchModelArgs) -> Result<(), Failure> {
         repeats: args.repeats,
         decode_tokens: args.decode_tokens,
         batches: args.concurrency.clone(),
+        drafts: args.drafts.iter().map(|&draft| draft.into()).collect(),
     };
     let dtype = args.device.dtype.map(Into::into);
     let report = measure(&bench, &args.device, dtype, &mut |what| output::note(what))?;

@@ -265,6 +265,7 @@ impl Rounds<'_> {
             repeats: self.args.repeats,
             decode_tokens: STEPS,
             batches: self.concurrency.to_vec(),
+            drafts: vec![0],
         };
         let device = &self.args.model.device;
         let report = phases::measure(&bench, device, Some(dtype), &mut |what| output::note(what))?;

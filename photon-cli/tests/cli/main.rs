@@ -18,7 +18,8 @@ fn asset(name: &str) -> String {
 fn photon(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_photon"));
     // What the user of this machine has set must not decide a test.
-    for name in ["PHOTON_MODEL", "PHOTON_DEVICE", "HF_ENDPOINT", "HF_TOKEN"] {
+    let own = ["PHOTON_MODEL", "PHOTON_DEVICE", "PHOTON_SPECULATE"];
+    for name in own.into_iter().chain(["HF_ENDPOINT", "HF_TOKEN"]) {
         command.env_remove(name);
     }
     command.env("HF_HOME", "no-such-folder").env("HF_HUB_OFFLINE", "1").args(args);
@@ -75,6 +76,26 @@ fn a_caption_streams_to_standard_output_and_statistics_do_not() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.ends_with('\n') && text.trim().len() > 10, "{text:?}");
     assert!(String::from_utf8(output.stderr).unwrap().contains("tokens/s"));
+}
+
+#[test]
+fn guessing_ahead_changes_no_token_and_says_how_often_it_was_right() {
+    let image = asset("four.png");
+    let json = |args: &[&str]| -> Value {
+        let asked = ["caption", &image, "--length", "long", "--json"];
+        serde_json::from_str(&succeeds(&[&asked[..], args].concat())).unwrap()
+    };
+    let (plain, ahead) = (json(&[]), json(&["--speculate", "4"]));
+    assert_eq!(plain["tokens"], ahead["tokens"]);
+    let count = |json: &Value, key: &str| json["metrics"][key].as_u64().unwrap();
+    assert_eq!(count(&plain, "drafted_tokens"), 0);
+    let drafted = count(&ahead, "drafted_tokens");
+    assert!(0 < drafted && count(&ahead, "accepted_tokens") <= drafted);
+    let mut told = photon(&["caption", &image, "--length", "long", "--stats"]);
+    let output = told.env("PHOTON_SPECULATE", "4").output().unwrap();
+    let stats = String::from_utf8(output.stderr).unwrap();
+    assert!(stats.contains(&format!("of {drafted} guessed tokens right")), "{stats}");
+    fails(&["caption", &image, "--speculate", "65"], 2, "65 is not in 0..=64");
 }
 
 #[test]

@@ -128,6 +128,30 @@ fn without_a_block_for_the_copy_the_hit_ends_with_the_last_whole_block() {
 }
 
 #[test]
+fn blocks_past_what_is_needed_go_back() {
+    let mut cache = PrefixCache::new(8, 4);
+    let (mut lease, _) = cache.acquire(&namespace(0), &[]);
+    assert!(cache.grow(&mut lease, 17));
+    cache.publish(&mut lease, &namespace(0), &keys("ABCD"));
+    for (tokens, blocks) in [(17, 5), (16, 4), (13, 4), (5, 2), (99, 2), (4, 1)] {
+        cache.shrink(&mut lease, tokens);
+        assert_eq!((lease.blocks().len(), cache.num_free()), (blocks, 7 - blocks as u32));
+        cache.check();
+    }
+    cache.drop_lease(lease);
+}
+
+#[test]
+#[should_panic(expected = "1 shared blocks, 0 to keep")]
+fn to_give_back_what_is_shared_is_a_bug() {
+    let mut cache = PrefixCache::new(8, 4);
+    let (mut lease, _) = cache.acquire(&namespace(0), &[]);
+    assert!(cache.grow(&mut lease, 8));
+    cache.publish(&mut lease, &namespace(0), &keys("ABCD"));
+    cache.shrink(&mut lease, 0);
+}
+
+#[test]
 fn what_a_pending_copy_reads_stays() {
     let mut cache = PrefixCache::new(4, 4);
     let space = namespace(0);

@@ -193,6 +193,12 @@ impl Model {
         true
     }
 
+    pub(crate) fn shrink(&mut self, index: usize, tokens: usize) {
+        let loan = &mut self.loans[index];
+        let keep = tokens.div_ceil(self.block_size) - loan.shared.len() / self.block_size;
+        loan.num_own = loan.num_own.min(keep);
+    }
+
     fn add(&mut self, namespace: &Namespace, keys: &[TokenKey]) {
         if self.has(namespace, keys) {
             return;

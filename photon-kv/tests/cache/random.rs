@@ -57,7 +57,8 @@ fn operate(rng: &mut Rng, world: &mut World, roomy: bool) {
                 assert_eq!(hit.unwrap().tokens as usize, kept, "{keys:?}");
             }
         }
-        (4, Some(i)) => drop(world.extend(i, rng.key())),
+        (4, Some(i)) if rng.below(2) == 0 => drop(world.extend(i, rng.key())),
+        (4, Some(i)) => world.guess(i, 1 + rng.below(9)),
         (5..=6, _) => world.step(),
         (7..=8, Some(i)) => {
             // Mostly a sequence publishes more and more of itself, but less is no mistake.

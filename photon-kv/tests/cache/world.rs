@@ -123,6 +123,24 @@ impl World {
         grew
     }
 
+    /// Computes `num` tokens past the known ones, which turn out to be wrong; nothing if there is no room.
+    pub(crate) fn guess(&mut self, index: usize, num: usize) {
+        let known = self.live[index].keys.len();
+        let grew = self.cache.grow(&mut self.live[index].lease, (known + num) as u32);
+        assert_eq!(grew, self.model.grow(index, known + num), "grow");
+        if grew {
+            // Copies come before any write.
+            self.step();
+            for position in known..known + num {
+                let slot = self.slot(&self.live[index], position);
+                self.memory[slot] = Some((namespace(0), TokenKey::text(u32::MAX)));
+            }
+        }
+        self.cache.shrink(&mut self.live[index].lease, known as u32);
+        self.model.shrink(index, known);
+        self.check();
+    }
+
     pub(crate) fn publish(&mut self, index: usize, len: usize) {
         let Sequence { namespace, keys, lease, computed } = &mut self.live[index];
         assert!(len <= *computed, "only what is computed is published");

@@ -187,6 +187,7 @@ fn logits(
             let inputs: Vec<Input> = ids.iter().map(|&id| Input::Token(id)).collect();
             batch.push(&Row {
                 inputs: &inputs,
+                draft: &[],
                 start: 0,
                 block_table: &[1 + i as u32],
                 prefix_len: 0,

@@ -173,6 +173,7 @@ fn matches_reference(precision: Precision, absolute: f32, relative: f32) {
             let table: Vec<u32> = (0..blocks).map(|i| 1 + (i * 29 + 7) % 61).collect();
             let row = Row {
                 inputs: &inputs,
+                draft: &[],
                 start: 0,
                 block_table: &table,
                 prefix_len: config.text.prefix_attn,
@@ -257,6 +258,7 @@ fn query_logits(run: &mut Run, config: &Config, picture: &str, prompt: &Value) -
     let blocks: Vec<u32> = (1..=inputs.len().div_ceil(BLOCK_SIZE) as u32).collect();
     let row = Row {
         inputs: &inputs,
+        draft: &[],
         start: 0,
         block_table: &blocks,
         prefix_len: config.text.prefix_attn,

@@ -60,10 +60,12 @@ fn main() -> ExitCode {
     };
     let begun = Instant::now();
     let (done, report, failure) = simulate(&args);
-    let Report { steps, finished, ended, hits, preemptions, copies, encodings } = report;
+    let Report { steps, finished, ended, hits, preemptions, copies, encodings, .. } = report;
+    let Report { drafted, accepted, .. } = report;
     println!(
         "{done} seeds, {steps} steps, {finished} finished, {ended} cancelled or late, {hits} hits, \
-         {preemptions} preemptions, {copies} copies, {encodings} encodings in {:.1} s",
+         {preemptions} preemptions, {copies} copies, {encodings} encodings, {drafted} drafted, \
+         {accepted} accepted in {:.1} s",
         begun.elapsed().as_secs_f64()
     );
     let Some(failure) = failure else { return ExitCode::SUCCESS };

@@ -235,7 +235,7 @@ impl Scheduler {
         seq.hit_tokens.get_or_insert(hit);
         seq.state = State::Running { lease, computed: hit, prefill: known };
         let samples = hit + len == known;
-        self.plan.rows.push(PlanRow { seq: id, start: hit, len, samples });
+        self.plan.rows.push(PlanRow { seq: id, start: hit, len, drafted: 0, samples });
         *left = left.saturating_sub(len);
         let rank = self.seqs[id].rank();
         let at = self.running.partition_point(|other| other < &rank);

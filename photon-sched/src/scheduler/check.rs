@@ -49,6 +49,9 @@ impl Scheduler {
         assert!(atomic <= *computed || begins, "{id} runs with half an atomic part");
         let (blocks, needed) = (lease.blocks().len() as u32, self.limits.blocks(*computed));
         assert!(needed <= blocks, "{id} has computed {computed} tokens in {blocks} blocks");
+        // Those of drafted tokens are there while they are computed.
+        let most = self.limits.blocks(known);
+        assert!(self.in_flight || blocks <= most, "{id} has {blocks} blocks of {known} tokens");
         assert!(lease.blocks().iter().all(|b| b.get() != 0), "{id} has the null block");
     }
 }

@@ -43,7 +43,7 @@ impl Context {
 }
 
 /// A sequence as it runs alone, without a pool: what its answer must be.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Alone {
     context: Context,
     len: usize,
@@ -66,11 +66,16 @@ impl Alone {
 
     /// The whole answer, from the beginning.
     pub(super) fn answer(order: &Order) -> Vec<Token> {
-        let (mut alone, mut tokens) = (Alone::new(order), order.prompt.clone());
-        for _ in 0..order.num_new {
-            tokens.push(sample(alone.hash(&tokens, order.atomic)));
+        Alone::new(order).go_on(&order.prompt, order.atomic, order.num_new)
+    }
+
+    /// The next `num` tokens after all of `tokens`, of which it has seen the first ones.
+    pub(super) fn go_on(mut self, tokens: &[Token], atomic: u32, num: u32) -> Vec<Token> {
+        let mut all = tokens.to_vec();
+        for _ in 0..num {
+            all.push(sample(self.hash(&all, atomic)));
         }
-        tokens.split_off(order.prompt.len())
+        all.split_off(tokens.len())
     }
 }
 
@@ -78,11 +83,13 @@ impl Alone {
 #[derive(Debug)]
 pub(super) struct DeviceRow<'a> {
     pub(super) namespace: &'a Namespace,
+    /// The known ones, then the draft.
     pub(super) tokens: &'a [Token],
     pub(super) atomic: u32,
     pub(super) blocks: &'a [BlockId],
     pub(super) start: u32,
     pub(super) len: u32,
+    pub(super) drafted: u32,
 }
 
 /// The pool's memory.
@@ -106,8 +113,9 @@ impl Memory {
         self.cells.copy_within(from..from + slots, copy.to.get() as usize * self.block_size);
     }
 
-    /// Computes a row; the hash is of use if the row samples.
-    pub(super) fn compute(&mut self, row: &DeviceRow<'_>) -> u64 {
+    /// Computes a row; the hashes after its last position and after each drafted one are of use if the
+    /// row samples.
+    pub(super) fn compute(&mut self, row: &DeviceRow<'_>) -> Vec<u64> {
         let slot = |pos: usize| {
             row.blocks[pos / self.block_size].get() as usize * self.block_size
                 + pos % self.block_size
@@ -117,11 +125,15 @@ impl Memory {
         for pos in 0..start {
             context.see(self.cells[slot(pos)]);
         }
-        for pos in start..end {
+        let mut hashes = Vec::new();
+        for pos in start..end + row.drafted as usize {
             let cell = context.cell(row.tokens[pos], pos, pos < row.atomic as usize);
             self.cells[slot(pos)] = cell;
             context.see(cell);
+            if end <= pos + 1 {
+                hashes.push(context.cells);
+            }
         }
-        context.cells
+        hashes
     }
 }

@@ -87,6 +87,17 @@ pub(super) struct Workload {
     pub(super) limits: Limits,
     /// By arrival.
     pub(super) orders: Vec<Order>,
+    /// Most tokens drafted for a sequence and step; 0 in every second world.
+    pub(super) max_draft: u32,
+}
+
+impl Rng {
+    /// A draft for a sequence that goes on with `right`: right up to some point, wrong from there on.
+    pub(super) fn draft(&mut self, mut right: Vec<Token>) -> Vec<Token> {
+        let wrong_from = self.range(0, right.len() as u32 + 1) as usize;
+        right[wrong_from..].iter_mut().for_each(|token| *token = (*token + 1) % VOCAB);
+        right
+    }
 }
 
 impl Workload {
@@ -116,7 +127,8 @@ impl Workload {
         };
         let mut orders: Vec<Order> = (0..rng.range(2, 24)).map(|_| maker.order(rng)).collect();
         orders.sort_by_key(|order| order.arrival);
-        Workload { limits, orders }
+        let max_draft = rng.range(0, 2) * rng.range(1, 9);
+        Workload { limits, orders, max_draft }
     }
 }
 

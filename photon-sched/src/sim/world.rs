@@ -18,6 +18,8 @@ struct Live {
     order: Order,
     tokens: Vec<Token>,
     alone: Alone,
+    /// Guessed to come after `tokens`.
+    draft: Vec<Token>,
     cancelled: bool,
     /// The scheduler said that these are in the pool.
     computed: u32,
@@ -47,6 +49,8 @@ impl Live {
 
 pub(super) struct World {
     limits: Limits,
+    rng: Rng,
+    max_draft: u32,
     scheduler: Scheduler,
     memory: Memory,
     /// Still to come, the next one last.
@@ -61,7 +65,7 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64, bug: Option<Bug>) -> Self {
         let mut rng = Rng(seed);
-        let Workload { limits, mut orders } = Workload::new(&mut rng);
+        let Workload { limits, mut orders, max_draft } = Workload::new(&mut rng);
         let mut scheduler = Scheduler::new(limits);
         if let Some(bug) = bug {
             scheduler.plant(bug);
@@ -76,6 +80,8 @@ impl World {
             memory: Memory::new(limits.num_blocks, limits.block_size),
             max_steps: last + work + orders.len() as u64,
             limits,
+            rng,
+            max_draft,
             scheduler,
             orders,
             live: Vec::new(),
@@ -107,6 +113,7 @@ impl World {
             self.scheduler.apply(&outputs);
             self.scheduler.check();
             self.forget_finished(&outputs);
+            self.draft(&outputs);
         }
         self.finish()
     }
@@ -123,6 +130,7 @@ impl World {
                         order,
                         tokens,
                         alone,
+                        draft: Vec::new(),
                         cancelled: false,
                         computed: 0,
                         decodes: false,
@@ -202,6 +210,10 @@ impl World {
             let known = live.tokens.len() as u32;
             assert!(0 < row.len && end <= known, "{id}: {end} of {known} tokens");
             assert_eq!(row.samples, end == known, "{id} samples at {end} of {known} tokens");
+            let (most, max_len) = (live.draft.len() as u32, live.order.max_len());
+            assert!(row.drafted <= most, "{id}: {} tokens of a draft of {most}", row.drafted);
+            assert!(row.drafted == 0 || row.samples, "{id}: a draft without what it follows");
+            assert!(end + row.drafted <= max_len, "{id}: a draft past {max_len} tokens");
             assert!(
                 live.computed == 0 || live.computed == row.start,
                 "{id} goes on at {} after {} tokens",
@@ -280,7 +292,8 @@ impl World {
         let mut writer: Vec<Option<SeqId>> = vec![None; self.limits.num_blocks as usize];
         for row in &plan.rows {
             let size = self.limits.block_size;
-            let (from, to) = (row.start / size, (row.start + row.len).div_ceil(size));
+            let end = row.start + row.len + row.drafted;
+            let (from, to) = (row.start / size, end.div_ceil(size));
             for block in &self.scheduler.blocks(row.seq)[from as usize..to as usize] {
                 let before = writer[block.get() as usize].replace(row.seq);
                 assert!(before.is_none(), "two sequences write block {block:?}");
@@ -294,7 +307,8 @@ impl World {
         }
     }
 
-    fn execute(&mut self, plan: &StepPlan, now: u64) -> Vec<u64> {
+    /// Of each row, the hashes after its last position and after each drafted one.
+    fn execute(&mut self, plan: &StepPlan, now: u64) -> Vec<Vec<u64>> {
         self.report.copies += plan.copies.len() as u64;
         let late = self.bug == Some(Bug::CopyLate);
         if self.bug == Some(Bug::CopyBackwards) {
@@ -302,7 +316,7 @@ impl World {
         } else if !late {
             plan.copies.iter().for_each(|copy| self.memory.copy(copy));
         }
-        let mut hashes = vec![0; plan.rows.len()];
+        let mut hashes = vec![Vec::new(); plan.rows.len()];
         // Rows of a step run beside each other: none may depend on another.
         let rows: &mut dyn Iterator<Item = usize> = if now.is_multiple_of(2) {
             &mut (0..hashes.len())
@@ -318,33 +332,61 @@ impl World {
         hashes
     }
 
-    fn compute(&mut self, row: &PlanRow) -> u64 {
+    fn compute(&mut self, row: &PlanRow) -> Vec<u64> {
         let live = self.live.iter_mut().find(|live| live.id == row.seq).expect("checked before");
         live.computed = row.start + row.len;
         let blocks: &[BlockId] = self.scheduler.blocks(row.seq);
         self.memory.compute(&DeviceRow {
             namespace: &live.order.namespace,
-            tokens: &live.tokens,
+            tokens: &[&live.tokens[..], &live.draft].concat(),
             atomic: live.order.atomic,
             blocks,
             start: row.start,
             len: row.len,
+            drafted: row.drafted,
         })
     }
 
-    fn outputs(&mut self, plan: &StepPlan, hashes: &[u64]) -> Vec<Output> {
+    fn outputs(&mut self, plan: &StepPlan, hashes: &[Vec<u64>]) -> Vec<Output> {
         let mut outputs = Vec::new();
-        for (row, &hash) in plan.rows.iter().zip(hashes).filter(|(row, _)| row.samples) {
+        let takes_all = self.bug == Some(Bug::TakeRejected);
+        for (row, hashes) in plan.rows.iter().zip(hashes).filter(|(row, _)| row.samples) {
             let live = self.live_mut(row.seq);
-            let wanted = live.alone.hash(&live.tokens, live.order.atomic);
-            assert_eq!(hash, wanted, "{} read something else than it wrote", row.seq);
-            let token = sample(hash);
-            live.tokens.push(token);
+            let (draft, before) = (std::mem::take(&mut live.draft), outputs.len());
+            for (i, &hash) in hashes.iter().enumerate() {
+                let wanted = live.alone.hash(&live.tokens, live.order.atomic);
+                assert_eq!(hash, wanted, "{} read something else than it wrote", row.seq);
+                let token = sample(hash);
+                live.tokens.push(token);
+                let is_over = live.num_new() == live.order.num_new;
+                outputs.push(Output { seq: row.seq, next: (!is_over).then(|| key(token)) });
+                if is_over || (draft.get(i) != Some(&token) && !takes_all) {
+                    break;
+                }
+            }
             live.decodes = true;
-            let is_over = live.num_new() == live.order.num_new;
-            outputs.push(Output { seq: row.seq, next: (!is_over).then(|| key(token)) });
+            let accepted = (outputs.len() - before) as u32 - 1;
+            live.computed += accepted;
+            self.report.drafted += u64::from(row.drafted);
+            self.report.accepted += u64::from(accepted);
         }
         outputs
+    }
+
+    /// Drafts for sequences that yielded something, but not always.
+    fn draft(&mut self, outputs: &[Output]) {
+        if self.max_draft == 0 {
+            return;
+        }
+        for live in &mut self.live {
+            if outputs.iter().all(|output| output.seq != live.id) || self.rng.one_in(4) {
+                continue;
+            }
+            let num = self.rng.range(1, self.max_draft + 1);
+            let right = live.alone.clone().go_on(&live.tokens, live.order.atomic, num);
+            live.draft = self.rng.draft(right);
+            self.scheduler.draft(live.id, num);
+        }
     }
 
     fn forget_finished(&mut self, outputs: &[Output]) {

@@ -5,8 +5,10 @@
 //! `A`, `B`, `C`, ... until there are `new` of them (8 unless told).
 //!
 //! - `add NAME PROMPT [img=N] [new=N] [pri=N] [by=TIME] [nocache]` says nothing unless refused;
-//! - `step [N]` steps N times: `NAME 3..5` for positions 3 and 4, `*` if the row samples, `hit N` if
-//!   the sequence was just admitted for the first time with N cached tokens;
+//! - `step [N]` steps N times: `NAME 3..5` for positions 3 and 4, `*` if the row samples, `+N` for N
+//!   drafted tokens after them, `hit N` if the sequence was just admitted for the first time with N
+//!   cached tokens;
+//! - `draft NAME N R` drafts N tokens of which the first R are right;
 //! - `plan` and `apply` are the halves of a step, `cancel NAME`, `blocks NAME` their number.
 
 use std::collections::BTreeMap;
@@ -22,6 +24,8 @@ struct Tested {
     name: String,
     new: u32,
     sampled: u32,
+    /// How many drafted tokens are right.
+    right: u32,
     is_new: bool,
 }
 
@@ -29,7 +33,8 @@ struct World {
     scheduler: Scheduler,
     seqs: BTreeMap<SeqId, Tested>,
     now: u64,
-    sampling: Vec<SeqId>,
+    /// Sequences that sample, and their drafted tokens.
+    sampling: Vec<(SeqId, u32)>,
 }
 
 #[track_caller]
@@ -65,6 +70,11 @@ impl World {
             ["plan"] => said.push(self.plan().join(", ")),
             ["apply"] => said.extend(Some(self.apply().join(", ")).filter(|s| !s.is_empty())),
             ["cancel", name] => assert!(self.scheduler.cancel(self.id(name))),
+            ["draft", name, num, right] => {
+                let id = self.id(name);
+                self.scheduler.draft(id, num.parse().unwrap());
+                self.seqs.get_mut(&id).unwrap().right = right.parse().unwrap();
+            }
             ["blocks", name] => {
                 let blocks = self.scheduler.blocks(self.id(name)).len();
                 said.push(format!("{name} has {blocks} blocks"));
@@ -100,7 +110,7 @@ impl World {
         };
         match self.scheduler.add(self.now, spec) {
             Ok(id) => {
-                let seq = Tested { name: name.into(), new, sampled: 0, is_new: true };
+                let seq = Tested { name: name.into(), new, sampled: 0, right: 0, is_new: true };
                 self.seqs.insert(id, seq);
                 None
             }
@@ -119,7 +129,10 @@ impl World {
         let mut line: Vec<String> = Vec::new();
         for row in &plan.rows {
             let (from, to) = (row.start, row.start + row.len);
-            let mark = if row.samples { "*" } else { "" };
+            let mut mark = String::from(if row.samples { "*" } else { "" });
+            if 0 < row.drafted {
+                mark.push_str(&format!("+{}", row.drafted));
+            }
             let hit = self.scheduler.hit_tokens(row.seq);
             let seq = self.seqs.get_mut(&row.seq).unwrap();
             let mut hit = if seq.is_new && 0 < hit { format!(" hit {hit}") } else { String::new() };
@@ -137,22 +150,26 @@ impl World {
             line.push(format!("{} {reason}", self.name(*id)));
         }
         line.extend(plan.preempted.iter().map(|id| format!("preempted {}", self.name(*id))));
-        self.sampling = plan.rows.iter().filter(|r| r.samples).map(|r| r.seq).collect();
+        let sampling = plan.rows.iter().filter(|r| r.samples);
+        self.sampling = sampling.map(|r| (r.seq, r.drafted)).collect();
         line
     }
 
     fn apply(&mut self) -> Vec<String> {
         let mut said = Vec::new();
         let mut outputs = Vec::new();
-        for id in self.sampling.drain(..) {
+        for (id, drafted) in self.sampling.drain(..) {
             let seq = self.seqs.get_mut(&id).unwrap();
-            seq.sampled += 1;
-            let next = TokenKey::text(u32::from(b'A') + seq.sampled - 1);
-            let next = (seq.sampled < seq.new).then_some(next);
-            if next.is_none() {
-                said.push(format!("{} finished", seq.name));
+            for _ in 0..=drafted.min(seq.right) {
+                seq.sampled += 1;
+                let next = TokenKey::text(u32::from(b'A') + seq.sampled - 1);
+                let next = (seq.sampled < seq.new).then_some(next);
+                outputs.push(Output { seq: id, next });
+                if next.is_none() {
+                    said.push(format!("{} finished", seq.name));
+                    break;
+                }
             }
-            outputs.push(Output { seq: id, next });
         }
         self.scheduler.apply(&outputs);
         said

@@ -26,8 +26,10 @@ fn without_a_bug_every_seed_is_clean() {
         }
     }
     // A simulation in which nothing happens finds nothing.
-    let sim::Report { hits, preemptions, copies, ended, .. } = total;
+    let sim::Report { hits, preemptions, copies, ended, drafted, accepted, .. } = total;
     assert!(SEEDS < hits && SEEDS < copies, "{hits} hits, {copies} copies");
+    let rejected = drafted - accepted;
+    assert!(SEEDS < accepted && SEEDS < rejected, "{accepted} accepted, {rejected} rejected");
     assert!(SEEDS / 2 < preemptions && SEEDS / 2 < ended, "{preemptions} preempted, {ended} ended");
 }
 

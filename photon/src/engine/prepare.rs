@@ -364,6 +364,8 @@ impl Queue {
             picture,
             adapter,
             state,
+            drafter: Default::default(),
+            draft: Vec::new(),
             sampling: request.sampling,
             priority: request.priority,
             deadline: request.deadline.map(|deadline| submitted + deadline),

@@ -25,6 +25,8 @@ use photon_models::{
 pub(crate) struct RunnerLimits {
     /// Most rows of a step.
     pub(crate) max_rows: usize,
+    /// Most drafted tokens of a row.
+    pub(crate) max_draft: usize,
     /// Most tokens of a step.
     pub(crate) max_tokens: usize,
     /// Blocks of the cache, the null block included.
@@ -45,6 +47,11 @@ pub(crate) struct RunnerLimits {
 }
 
 impl RunnerLimits {
+    /// Most tokens that a step draws.
+    fn max_drawn(&self) -> usize {
+        self.max_rows * (1 + self.max_draft)
+    }
+
     /// The room for adapters.
     pub(crate) fn adapter_shape(&self, config: &Config, precision: Precision) -> AdapterShape {
         AdapterShape::new(config, self.adapter_slots, self.adapter_rank, precision.weights)
@@ -61,7 +68,7 @@ pub(crate) struct EncodeJob<'a> {
     pub(crate) slot: usize,
 }
 
-/// What a row drew: the id, its logarithm of probability, and what each region head says of the same
+/// What was drawn after a token: the id, its logarithm of probability, and what each region head says of the same
 /// hidden state, if it was asked.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Drew {
@@ -78,7 +85,7 @@ pub(crate) struct Heads {
     pub(crate) size: bool,
 }
 
-/// Where a step's results lie in the output buffer, in bytes per row of `max_rows`: ids, logarithms of
+/// Where a step's results lie in the output buffer, in bytes per token of `max_drawn`: ids, logarithms of
 /// probability, coordinates, sizes.
 const OUT_BYTES: usize = 4 + 4 + 4 + 8;
 
@@ -104,9 +111,9 @@ pub(crate) struct Runner<D: Kernels> {
     adapters: Option<AdapterSlots<D>>,
     /// `[max_crops * patches, enc_dim]`: the crops of the pictures being encoded.
     features: Tensor<D>,
-    /// `[max_rows * OUT_BYTES]`, u8.
+    /// `[max_drawn * OUT_BYTES]`, u8.
     out: Tensor<D>,
-    /// `[2 * max_rows, size_of::<SampleParams>()]`, u8: the region heads' bins are drawn greedily.
+    /// `[2 * max_drawn, size_of::<SampleParams>()]`, u8: the region heads' bins are drawn greedily.
     greedy: Tensor<D>,
     host: Option<D::HostBuffer>,
     batch: BatchBuilder,
@@ -119,7 +126,7 @@ pub(crate) struct Runner<D: Kernels> {
 #[derive(Debug)]
 pub(crate) struct Step<D: Kernels> {
     pending: Pending<D>,
-    max_rows: usize,
+    max_drawn: usize,
     drawn: usize,
 }
 
@@ -127,7 +134,8 @@ impl<D: Kernels> Runner<D> {
     pub(crate) fn new(device: D, model: Moondream<D>, limits: RunnerLimits) -> Result<Self> {
         let (config, precision) = (model.config(), model.precision());
         let mut stream = device.stream()?;
-        let RunnerLimits { num_blocks, block_size, max_rows, .. } = limits;
+        let RunnerLimits { num_blocks, block_size, .. } = limits;
+        let max_drawn = limits.max_drawn();
         let kv = KvCache::new(&device, &config.text, num_blocks, block_size, precision.kv)?;
         let (v, act) = (&config.vision, precision.activations);
         let images =
@@ -137,12 +145,12 @@ impl<D: Kernels> Runner<D> {
             _ => Some(AdapterSlots::new(&device, &limits.adapter_shape(config, precision))?),
         };
         let features = Tensor::zeros(&device, [limits.max_crops * v.patches(), v.enc_dim], act)?;
-        let out = Tensor::zeros(&device, [max_rows * OUT_BYTES], DType::U8)?;
-        let greedy = [2 * max_rows, size_of::<SampleParams>()];
+        let out = Tensor::zeros(&device, [max_drawn * OUT_BYTES], DType::U8)?;
+        let greedy = [2 * max_drawn, size_of::<SampleParams>()];
         let greedy = Tensor::zeros(&device, greedy, DType::U8)?;
-        let records = bytemuck::bytes_of(&SampleParams::GREEDY).repeat(2 * max_rows);
+        let records = bytemuck::bytes_of(&SampleParams::GREEDY).repeat(2 * max_drawn);
         device.upload(&mut stream, greedy.buffer(), 0, &records);
-        let host = Some(device.host_buffer(max_rows * OUT_BYTES)?);
+        let host = Some(device.host_buffer(max_drawn * OUT_BYTES)?);
         let arena = Arena::new(&device, 0)?;
         let batch = BatchBuilder::new(block_size);
         let graphs = HashMap::new();
@@ -186,22 +194,25 @@ impl<D: Kernels> Runner<D> {
                 &mut image,
             );
         })?;
-        // As many rows as can be, the first with all tokens to spare, everything a coordinate.
+        // As many rows as can be, each with a draft, the first with all tokens to spare, everything a
+        // coordinate.
         let context = model.config().text.max_context;
         let table = vec![0; context.div_ceil(limits.block_size)];
         let adapter = adapters.is_some().then_some(0);
         let mut batch = BatchBuilder::new(limits.block_size);
-        let mut left = limits.max_tokens.max(limits.max_rows);
+        let draft = &vec![0; limits.max_draft];
+        let mut left = limits.max_tokens.max(limits.max_drawn());
         for row in (0..limits.max_rows).rev() {
-            let len = (left - row).min(context);
+            let len = (left - row * (1 + draft.len()) - draft.len()).min(context - draft.len());
             let inputs = vec![Input::Coord(0.0); len];
-            left -= len;
+            left -= len + draft.len();
             let sample = Some(SampleParams::GREEDY);
             let (start, prefix_len, image_offset) = (0, 0, 0);
             let block_table = &table;
             let inputs = &inputs;
             batch.push(&Row {
                 inputs,
+                draft,
                 start,
                 block_table,
                 prefix_len,
@@ -286,8 +297,9 @@ impl<D: Kernels> Runner<D> {
         batch.clear();
         let (mut is_decode, mut drawn) = (true, 0);
         for row in rows {
-            drawn += usize::from(row.sample.is_some());
+            drawn += row.sample.map_or(0, |_| 1 + row.draft.len());
             is_decode &= row.inputs.len() == 1
+                && row.draft.is_empty()
                 && row.sample.is_some()
                 && !matches!(row.inputs[0], Input::Image(_));
             batch.push(&row);
@@ -327,6 +339,7 @@ impl<D: Kernels> Runner<D> {
             let batch = batch.upload(cx);
             text_pass(model, cx, &batch, images, adapters, kv, heads, out, greedy);
         }
+        let max_drawn = self.limits.max_drawn();
         let host = self.host.take().expect("given back by the step before");
         let pending = self.device.read_back(
             &mut self.stream,
@@ -334,17 +347,18 @@ impl<D: Kernels> Runner<D> {
             self.out.byte_range(),
             host,
         )?;
-        Ok(Step { pending, max_rows, drawn })
+        Ok(Step { pending, max_drawn, drawn })
     }
 
-    /// Waits for a step; what each drawing row drew, in order.
+    /// Waits for a step; what was drawn after each drawing row's last input and after each id of its draft,
+    /// in order.
     pub(crate) fn finish(&mut self, step: Step<D>, drew: &mut Vec<Drew>) -> Result<()> {
         let host = step.pending.wait()?;
         let word = |i: usize| {
             let bytes = host.as_ref()[4 * i..4 * i + 4].try_into();
             i32::from_le_bytes(bytes.expect("four bytes"))
         };
-        let n = step.max_rows;
+        let n = step.max_drawn;
         drew.clear();
         drew.extend((0..step.drawn).map(|i| Drew {
             id: word(i),
@@ -378,7 +392,7 @@ fn encode_pass<D: Kernels>(
     cx.copy(Copy { out, x: &features });
 }
 
-/// The model, and draws for every drawing row from its logits and from the heads.
+/// The model, and draws after every drawing token from its logits and from the heads.
 #[expect(clippy::too_many_arguments, reason = "everything a graph may touch, by name")]
 fn text_pass<D: Kernels>(
     model: &Moondream<D>,
@@ -391,8 +405,8 @@ fn text_pass<D: Kernels>(
     out: &Tensor<D>,
     greedy: &Tensor<D>,
 ) {
-    let (rows, max_rows) = (batch.drawn(), out.cols() / OUT_BYTES);
-    let part = |at: usize, n: usize, dtype| out.bytes_as(4 * at * max_rows, [n], dtype);
+    let (rows, max_drawn) = (batch.drawn(), out.cols() / OUT_BYTES);
+    let part = |at: usize, n: usize, dtype| out.bytes_as(4 * at * max_drawn, [n], dtype);
     let hidden = model.forward(cx, batch, Some(images), adapters, kv);
     let logits = model.logits(cx, &hidden);
     cx.sample(Sample {

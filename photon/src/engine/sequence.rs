@@ -12,7 +12,7 @@ use photon_models::{
     tokenizer::Tokenizer,
 };
 
-use super::{adapters::AdapterUse, ms, ms_between, prepare::Picture, runner::Drew};
+use super::{adapters::AdapterUse, draft::Drafter, ms, ms_between, prepare::Picture, runner::Drew};
 use crate::{Event, Metrics, Response, RunError, ticket::EventSender};
 
 /// A request whose inputs are known.
@@ -28,6 +28,9 @@ pub(crate) struct Sequence {
     pub(crate) picture: Option<Arc<Picture>>,
     pub(crate) adapter: Option<AdapterUse>,
     pub(crate) state: SkillState,
+    pub(crate) drafter: Drafter,
+    /// Guessed to follow `inputs`.
+    pub(crate) draft: Vec<u32>,
     pub(crate) sampling: Sampling,
     pub(crate) priority: i8,
     pub(crate) deadline: Option<Instant>,
@@ -105,6 +108,12 @@ impl Sequence {
             self.inputs.push(input);
         }
         Ok(next)
+    }
+
+    /// Guesses at most `most` ids, all of which are drawn like the next one if the guess is right.
+    pub(crate) fn guess(&mut self, most: usize) {
+        self.draft = self.drafter.guess(&self.inputs, most);
+        self.draft.truncate(self.state.draftable(&self.draft));
     }
 
     /// The answer, when nothing more is to be drawn.

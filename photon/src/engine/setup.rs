@@ -60,6 +60,9 @@ pub struct EngineOptions {
     pub adapter_slots: Option<usize>,
     /// Their largest rank; that of `adapters` by default, or 16.
     pub adapter_rank: Option<usize>,
+    /// Most tokens guessed ahead for a request and step, from what came before in its prompt and answer; 0,
+    /// the default, guesses none. What comes out is the same, in fewer steps where it repeats itself.
+    pub speculate: usize,
     /// Record every step anew even where the device could replay decode steps.
     pub no_capture: bool,
 }
@@ -70,6 +73,8 @@ const TOKEN_BUDGET: usize = 1024;
 const MAX_WAITING: usize = 512;
 const CROPS_PER_PASS: usize = 4;
 const ADAPTER_RANK: usize = 16;
+/// Every row may draw so many more tokens, and there is room for all of their logits.
+const MAX_DRAFT: usize = 64;
 /// Pictures whose embeddings stay on the device: for what was preempted or evicted, and for other
 /// tenants. 6 MB each in Moondream 2 with f32 activations.
 const IMAGE_SLOTS: usize = 8;
@@ -165,6 +170,7 @@ impl Sizes {
         Ok(Sizes {
             runner: RunnerLimits {
                 max_rows: max_seqs,
+                max_draft: options.speculate.min(MAX_DRAFT),
                 max_tokens: token_budget.max(config.text.max_context),
                 num_blocks,
                 block_size,
@@ -226,6 +232,7 @@ pub(crate) fn start<D: Kernels>(
     let (queue, inbox) = Queue::new(setup);
     let stats = Arc::new(Mutex::new(EngineStats::default()));
     let engine = Engine {
+        max_draft: sizes.runner.max_draft,
         image_slots: Slots::new(sizes.runner.image_slots),
         adapter_slots: Slots::new(sizes.runner.adapter_slots),
         adapters,

@@ -1,5 +1,5 @@
 //! The same tokens for every request, whoever else is there: alone, in batches, with cache hits and
-//! misses, in chunks, preempted, recorded or replayed.
+//! misses, in chunks, preempted, recorded or replayed, guessed ahead or not.
 use std::{
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -16,13 +16,13 @@ use crate::{Rng, pictures, segment};
 
 /// What a request gave.
 #[derive(Clone, Debug, PartialEq)]
-struct Outcome {
+pub(crate) struct Outcome {
     tokens: Vec<u32>,
     logprobs: Vec<u32>,
     answer: String,
 }
 
-fn outcome(response: photon::Response) -> Outcome {
+pub(crate) fn outcome(response: photon::Response) -> Outcome {
     Outcome {
         tokens: response.tokens,
         logprobs: response.logprobs.unwrap().into_iter().map(f32::to_bits).collect(),
@@ -60,8 +60,10 @@ fn request(rng: &mut Rng, pictures: &[Image]) -> Request {
         false => Sampling { temperature: 0.9, seed: rng.next(), ..Sampling::default_for(&skill) },
     };
     let adapter = rng.below(6);
+    let stop = if rng.below(4) == 0 { vec!["are".to_owned(), " ed".to_owned()] } else { vec![] };
     Request {
         sampling,
+        stop,
         // Half of the requests have none.
         adapter: adapters().get(adapter).cloned(),
         budget: Budget { max_tokens: 1 + rng.below(40), max_objects: 1 + rng.below(8) },
@@ -212,6 +214,31 @@ fn recorded_and_replayed_as_run_at_once() {
         ..Default::default()
     };
     assert_eq!(check(Device::Tape, options).graph_replays, 0);
+}
+
+#[test]
+fn guessed_ahead_as_drawn_one_by_one() {
+    let options = |speculate| EngineOptions { speculate, ..Default::default() };
+    let setups = [
+        (Device::Cpu, options(1)),
+        (Device::Cpu, EngineOptions { token_budget: Some(24), block_size: Some(3), ..options(4) }),
+        (Device::Tape, EngineOptions { max_seqs: Some(3), ..options(8) }),
+        (
+            Device::Cpu,
+            EngineOptions {
+                max_seqs: Some(12),
+                block_size: Some(2),
+                // As above: few, so that sequences are preempted.
+                kv_memory: Some(340 * 4 * 192 * 2 * 2),
+                ..options(8)
+            },
+        ),
+    ];
+    for (device, options) in setups {
+        let stats = check(device, options);
+        let rejected = stats.drafted - stats.accepted;
+        assert!(0 < stats.accepted && 0 < rejected, "the test needs guesses: {stats:?}");
+    }
 }
 
 #[test]

@@ -3,8 +3,8 @@
 //! A token may differ from the recorded one only where the reference's own gap between best and
 //! second-best logit is within ten times the tolerance; after such a place nothing is compared.
 use photon::{
-    Answer, Budget, CaptionLength, DType, Family, Image, Model, Photon, Request, Response,
-    Sampling, Skill, SpatialRef,
+    Answer, Budget, CaptionLength, DType, Device, EngineOptions, Family, Image, Model, Photon,
+    Request, Response, Sampling, Skill, SpatialRef,
 };
 use serde_json::Value;
 
@@ -25,13 +25,23 @@ pub(crate) fn tiny(dtype: DType) -> Photon {
 
 /// The model whose outputs were recorded.
 fn synthetic(config: &Value, dtype: DType) -> Photon {
+    let options = EngineOptions { dtype: Some(dtype), ..EngineOptions::default() };
+    synthetic_on(Device::Cpu, config, options)
+}
+
+/// The model of a record, set up in some way.
+pub(crate) fn tiny_moondream(record: &str, device: Device, options: EngineOptions) -> Photon {
+    synthetic_on(device, &recorded(record)["config"], options)
+}
+
+fn synthetic_on(device: Device, config: &Value, options: EngineOptions) -> Photon {
     let dir = tempfile::tempdir().unwrap();
     let config = serde_json::json!({ "config": config });
     std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
     std::fs::copy(format!("{DATA}/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
     let dir = Some(dir.path().to_path_buf());
     let model = Model::Synthetic { family: Family::Moondream2, dir, seed: 0 };
-    Photon::builder().model(model).dtype(dtype).build().unwrap()
+    Photon::builder().model(model).device(device).options(options).build().unwrap()
 }
 
 /// A tiny Moondream 3 with experts, tau by its newer GELU.

@@ -5,6 +5,7 @@ use photon::Image;
 
 mod batching;
 mod demo;
+mod drafts;
 mod golden;
 mod requests;
 mod segment;
