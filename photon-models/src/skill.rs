@@ -342,8 +342,8 @@ impl SkillState {
     pub fn draftable(&self, draft: &[u32]) -> usize {
         let turn = match self.phase {
             Phase::Reasoning => self.ids.answer_id,
-            Phase::Text => self.ids.eos_id,
-            _ => return 0,
+            Phase::Text | Phase::Outline => self.ids.eos_id,
+            Phase::X | Phase::Y { .. } | Phase::Size { .. } => return 0,
         };
         let banned = self.constraint().banned;
         let is_word =
@@ -842,6 +842,8 @@ mod tests {
         assert_eq!(state(&reasoning(), 9, &[]).draftable(&[97, 7, 5, 97]), 2, "a place");
         assert_eq!(state(&reasoning(), 9, &[]).draftable(&[97, 3, 97]), 1, "the answer");
         assert_eq!(state(&reasoning(), 1, &[97]).draftable(&[97; 9]), 0, "the answer is forced");
+        let segment = Skill::Segment { object: "x".into(), spatial_refs: vec![] };
+        assert_eq!(state(&segment, 9, &[]).draftable(&[97, 98, 6, 97]), 2, "a size");
         assert_eq!(state(&detect(), 9, &[]).draftable(&[97; 9]), 0);
     }
 

@@ -294,4 +294,7 @@ fn outlines_among_everything_else_of_moondream_3() {
     let stats =
         check_against(&alone, Device::Tape, EngineOptions { max_seqs, ..Default::default() });
     assert!(stats.graph_replays > 0, "the test needs replays: {stats:?}");
+    let ahead = EngineOptions { max_seqs, speculate: 4, ..Default::default() };
+    let stats = check_against(&alone, Device::Cpu, ahead);
+    assert!(0 < stats.accepted, "the test needs guesses: {stats:?}");
 }
