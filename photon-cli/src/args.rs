@@ -1,14 +1,20 @@
 //! Everything a user can type.
+mod adapter;
 mod bench;
+mod convert;
 
-use std::{path::PathBuf, str::FromStr};
+use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use photon::{CaptionLength, DType, Device, Quant, ResizeOrder, Sampling, WeightFormat};
+use photon::{CaptionLength, DType, Device, Quant, ResizeOrder, Sampling};
 
+pub(crate) use adapter::{
+    AdapterArgs, AdapterCommand, AdapterConvertArgs, AdapterInspectArgs, AdapterListArgs,
+};
 pub(crate) use bench::{
     BenchAnswer, BenchArgs, BenchMode, BenchModelArgs, BenchWhat, BenchWorkloadArgs,
 };
+pub(crate) use convert::{ConversionArgs, ConvertArgs, QuantizeArgs};
 
 /// Ask pictures: caption, answer, detect, point, outline - on this machine, offline.
 #[derive(Debug, Parser)]
@@ -55,6 +61,15 @@ pub(crate) enum Command {
     /// Say what is in a file of weights, and what a model lacks
     #[command(arg_required_else_help = true)]
     Inspect(InspectArgs),
+    /// Write a model anew, in one layout: a folder that loads fast
+    #[command(arg_required_else_help = true)]
+    Convert(ConvertArgs),
+    /// Write a model with quantized weights, so that loading need not quantize
+    #[command(arg_required_else_help = true)]
+    Quantize(QuantizeArgs),
+    /// Convert, inspect and list adapters (LoRA)
+    #[command(arg_required_else_help = true)]
+    Adapter(AdapterArgs),
     /// Say what this machine has, what Photon would use, and what is wrong
     Doctor(DoctorArgs),
     /// Measure how fast this machine is
@@ -66,18 +81,22 @@ pub(crate) enum Command {
 #[command(next_help_heading = "Model and device")]
 pub(crate) struct ModelArgs {
     /// `demo` (built in), a folder with config.json, safetensors and tokenizer.json, or the name of a
-    /// model that was pulled
+    /// model that was pulled; with /ID@STEP behind it an adapter in --adapters
     #[arg(long, default_value = "demo", value_name = "NAME|DIR", env = "PHOTON_MODEL")]
     pub(crate) model: String,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
-    /// A file with an adapter (LoRA) to answer with
-    #[arg(long, value_name = "FILE")]
+    /// A file with an adapter (LoRA) to answer with, or the name of one in --adapters
+    #[arg(long, value_name = "FILE|ID@STEP")]
     pub(crate) adapter: Option<PathBuf>,
-    /// Adapters that have room at the same time, where requests name them; 1 with --adapter
+    /// The folder of adapters that can be named: ID@STEP.safetensors, .pt or a folder
+    #[arg(long, value_name = "DIR", env = "PHOTON_ADAPTERS")]
+    pub(crate) adapters: Option<PathBuf>,
+    /// Adapters that have room at the same time, where requests name them; 1 with --adapter, 8 with
+    /// --adapters
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(..=256))]
     pub(crate) adapter_slots: Option<u16>,
-    /// The largest rank there is room for; that of --adapter, or 16
+    /// The largest rank there is room for; that of --adapter, or of what is in --adapters, or 16
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
     pub(crate) adapter_rank: Option<u16>,
     /// Which way pictures are resized first: `pil` as Pillow does, `kestrel` as libvips does
@@ -96,7 +115,7 @@ pub(crate) struct DeviceArgs {
     /// Quantize the matrices of both models, or of one: `int8`, `int4` (a scale for 128 weights),
     /// `int4-32` or `fp8`, as in `--quant int8` or `--quant text=int4,vision=int8`
     #[arg(long, value_name = "FORMAT", env = "PHOTON_QUANT", default_value = "none")]
-    pub(crate) quant: QuantArg,
+    pub(crate) quant: Quant,
     /// Type of keys and values; that of the weights by default. 8 bits take half the memory
     #[arg(long, value_enum, env = "PHOTON_KV_DTYPE")]
     pub(crate) kv_dtype: Option<KvDTypeArg>,
@@ -141,44 +160,6 @@ impl From<DTypeArg> for DType {
             DTypeArg::F16 => DType::F16,
             DTypeArg::Bf16 => DType::Bf16,
         }
-    }
-}
-
-/// What `--quant` says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct QuantArg(Quant);
-
-impl From<QuantArg> for Quant {
-    fn from(QuantArg(quant): QuantArg) -> Quant {
-        quant
-    }
-}
-
-impl FromStr for QuantArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let format = |name: &str| match name {
-            "none" => Ok(None),
-            "int8" => Ok(Some(WeightFormat::Int8)),
-            "fp8" => Ok(Some(WeightFormat::Fp8)),
-            "int4" | "int4-128" => Ok(Some(WeightFormat::Int4 { group: 128 })),
-            "int4-32" => Ok(Some(WeightFormat::Int4 { group: 32 })),
-            other => Err(format!("no format {other:?}; there are int8, int4, int4-32, fp8, none")),
-        };
-        if !text.contains('=') {
-            let both = format(text)?;
-            return Ok(QuantArg(Quant { text: both, vision: both }));
-        }
-        let mut quant = Quant::NONE;
-        for part in text.split(',') {
-            match part.split_once('=') {
-                Some(("text", name)) => quant.text = format(name)?,
-                Some(("vision", name)) => quant.vision = format(name)?,
-                _ => return Err(format!("{part:?} is neither text=FORMAT nor vision=FORMAT")),
-            }
-        }
-        Ok(QuantArg(quant))
     }
 }
 
@@ -423,7 +404,8 @@ with
   object      for detect, point and segment
   spatial_refs  points [x, y] and boxes [x_min, y_min, x_max, y_max], for query, point and segment
   eye         [x, y], for gaze
-  adapter     a file with an adapter (LoRA), like image_path; see --adapter-slots
+  adapter     a file with an adapter (LoRA), like image_path, or ID@STEP in --adapters
+  model       MODEL/ID@STEP names an adapter too; MODEL itself is that of --model
   settings    temperature, top_p, top_k, min_p, seed, max_tokens, max_objects
 
 A line of the output, in the order in which they are done:
@@ -559,20 +541,6 @@ pub(crate) struct DoctorArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn formats_are_read_for_both_models_or_each() {
-        let int4 = Some(WeightFormat::Int4 { group: 128 });
-        let read = |text: &str| QuantArg::from_str(text).map(Quant::from);
-        assert_eq!(read("int4"), Ok(Quant { text: int4, vision: int4 }));
-        assert_eq!(read("text=int4"), Ok(Quant { text: int4, vision: None }));
-        let mixed = Quant { text: int4, vision: Some(WeightFormat::Int8) };
-        assert_eq!(read("vision=int8,text=int4-128"), Ok(mixed));
-        assert_eq!(read("none"), Ok(Quant::NONE));
-        for text in ["int5", "text=", "region=int8", "int8,int4", ""] {
-            assert!(read(text).is_err(), "{text}");
-        }
-    }
 
     #[test]
     fn sizes_are_read_as_people_write_them() {

@@ -22,7 +22,7 @@ use std::{
 };
 
 use anyhow::Context;
-use photon::{Image, ImageSource, Photon, RunError};
+use photon::{Image, ImageSource, Photon, RunError, adapters::AdapterFolder};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -113,8 +113,9 @@ fn template(args: &BatchArgs) -> Result<Map<String, Value>, Failure> {
 pub(crate) fn batch(args: &BatchArgs) -> Result<(), Failure> {
     let input = Input::of(args)?;
     let sampling = args.sampling.clone();
-    let defaults = Defaults {
-        adapter: args.model.adapter.clone(),
+    let mut defaults = Defaults {
+        adapter: None,
+        adapters: args.model.adapters.clone().map(AdapterFolder::from),
         sampling,
         max_objects: args.max_objects,
         reasoning: !args.no_reasoning,
@@ -147,8 +148,9 @@ pub(crate) fn batch(args: &BatchArgs) -> Result<(), Failure> {
     let stop = stop_on_signal()?;
     // Half of what is in flight is computed while the other half is read, decoded and cut.
     let max_seqs = args.concurrency.div_ceil(2);
-    let photon =
+    let (photon, adapter) =
         run::load(&args.model, |builder| builder.max_seqs(max_seqs).max_waiting(args.concurrency))?;
+    defaults.adapter = adapter;
     let meter = Meter::new(input.unit(), total, journal.failed());
     let batch = Batch {
         photon,
@@ -181,7 +183,8 @@ fn salt(args: &BatchArgs) -> String {
         s.seed,
         s.max_tokens,
         args.max_objects,
-        args.no_reasoning
+        args.no_reasoning,
+        m.adapter
     ])
     .to_string()
 }

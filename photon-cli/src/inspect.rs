@@ -1,10 +1,11 @@
 //! `inspect`: what is in a file of weights.
 use std::collections::{BTreeMap, BTreeSet};
 
-use photon::inspect::{Inspection, inspect as look};
+use photon::inspect::{Inspection, Origin, inspect as look};
 
 use crate::{
     Failure,
+    adapter::describe,
     args::InspectArgs,
     output::{bytes, line},
 };
@@ -27,11 +28,17 @@ pub(crate) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
 
 fn print(args: &InspectArgs, found: &Inspection) -> std::io::Result<()> {
     line(&format!("{}: {}, names as of {}", args.path.display(), found.family, found.layout))?;
-    if let Some(rank) = found.rank {
-        line(&format!("rank {rank}"))?;
+    if let (Some(adapter), Some(rank)) = (&found.adapter, found.rank) {
+        line(&format!("{}; needs --adapter-rank {rank}", describe(adapter)))?;
     } else {
         let config = if found.has_config { "config.json" } else { "the published model" };
         line(&format!("dimensions of {config}"))?;
+    }
+    if let Some(origin) = &found.origin {
+        let Origin { version, source, formats } = origin;
+        let formats =
+            if formats.is_empty() { String::new() } else { format!(", weights {formats}") };
+        line(&format!("written by Photon (format {version}) from {source}{formats}"))?;
     }
     line("")?;
     // `model.text.blocks.0...` belongs to `model.text`.
@@ -72,6 +79,12 @@ fn print(args: &InspectArgs, found: &Inspection) -> std::io::Result<()> {
         if names.len() > MAX_NAMES {
             line(&format!("  and {} more", names.len() - MAX_NAMES))?;
         }
+    }
+    if !found.ignored.is_empty() {
+        line(&format!(
+            "\nnot used: {} static scales of keys and values; Photon's carry their own",
+            found.ignored.len()
+        ))?;
     }
     if found.is_complete() {
         line("\nnothing is missing")?;

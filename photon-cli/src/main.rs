@@ -5,12 +5,15 @@
 //! is not an error. Answers go to standard output, everything else to standard error.
 #![forbid(unsafe_code)]
 
+mod adapter;
 mod args;
 mod batch;
 mod bench;
+mod convert;
 mod draw;
 mod inspect;
 mod models;
+mod names;
 mod output;
 mod rng;
 mod run;
@@ -51,6 +54,9 @@ fn main() -> ExitCode {
         Command::Models(a) => models::list(&a),
         Command::Pull(a) => models::pull(&a),
         Command::Inspect(a) => inspect::inspect(&a),
+        Command::Convert(a) => convert::convert(&a),
+        Command::Quantize(a) => convert::quantize(&a),
+        Command::Adapter(a) => adapter::adapter(&a),
         Command::Doctor(a) => models::doctor(&a),
         Command::Bench(a) => bench::bench(&a),
     };

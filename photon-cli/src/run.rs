@@ -21,6 +21,7 @@ use crate::{
         SamplingArgs, SegmentArgs,
     },
     draw::{Canvas, Format, Mark, Overlay, Shape, draw, rings, save},
+    names,
     output::{self, Printer},
 };
 
@@ -147,7 +148,7 @@ fn spatial_refs(refs: &[Numbers]) -> Result<Vec<SpatialRef>, Failure> {
 }
 
 /// An engine of this model, set up as the user said.
-pub(crate) fn builder(args: &ModelArgs, model: Model) -> Builder {
+pub(crate) fn builder(args: &ModelArgs, model: Model, adapter: Option<&Path>) -> Builder {
     let mut builder =
         Photon::builder().model(model).device(args.device.device).resize(args.preprocess);
     if let Some(threads) = args.device.threads {
@@ -156,11 +157,14 @@ pub(crate) fn builder(args: &ModelArgs, model: Model) -> Builder {
     if let Some(dtype) = args.device.dtype {
         builder = builder.dtype(dtype.into());
     }
-    builder = builder.quant(args.device.quant.into());
+    builder = builder.quant(args.device.quant);
     if let Some(dtype) = args.device.kv_dtype {
         builder = builder.kv_dtype(dtype.into());
     }
-    builder = builder.adapters(args.adapter.iter().cloned());
+    builder = builder.adapters(adapter.map(Path::to_path_buf));
+    if let Some(folder) = &args.adapters {
+        builder = builder.adapter_dir(folder.clone());
+    }
     if let Some(slots) = args.adapter_slots {
         builder = builder.adapter_slots(slots.into());
     }
@@ -173,19 +177,21 @@ pub(crate) fn builder(args: &ModelArgs, model: Model) -> Builder {
     builder
 }
 
-/// Loads a model with a bar on the terminal; `more` sets what a command has to say about the engine.
+/// Loads a model with a bar on the terminal; `more` sets what a command has to say about the engine. Gives
+/// the adapter that was asked for with it.
 pub(crate) fn load(
     args: &ModelArgs,
     more: impl FnOnce(Builder) -> Builder,
-) -> Result<Photon, Failure> {
-    let builder = builder(args, Model::named(&args.model)?);
+) -> Result<(Photon, Option<PathBuf>), Failure> {
+    let (model, adapter) = names::chosen(args)?;
+    let builder = builder(args, model, adapter.as_deref());
     let bar = progress_bar("loading");
     let photon = more(builder).build_with_progress(&mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     });
     bar.finish_and_clear();
-    Ok(photon?)
+    Ok((photon?, adapter))
 }
 
 /// A bar of bytes that shows itself only if the work takes a moment and somebody watches.
@@ -230,13 +236,13 @@ fn run(job: Job) -> Result<(), Failure> {
         Format::of(out).map_err(|error| Failure::Usage(error.to_string()))?;
     }
     // Pictures are answered one after the other, in the order they were named.
-    let photon = load(&job.model, |builder| builder.max_seqs(1))?;
+    let (photon, adapter) = load(&job.model, |builder| builder.max_seqs(1))?;
     let budget = Budget { max_tokens: s.max_tokens, max_objects: job.max_objects };
     let ask = |image: Option<Image>, index| {
         let request = Request {
             sampling,
             budget,
-            adapter: job.model.adapter.clone(),
+            adapter: adapter.clone(),
             ..Request::new(job.skill.clone(), image.clone())
         };
         answer(&photon, &request, image.as_ref(), &job, index)

@@ -9,8 +9,11 @@
 //! - `text_lora.dense.L.{up,down}_{a,b}` and `text_lora.moe.J.{up,down}_{a,b}`: the MLP of block `L`, and
 //!   the experts of block `J` counted from the first that has experts, `[num_experts, rank, k]` and
 //!   `[num_experts, n, rank]`. What an expert adds counts as much as the expert.
+//!   As fine-tuning gives it, all this lies in `lora_state_dict`, some of it twice (`checkpoint`'s layouts).
 //! - `text.blocks.L.{qkv,proj,fc1,fc2}.{A,B}`: the variants of Moondream 2. Their `proj` reads what the
 //!   block's attention reads, its normed input, as the reference has it.
+mod file;
+
 use std::{collections::BTreeMap, path::Path};
 
 use photon_core::{
@@ -23,6 +26,8 @@ use crate::{
     config::{Config, Family},
 };
 
+pub use file::{AdapterSummary, MAX_FILE_BYTES, convert_adapter};
+
 /// The largest rank that is read.
 pub const MAX_RANK: usize = 512;
 
@@ -33,6 +38,22 @@ pub enum AdapterError {
     /// The file.
     #[error(transparent)]
     File(#[from] CheckpointError),
+    /// It is an adapter to no model.
+    #[error("{name} is no adapter: {why}")]
+    NoAdapter {
+        /// The file.
+        name: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A file that is too large.
+    #[error("{name} has {mib} MiB, and an adapter {} at most", MAX_FILE_BYTES >> 20)]
+    TooLarge {
+        /// The file.
+        name: String,
+        /// Its size.
+        mib: u64,
+    },
     /// What is in it.
     #[error("{name} is no adapter for this model: {why}")]
     Content {
@@ -103,23 +124,36 @@ fn dims(config: &Config, layer: usize, site: Site) -> Option<[usize; 3]> {
     })
 }
 
-/// The block, the site and which of the two matrices a tensor is.
-fn place(name: &str, config: &Config) -> Option<(usize, Site, usize)> {
+/// Which blocks a name is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Those without experts.
+    Dense,
+    /// Those with experts, counted from the first of them.
+    Experts,
+    /// Any.
+    Variant,
+}
+
+/// What a tensor's name says, whatever the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    kind: Kind,
+    index: usize,
+    site: Site,
+    /// 0 of `A`, 1 of `B`.
+    side: usize,
+}
+
+fn parse(name: &str) -> Option<Place> {
     let name = name.strip_prefix("model.").unwrap_or(name);
-    let parts: Vec<&str> = name.split('.').collect();
-    let layer = |text: &str| text.parse::<usize>().ok().filter(|&l| l < config.text.n_layers);
-    match parts[..] {
+    let (kind, index, site, side) = match name.split('.').collect::<Vec<_>>()[..] {
         ["text_lora", kind, index, leaf] => {
-            let first = match kind {
-                "dense" => 0,
-                "moe" => config.text.moe.as_ref()?.start_layer,
+            let kind = match kind {
+                "dense" => Kind::Dense,
+                "moe" => Kind::Experts,
                 _ => return None,
             };
-            let index = layer(index)?.checked_add(first).filter(|&l| l < config.text.n_layers)?;
-            // Dense names of a block with experts, or the reverse, are no names.
-            if config.text.experts(index).is_some() != (kind == "moe") {
-                return None;
-            }
             let (site, side) = match leaf {
                 "up_a" => (Site::Up, 0),
                 "up_b" => (Site::Up, 1),
@@ -127,7 +161,7 @@ fn place(name: &str, config: &Config) -> Option<(usize, Site, usize)> {
                 "down_b" => (Site::Down, 1),
                 _ => return None,
             };
-            Some((index, site, side))
+            (kind, index, site, side)
         }
         ["text", "blocks", index, part, side] => {
             let site = match part {
@@ -142,16 +176,59 @@ fn place(name: &str, config: &Config) -> Option<(usize, Site, usize)> {
                 "B" => 1,
                 _ => return None,
             };
-            Some((layer(index)?, site, side))
+            (Kind::Variant, index, site, side)
         }
-        _ => None,
+        _ => return None,
+    };
+    Some(Place { kind, index: index.parse().ok()?, site, side })
+}
+
+/// The block, the site and which of the two matrices a tensor is.
+fn place(name: &str, config: &Config) -> Option<(usize, Site, usize)> {
+    let Place { kind, index, site, side } = parse(name)?;
+    let first = match kind {
+        Kind::Experts => config.text.moe.as_ref()?.start_layer,
+        Kind::Dense | Kind::Variant => 0,
+    };
+    let layer = index.checked_add(first).filter(|&l| l < config.text.n_layers)?;
+    // Dense names of a block with experts, or the reverse, are no names.
+    let has_experts = config.text.experts(layer).is_some();
+    match kind {
+        Kind::Dense if has_experts => None,
+        Kind::Experts if !has_experts => None,
+        _ => Some((layer, site, side)),
     }
+}
+
+/// What a tensor is in this model: the block, the site, which of the two matrices, and number, rows and columns.
+fn shape(
+    tensor: &str,
+    shape: &[usize],
+    config: &Config,
+) -> Result<(usize, Site, usize, [usize; 3]), String> {
+    let (layer, site, side) = place(tensor, config).ok_or_else(|| format!("it holds {tensor}"))?;
+    let [count, n, k] = dims(config, layer, site)
+        .ok_or_else(|| format!("{tensor}: adapters do not reach there"))?;
+    let dims = match *shape {
+        [rows, cols] if count == 1 => [1, rows, cols],
+        [matrices, rows, cols] if matrices == count => [count, rows, cols],
+        _ => return Err(format!("{tensor} is {shape:?}")),
+    };
+    let (rank, length, want) =
+        if side == 0 { (dims[1], dims[2], k) } else { (dims[2], dims[1], n) };
+    if length != want {
+        return Err(format!("{tensor} is {shape:?}, and the model has {want}"));
+    }
+    if !(1..=MAX_RANK).contains(&rank) {
+        return Err(format!("{tensor} has rank {rank}, not in 1..={MAX_RANK}"));
+    }
+    Ok((layer, site, side, dims))
 }
 
 impl Adapter {
     /// Reads a file, or a folder as a checkpoint's is.
     pub fn open(path: &Path, config: &Config) -> Result<Self, AdapterError> {
-        Adapter::from_checkpoint(&Checkpoint::open(path)?, &path.display().to_string(), config)
+        Adapter::from_checkpoint(&file::open(path)?, &path.display().to_string(), config)
     }
 
     /// From tensors that were opened; `name` is for messages.
@@ -163,28 +240,11 @@ impl Adapter {
         let wrong = |why: String| AdapterError::Content { name: name.into(), why };
         let mut found: BTreeMap<(usize, Site), [Option<Matrices>; 2]> = BTreeMap::new();
         for (tensor, info) in checkpoint.tensors() {
-            let (layer, site, side) =
-                place(tensor, config).ok_or_else(|| wrong(format!("it holds {tensor}")))?;
-            let [count, n, k] = dims(config, layer, site)
-                .ok_or_else(|| wrong(format!("{tensor}: adapters do not reach there")))?;
-            let shape: [usize; 3] = match info.shape[..] {
-                [rows, cols] if count == 1 => [1, rows, cols],
-                [matrices, rows, cols] if matrices == count => [count, rows, cols],
-                _ => return Err(wrong(format!("{tensor} is {:?}", info.shape))),
-            };
-            let (rank, length, want) =
-                if side == 0 { (shape[1], shape[2], k) } else { (shape[2], shape[1], n) };
-            if length != want {
-                let shape = &info.shape;
-                return Err(wrong(format!("{tensor} is {shape:?}, and the model has {want}")));
-            }
-            if !(1..=MAX_RANK).contains(&rank) {
-                return Err(wrong(format!("{tensor} has rank {rank}, not in 1..={MAX_RANK}")));
-            }
+            let (layer, site, side, dims) = shape(tensor, &info.shape, config).map_err(wrong)?;
             let (from, bytes) = checkpoint.floats(tensor).expect("it was just listed");
             let wide = convert(&bytes, from, DType::F32);
             let values = wide.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-            let matrices = Matrices { dims: shape, values: values.collect() };
+            let matrices = Matrices { dims, values: values.collect() };
             if !matrices.values.iter().all(|v| v.is_finite()) {
                 return Err(wrong(format!("{tensor} holds numbers that are not finite")));
             }

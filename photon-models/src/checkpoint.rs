@@ -4,15 +4,19 @@
 //! of the Hugging Face repositories, whoever wrote the files (`layout`). Coverage is
 //! checked both ways before anything is loaded: a tensor the model needs and the checkpoint lacks is
 //! an error, and so is one the model does not know.
+mod convert;
 mod layout;
 mod mapped;
+mod own;
+mod quantize;
 mod raw;
 mod synthetic;
 mod torch;
+mod write;
 
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fmt::Write as _,
     path::{Path, PathBuf},
 };
@@ -20,10 +24,14 @@ use std::{
 use photon_core::{DType, WeightFormat, quant::Quantized};
 use safetensors::SafeTensors;
 
+pub(crate) use convert::write_tensors;
+pub use convert::{Conversion, ConvertOptions};
 pub use layout::Layout;
+pub use own::Origin;
 pub use synthetic::Synthetic;
 
-use layout::Source;
+use layout::{Canonical, Source};
+use own::{Header, Unreadable};
 use raw::{Element, Raw};
 
 /// Most bytes of an index or a configuration file.
@@ -71,6 +79,40 @@ pub enum CheckpointError {
         name: String,
         /// What is wrong.
         why: String,
+    },
+    /// A file of a later Photon.
+    #[error(
+        "{name} was written by a newer Photon (format {version}, this one reads up to {newest}): update \
+         Photon, or convert the model again with this one"
+    )]
+    Newer {
+        /// The file.
+        name: String,
+        /// Its format.
+        version: u32,
+        /// The newest that is read.
+        newest: u32,
+    },
+    /// A tensor that is quantized already, and in another way.
+    #[error(
+        "{name} is quantized to {stored} already and cannot be made {asked}: leave --quant out, or take \
+         the model as it was before"
+    )]
+    Coded {
+        /// The tensor.
+        name: String,
+        /// As it is.
+        stored: WeightFormat,
+        /// As it should be.
+        asked: WeightFormat,
+    },
+    /// A file could not be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
     },
     /// A tensor that cannot be quantized.
     #[error("tensor {name} holds numbers that are not finite: the checkpoint is damaged")]
@@ -141,13 +183,15 @@ pub struct Files {
     files: Vec<Bytes>,
     layout: Layout,
     tensors: BTreeMap<String, Source>,
+    ignored: Vec<String>,
+    origin: Option<Origin>,
 }
 
 impl Checkpoint {
     /// Opens a model directory, or a file of safetensors or of PyTorch. Files are mapped, not read.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let mut opened = Opened::default();
-        for shard in shards(path)? {
+        for shard in weight_files(path)? {
             let name = shard.display().to_string();
             opened.add(&name, Bytes::Mapped(mapped::map(&shard)?))?;
         }
@@ -166,6 +210,23 @@ impl Checkpoint {
         match self {
             Checkpoint::Files(f) => Some(f.layout),
             Checkpoint::Synthetic(_) => None,
+        }
+    }
+
+    /// What a checkpoint that Photon wrote was made from.
+    pub fn origin(&self) -> Option<&Origin> {
+        match self {
+            Checkpoint::Files(f) => f.origin.as_ref(),
+            Checkpoint::Synthetic(_) => None,
+        }
+    }
+
+    /// Tensors that are there and never used: static scales of 8-bit keys and values, which Photon's keys
+    /// and values carry themselves.
+    pub fn ignored(&self) -> &[String] {
+        match self {
+            Checkpoint::Files(f) => &f.ignored,
+            Checkpoint::Synthetic(_) => &[],
         }
     }
 
@@ -261,6 +322,7 @@ impl Files {
 struct Opened {
     files: Vec<Bytes>,
     raw: BTreeMap<String, Raw>,
+    own: Option<Header>,
 }
 
 impl Opened {
@@ -269,7 +331,11 @@ impl Opened {
         let (data, file) = (bytes.get(), self.files.len());
         let tensors = match torch::is_zip(data) {
             true => torch::tensors(data, file).map_err(damaged)?,
-            false => safetensors(data, file).map_err(damaged)?,
+            false => {
+                let (metadata, tensors) = safetensors(data, file).map_err(damaged)?;
+                self.add_header(Header::read(&metadata), name)?;
+                tensors
+            }
         };
         for (tensor, raw) in tensors {
             // Left in the names by torch.compile.
@@ -284,13 +350,36 @@ impl Opened {
 
     fn finish(self) -> Result<Checkpoint, CheckpointError> {
         let wrong = |layout::Wrong { name, why }| CheckpointError::Tensor { name, why };
-        let (layout, tensors) = layout::canonical(self.raw).map_err(wrong)?;
-        Ok(Checkpoint::Files(Files { files: self.files, layout, tensors }))
+        let found = layout::canonical(self.raw, self.own.as_ref()).map_err(wrong)?;
+        let Canonical { layout, sources: tensors, ignored } = found;
+        let origin = self.own.map(|header| header.origin);
+        Ok(Checkpoint::Files(Files { files: self.files, layout, tensors, ignored, origin }))
+    }
+
+    fn add_header(
+        &mut self,
+        header: Result<Option<Header>, Unreadable>,
+        name: &str,
+    ) -> Result<(), CheckpointError> {
+        let damaged = |why: String| CheckpointError::Damaged { name: name.into(), why };
+        let newest = own::VERSION;
+        match (header, &mut self.own) {
+            (Ok(None), _) => Ok(()),
+            (Ok(Some(next)), Some(own)) => own.join(next).map_err(damaged),
+            (Ok(next), own @ None) => {
+                *own = next;
+                Ok(())
+            }
+            (Err(Unreadable::Damaged(why)), _) => Err(damaged(why)),
+            (Err(Unreadable::Newer(version)), _) => {
+                Err(CheckpointError::Newer { name: name.into(), version, newest })
+            }
+        }
     }
 }
 
-/// The tensors of a safetensors file.
-fn safetensors(data: &[u8], file: usize) -> Result<Vec<(String, Raw)>, String> {
+/// The metadata and the tensors of a safetensors file.
+fn safetensors(data: &[u8], file: usize) -> Result<SafeFile, String> {
     use safetensors::Dtype;
     let (header_bytes, metadata) = SafeTensors::read_metadata(data).map_err(|e| e.to_string())?;
     let base = 8 + header_bytes;
@@ -312,11 +401,17 @@ fn safetensors(data: &[u8], file: usize) -> Result<Vec<(String, Raw)>, String> {
         };
         tensors.push((name, Raw { element, shape: info.shape.clone(), file, bytes }));
     }
-    Ok(tensors)
+    Ok((metadata.metadata().clone().unwrap_or_default(), tensors))
 }
 
+/// Metadata, and tensors with where they are.
+type SafeFile = (HashMap<String, String>, Vec<(String, Raw)>);
+
 /// The files with the weights of a model directory, or the file itself.
-fn shards(path: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+///
+/// # Errors
+/// If there are none.
+pub fn weight_files(path: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     if path.is_file() {
         return Ok(vec![path.to_path_buf()]);
     }

@@ -3,7 +3,7 @@ use std::borrow::Cow;
 
 use photon_core::{
     Activation, Cx, DType, Device, Kernels, LayerNorm, Linear, Tensor, Weight, WeightData,
-    WeightFormat, convert, quant,
+    WeightFormat, convert, quant::Quantized,
 };
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
@@ -96,33 +96,12 @@ impl<D: Device> Loader<'_, D> {
         name: &str,
         [count, n, k]: [usize; 3],
     ) -> Result<Weight<D>, LoadError> {
-        let stored = self.format(name);
-        let coded = match self.quant {
-            // What is quantized already stays so, unless another format is asked for.
-            None => self.checkpoint.coded(name),
-            Some(format) if format == stored => self.checkpoint.coded(name),
-            Some(_) => None,
+        let Some((format, coded)) = self.checkpoint.quantized(name, k, self.quant)? else {
+            return self.weight(&[name], [count, n, k]);
         };
-        let (format, coded) = match (coded, self.quant) {
-            (Some(coded), _) => {
-                (self.progress)(coded.bytes.len() as u64);
-                (stored, Some(coded).filter(|c| c.scales.iter().all(|scale| scale.is_finite())))
-            }
-            (None, Some(format)) => {
-                let (from, bytes) = self.stored(name);
-                (format, quantize(format, k, &bytes, from))
-            }
-            (None, None) => return self.weight(&[name], [count, n, k]),
-        };
-        let coded = coded.ok_or_else(|| CheckpointError::NotFinite { name: name.into() })?;
-        let quant::Quantized { bytes, scales } = &coded;
+        let Quantized { bytes, scales } = &coded;
+        (self.progress)((bytes.len() + size_of_val(&scales[..])) as u64);
         Ok(self.device.weight(WeightData { count, n, k, format, bytes, scales })?)
-    }
-
-    /// How the checkpoint stores a tensor.
-    fn format(&self, name: &str) -> WeightFormat {
-        let info = self.checkpoint.info(name);
-        info.expect("Checkpoint::check found every tensor of the model").format
     }
 
     /// Weight matrices `[count, n, k]` from tensors that together are that, one after the other.
@@ -147,51 +126,6 @@ impl<D: Device> Loader<'_, D> {
         let w = self.vector(&format!("{name}.weight"), dim)?;
         Ok(Norm { w, b: self.vector(&format!("{name}.bias"), dim)? })
     }
-}
-
-/// Quantizes rows of `k` floats on all processors; `None` if a number is not finite.
-fn quantize(format: WeightFormat, k: usize, bytes: &[u8], from: DType) -> Option<quant::Quantized> {
-    let row_bytes = k * from.size();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let rows = (bytes.len() / row_bytes).div_ceil(threads).max(1);
-    let piece = |bytes: &[u8]| {
-        // Few rows at a time: all of them as f32 would be twice the checkpoint's memory.
-        let mut out = quant::Quantized::default();
-        for rows in bytes.chunks(256 * row_bytes) {
-            let wide = convert(rows, from, DType::F32);
-            let values: Vec<f32> = wide
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect();
-            let coded = quant::quantize(format, k, &values)?;
-            out.bytes.extend(coded.bytes);
-            out.scales.extend(coded.scales);
-        }
-        Some(out)
-    };
-    std::thread::scope(|scope| {
-        let pieces: Vec<_> =
-            bytes.chunks(rows * row_bytes).map(|bytes| scope.spawn(move || piece(bytes))).collect();
-        let mut all = quant::Quantized::default();
-        for piece in pieces {
-            let coded = piece.join().expect("quantizing does not panic")?;
-            all.bytes.extend(coded.bytes);
-            all.scales.extend(coded.scales);
-        }
-        Some(all)
-    })
-}
-
-/// The names and shapes of a [`Dense`].
-pub(crate) fn dense_tensors(out: &mut Vec<(String, Vec<usize>)>, name: &str, n: usize, k: usize) {
-    out.push((format!("{name}.weight"), vec![n, k]));
-    out.push((format!("{name}.bias"), vec![n]));
-}
-
-/// The names and shapes of a [`Norm`].
-pub(crate) fn norm_tensors(out: &mut Vec<(String, Vec<usize>)>, name: &str, dim: usize) {
-    out.push((format!("{name}.weight"), vec![dim]));
-    out.push((format!("{name}.bias"), vec![dim]));
 }
 
 /// A linear layer with bias.

@@ -1,5 +1,5 @@
 //! Moondream: vision, language and region models over one device.
-use photon_core::{Cx, DType, Device, Gather, Kernels, Scatter, Tensor, WeightFormat};
+use photon_core::{Cx, DType, Device, Gather, Kernels, Scatter, Tensor};
 
 use crate::{
     adapter::AdapterSlots,
@@ -9,26 +9,13 @@ use crate::{
     image::Tiling,
     kv::KvCache,
     layers::{LoadError, Loader},
+    quant::Quant,
     region::{self, Region},
     skill::RegionHead,
+    spec::{Spec, Specs},
     text::{self, Text},
     vision::{self, Vision},
 };
-
-/// Formats of the matrices inside of blocks, experts included, and of the projector. Everything else is
-/// kept: embeddings, norms, heads, routers and what tau is made by are small, and sensitive.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Quant {
-    /// Of the language model.
-    pub text: Option<WeightFormat>,
-    /// Of the vision encoder and the projector.
-    pub vision: Option<WeightFormat>,
-}
-
-impl Quant {
-    /// Nothing is quantized.
-    pub const NONE: Quant = Quant { text: None, vision: None };
-}
 
 /// Element types of a loaded model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,13 +56,18 @@ pub struct Moondream<D: Device> {
     region: Region<D>,
 }
 
+/// Every tensor of a model with this configuration, and what becomes of it.
+pub fn tensor_specs(config: &Config) -> Vec<Spec> {
+    let mut specs = Specs::default();
+    vision::tensors(&config.vision, &mut specs);
+    text::tensors(&config.text, &mut specs);
+    region::tensors(config, &mut specs);
+    specs.0
+}
+
 /// The names and shapes of every tensor of a model with this configuration.
 pub fn expected_tensors(config: &Config) -> Vec<(String, Vec<usize>)> {
-    let mut tensors = Vec::new();
-    vision::tensors(&config.vision, &mut tensors);
-    text::tensors(&config.text, &mut tensors);
-    region::tensors(config, &mut tensors);
-    tensors
+    tensor_specs(config).into_iter().map(|spec| (spec.name, spec.shape)).collect()
 }
 
 impl<D: Kernels> Moondream<D> {

@@ -3,8 +3,9 @@ use photon_core::{Cx, DType, Device, Fourier, Kernels, Tensor};
 
 use crate::{
     config::{Config, Family, RegionConfig},
-    layers::{Dense, LoadError, Loader, Norm, dense_tensors, norm_tensors},
+    layers::{Dense, LoadError, Loader, Norm},
     skill::RegionHead,
+    spec::Specs,
 };
 
 /// The region model.
@@ -28,24 +29,24 @@ enum Decoders<D: Device> {
     Linear { ln: Norm<D>, coord: Dense<D>, size: Dense<D> },
 }
 
-/// Names and shapes of all tensors.
-pub(crate) fn tensors(config: &Config, out: &mut Vec<(String, Vec<usize>)>) {
+/// All tensors.
+pub(crate) fn tensors(config: &Config, out: &mut Specs) {
     let c = &config.region;
-    out.push(("model.region.coord_features".into(), vec![1, c.coord_feat_dim / 2]));
-    out.push(("model.region.size_features".into(), vec![2, c.size_feat_dim / 2]));
-    dense_tensors(out, "model.region.coord_encoder", c.dim, c.coord_feat_dim);
-    dense_tensors(out, "model.region.size_encoder", c.dim, c.size_feat_dim);
+    out.exact("model.region.coord_features", &[1, c.coord_feat_dim / 2]);
+    out.exact("model.region.size_features", &[2, c.size_feat_dim / 2]);
+    out.dense("model.region.coord_encoder", c.dim, c.coord_feat_dim);
+    out.dense("model.region.size_encoder", c.dim, c.size_feat_dim);
     if config.family() == Family::Moondream3 {
-        norm_tensors(out, "model.region.ln", c.dim);
+        out.norm("model.region.ln", c.dim);
     }
     for (head, bins) in [("coord_decoder", c.coord_out_dim), ("size_decoder", c.size_out_dim)] {
         let name = format!("model.region.{head}");
         match config.family() {
             Family::Moondream2 => {
-                dense_tensors(out, &format!("{name}.fc1"), c.inner_dim, c.dim);
-                dense_tensors(out, &format!("{name}.fc2"), bins, c.inner_dim);
+                out.dense(&format!("{name}.fc1"), c.inner_dim, c.dim);
+                out.dense(&format!("{name}.fc2"), bins, c.inner_dim);
             }
-            Family::Moondream3 => dense_tensors(out, &name, bins, c.dim),
+            Family::Moondream3 => out.dense(&name, bins, c.dim),
         }
     }
 }

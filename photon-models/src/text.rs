@@ -9,7 +9,9 @@ use crate::{
     batch::Batch,
     config::{MoeConfig, TauGelu, TextConfig},
     kv::{KvCache, LayerKv},
-    layers::{Dense, LoadError, Loader, Norm, dense_tensors, norm_tensors},
+    layers::{Dense, LoadError, Loader, Norm},
+    quant::Part,
+    spec::Specs,
 };
 
 #[derive(Debug)]
@@ -62,33 +64,34 @@ pub(crate) struct Text<D: Device> {
     dtype: DType,
 }
 
-/// Names and shapes of all tensors.
-pub(crate) fn tensors(c: &TextConfig, out: &mut Vec<(String, Vec<usize>)>) {
-    out.push(("model.text.wte".into(), vec![c.vocab_size, c.dim]));
+/// All tensors.
+pub(crate) fn tensors(c: &TextConfig, out: &mut Specs) {
+    let part = Part::Text;
+    out.weight("model.text.wte", &[c.vocab_size, c.dim]);
     for i in 0..c.n_layers {
         let name = |leaf: &str| format!("model.text.blocks.{i}.{leaf}");
-        norm_tensors(out, &name("ln"), c.dim);
-        dense_tensors(out, &name("attn.qkv"), c.qkv_dim(), c.dim);
-        dense_tensors(out, &name("attn.proj"), c.dim, c.dim);
+        out.norm(&name("ln"), c.dim);
+        out.inner_dense(part, &name("attn.qkv"), c.qkv_dim(), c.dim);
+        out.inner_dense(part, &name("attn.proj"), c.dim, c.dim);
         if c.tau_attn {
-            out.push((name("attn.tau.alpha"), vec![c.n_heads]));
-            out.push((name("attn.tau.wq"), vec![c.n_heads, c.qkv_dim()]));
-            out.push((name("attn.tau.wv"), vec![c.n_heads, c.qkv_dim()]));
+            out.exact(&name("attn.tau.alpha"), &[c.n_heads]);
+            out.weight(&name("attn.tau.wq"), &[c.n_heads, c.qkv_dim()]);
+            out.weight(&name("attn.tau.wv"), &[c.n_heads, c.qkv_dim()]);
         }
         match c.experts(i) {
             None => {
-                dense_tensors(out, &name("mlp.fc1"), c.ff_dim, c.dim);
-                dense_tensors(out, &name("mlp.fc2"), c.dim, c.ff_dim);
+                out.inner_dense(part, &name("mlp.fc1"), c.ff_dim, c.dim);
+                out.inner_dense(part, &name("mlp.fc2"), c.dim, c.ff_dim);
             }
             Some(&MoeConfig { num_experts, expert_inner_dim: inner, .. }) => {
-                dense_tensors(out, &name("mlp.router"), num_experts, c.dim);
-                out.push((name("mlp.fc1.weight"), vec![num_experts, 2 * inner, c.dim]));
-                out.push((name("mlp.fc2.weight"), vec![num_experts, c.dim, inner]));
+                out.dense(&name("mlp.router"), num_experts, c.dim);
+                out.inner(part, &name("mlp.fc1.weight"), &[num_experts, 2 * inner, c.dim]);
+                out.inner(part, &name("mlp.fc2.weight"), &[num_experts, c.dim, inner]);
             }
         }
     }
-    norm_tensors(out, "model.text.post_ln", c.dim);
-    dense_tensors(out, "model.text.lm_head", c.vocab_size, c.dim);
+    out.norm("model.text.post_ln", c.dim);
+    out.dense("model.text.lm_head", c.vocab_size, c.dim);
 }
 
 impl<D: Kernels> Block<D> {

@@ -4,7 +4,9 @@ use photon_core::{Attention, Cx, DType, Device, Kernels, PatchEmbed, StitchPool,
 use crate::{
     config::VisionConfig,
     image::Tiling,
-    layers::{Dense, LoadError, Loader, Norm, dense_tensors, norm_tensors},
+    layers::{Dense, LoadError, Loader, Norm},
+    quant::Part,
+    spec::Specs,
 };
 
 #[derive(Debug)]
@@ -30,23 +32,23 @@ pub(crate) struct Vision<D: Device> {
     dtype: DType,
 }
 
-/// Names and shapes of all tensors.
-pub(crate) fn tensors(c: &VisionConfig, out: &mut Vec<(String, Vec<usize>)>) {
-    let (dim, ff) = (c.enc_dim, c.enc_ff_dim);
-    dense_tensors(out, "model.vision.patch_emb", dim, c.patch_dim());
-    out.push(("model.vision.pos_emb".into(), vec![1, c.patches(), dim]));
+/// All tensors.
+pub(crate) fn tensors(c: &VisionConfig, out: &mut Specs) {
+    let (dim, ff, part) = (c.enc_dim, c.enc_ff_dim, Part::Vision);
+    out.dense("model.vision.patch_emb", dim, c.patch_dim());
+    out.exact("model.vision.pos_emb", &[1, c.patches(), dim]);
     for i in 0..c.enc_n_layers {
         let name = |leaf: &str| format!("model.vision.blocks.{i}.{leaf}");
-        norm_tensors(out, &name("ln1"), dim);
-        dense_tensors(out, &name("attn.qkv"), 3 * dim, dim);
-        dense_tensors(out, &name("attn.proj"), dim, dim);
-        norm_tensors(out, &name("ln2"), dim);
-        dense_tensors(out, &name("mlp.fc1"), ff, dim);
-        dense_tensors(out, &name("mlp.fc2"), dim, ff);
+        out.norm(&name("ln1"), dim);
+        out.inner_dense(part, &name("attn.qkv"), 3 * dim, dim);
+        out.inner_dense(part, &name("attn.proj"), dim, dim);
+        out.norm(&name("ln2"), dim);
+        out.inner_dense(part, &name("mlp.fc1"), ff, dim);
+        out.inner_dense(part, &name("mlp.fc2"), dim, ff);
     }
-    norm_tensors(out, "model.vision.post_ln", dim);
-    dense_tensors(out, "model.vision.proj_mlp.fc1", c.proj_inner_dim, 2 * dim);
-    dense_tensors(out, "model.vision.proj_mlp.fc2", c.proj_out_dim, c.proj_inner_dim);
+    out.norm("model.vision.post_ln", dim);
+    out.inner_dense(part, "model.vision.proj_mlp.fc1", c.proj_inner_dim, 2 * dim);
+    out.inner_dense(part, "model.vision.proj_mlp.fc2", c.proj_out_dim, c.proj_inner_dim);
 }
 
 impl<D: Kernels> Vision<D> {

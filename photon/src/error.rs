@@ -1,6 +1,8 @@
 //! What can go wrong between a caller and the device.
 use photon_models::{LoadError, adapter::AdapterError, image::ImageError, prompt::Rejected};
 
+use crate::adapters::NameError;
+
 /// Why no model could be made ready.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -31,6 +33,9 @@ pub enum BuildError {
     /// An adapter to make room for.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// A folder of adapters, or a name in it.
+    #[error(transparent)]
+    AdapterName(#[from] NameError),
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),

@@ -3,12 +3,14 @@ use std::{collections::BTreeMap, path::Path};
 
 use photon_models::{
     LoadError,
-    adapter::{Adapter, AdapterError},
+    adapter::AdapterSummary,
     checkpoint::{Checkpoint, TensorInfo},
     config::{Config, Family},
     expected_tensors,
 };
 use serde::Serialize;
+
+pub use photon_models::checkpoint::Origin;
 
 use crate::{BuildError, model::read};
 
@@ -23,6 +25,12 @@ pub struct Inspection {
     pub has_config: bool,
     /// Every tensor, by the name it has in a Hugging Face repository.
     pub tensors: Vec<TensorLine>,
+    /// What a model or adapter that Photon wrote was made from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// Tensors that are there and never used: static scales of 8-bit keys and values. Photon's keys and values
+    /// carry their own.
+    pub ignored: Vec<String>,
     /// Elements of all tensors.
     pub parameters: u64,
     /// Bytes of all tensors, their scales included.
@@ -33,6 +41,9 @@ pub struct Inspection {
     pub unknown: Vec<String>,
     /// Tensors of another shape than the model's, with both.
     pub misshapen: Vec<String>,
+    /// What kind of an adapter it is, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterSummary>,
     /// The rank of an adapter: what `--adapter-rank` must be at least.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rank: Option<usize>,
@@ -77,32 +88,24 @@ pub fn inspect(path: &Path) -> Result<Inspection, BuildError> {
         family: family.to_string(),
         layout: checkpoint.layout().map(|layout| layout.to_string()).unwrap_or_default(),
         has_config: json.is_file(),
+        origin: checkpoint.origin().cloned(),
+        ignored: checkpoint.ignored().to_vec(),
         parameters: tensors.values().map(|t| t.shape.iter().product::<usize>() as u64).sum(),
         bytes: tensors.values().map(TensorInfo::bytes).sum(),
         missing: Vec::new(),
         unknown: Vec::new(),
         misshapen: Vec::new(),
+        adapter: None,
         rank: None,
         tensors: Vec::new(),
     };
     let is_adapter =
         |name: &&str| name.starts_with("text_lora.") || name.starts_with("text.blocks.");
-    if tensors.keys().all(|name| is_adapter(&name)) && !tensors.is_empty() {
+    if !tensors.is_empty() && tensors.keys().all(is_adapter) {
+        let adapter = AdapterSummary::of(&checkpoint, &path.display().to_string())?;
         inspection.family = "adapter".into();
-        let name = path.display().to_string();
-        // An adapter does not say what it is for: one of the published models, or that of config.json.
-        let published = [config.clone(), Config::of(Family::Moondream3)];
-        let adapter = published.iter().find_map(|config| {
-            let adapter = Adapter::from_checkpoint(&checkpoint, &name, config).ok()?;
-            Some(adapter.rank(config))
-        });
-        inspection.rank = match adapter {
-            Some(rank) => Some(rank),
-            None => {
-                let error = Adapter::from_checkpoint(&checkpoint, &name, &config);
-                return Err(error.err().map_or(BuildError::NoModel(name), AdapterError::into));
-            }
-        };
+        inspection.rank = Some(adapter.rank_in(&config));
+        inspection.adapter = Some(adapter);
     } else {
         for (name, want) in &expected {
             match tensors.get(name.as_str()) {

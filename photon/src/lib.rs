@@ -50,8 +50,10 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod adapters;
 mod backend;
 pub mod bench;
+pub mod convert;
 mod engine;
 mod error;
 #[cfg(feature = "hub")]
@@ -68,6 +70,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use adapters::{AdapterFolder, AdapterName, ModelName, NameError};
 use engine::{Started, prepare::Open};
 
 pub use backend::{Device, Doctor, doctor};
@@ -97,6 +100,7 @@ pub struct Photon {
 struct Engine {
     started: Mutex<Started>,
     queue: Arc<engine::prepare::Queue>,
+    adapters: Option<AdapterFolder>,
 }
 
 /// How to end an engine.
@@ -169,6 +173,28 @@ impl Photon {
             }
         }
         unreachable!("a ticket's events end with an answer or an error")
+    }
+
+    /// The file of an adapter in the folder of adapters, for [`Request::adapter`].
+    ///
+    /// # Errors
+    /// If there is no such folder, or no such adapter in it.
+    pub fn find_adapter(&self, name: &AdapterName) -> Result<PathBuf, NameError> {
+        match &self.engine.adapters {
+            Some(folder) => folder.find(name),
+            None => Err(NameError::NoFolder(name.clone())),
+        }
+    }
+
+    /// What a client means by the name of a model, `MODEL` or `MODEL/ID@STEP`: the base, which the caller
+    /// compares with what it serves, and the file of the adapter.
+    ///
+    /// # Errors
+    /// If what follows the base is no adapter in the folder of adapters.
+    pub fn resolve(&self, model: &str) -> Result<(String, Option<PathBuf>), NameError> {
+        let ModelName { base, adapter } = model.parse()?;
+        let adapter = adapter.map(|name| self.find_adapter(&name)).transpose()?;
+        Ok((base, adapter))
     }
 
     /// What the engine has done, as of its last step.
@@ -279,6 +305,12 @@ impl Builder {
         self
     }
 
+    /// The folder of adapters that requests may name; it sets defaults for slots and rank.
+    pub fn adapter_dir(mut self, folder: PathBuf) -> Self {
+        self.options.adapter_dir = Some(folder);
+        self
+    }
+
     /// The largest rank of an adapter; that of those named by default, or 16.
     pub fn adapter_rank(mut self, rank: usize) -> Self {
         self.options.adapter_rank = Some(rank);
@@ -309,6 +341,8 @@ impl Builder {
     ) -> Result<Photon, BuildError> {
         let started = backend::start(self.device, &self.model, &self.options, progress)?;
         let queue = Arc::clone(&started.queue);
-        Ok(Photon { engine: Arc::new(Engine { started: Mutex::new(started), queue }) })
+        let adapters = self.options.adapter_dir.map(AdapterFolder::from);
+        let started = Mutex::new(started);
+        Ok(Photon { engine: Arc::new(Engine { started, queue, adapters }) })
     }
 }

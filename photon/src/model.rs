@@ -1,5 +1,8 @@
 //! Which model to run, and where its files are.
-use std::path::{Path, PathBuf};
+use std::{
+    borrow::Cow,
+    path::{Path, PathBuf},
+};
 
 use photon_models::{
     LoadError,
@@ -21,7 +24,7 @@ pub enum Model {
     Dir(PathBuf),
     /// Files in several places, as a hub's cache has them.
     Files {
-        /// The folder of the weights.
+        /// The folder of the weights, or their file.
         weights: PathBuf,
         /// `config.json`; the numbers of the published model without it.
         config: Option<PathBuf>,
@@ -53,8 +56,8 @@ const DEMO_CONFIG: &[u8] = include_bytes!("../demo/config.json");
 const DEMO_TOKENIZER: &[u8] = include_bytes!("../demo/tokenizer.json");
 
 impl Model {
-    /// From what a user types: `demo`, a folder, or (with the feature `hub`) the name of a model that
-    /// was pulled.
+    /// From what a user types: `demo`, a folder, a file of weights with the others beside it, or (with the
+    /// feature `hub`) the name of a model that was pulled.
     pub fn named(name: &str) -> Result<Self, BuildError> {
         let path = PathBuf::from(name);
         if name == "demo" {
@@ -62,6 +65,12 @@ impl Model {
         }
         if path.is_dir() {
             return Ok(Model::Dir(path));
+        }
+        if path.is_file() {
+            let (config, tokenizer) =
+                (path.with_file_name("config.json"), path.with_file_name("tokenizer.json"));
+            let config = config.is_file().then_some(config);
+            return Ok(Model::Files { weights: path, config, tokenizer });
         }
         Model::pulled(name)
     }
@@ -109,22 +118,68 @@ impl Model {
         Ok(self.checkpoint()?.0)
     }
 
-    fn tokenizer(&self) -> Result<Tokenizer, LoadError> {
-        let file = match self {
+    /// The file with the words; `None` if they are those inside this library.
+    fn tokenizer_file(&self) -> Result<Option<PathBuf>, LoadError> {
+        Ok(match self {
             Model::Demo => None,
             Model::Dir(dir) => Some(need(dir, "tokenizer.json")?),
+            Model::Files { weights, tokenizer, .. } if !tokenizer.is_file() => {
+                let why = format!("{} has no tokenizer.json beside it", weights.display());
+                return Err(LoadError::NoModel(why));
+            }
             Model::Files { tokenizer, .. } => Some(tokenizer.clone()),
             Model::Synthetic { dir, .. } => {
                 dir.as_ref().map(|dir| dir.join("tokenizer.json")).filter(|path| path.is_file())
             }
-        };
-        Ok(match file {
+        })
+    }
+
+    fn tokenizer(&self) -> Result<Tokenizer, LoadError> {
+        Ok(match self.tokenizer_file()? {
             Some(path) => Tokenizer::from_file(&path)?,
             None => Tokenizer::from_json(DEMO_TOKENIZER)?,
         })
     }
 
-    fn checkpoint(&self) -> Result<(Config, Checkpoint), LoadError> {
+    /// `tokenizer.json` as it is.
+    pub(crate) fn tokenizer_json(&self) -> Result<Cow<'static, [u8]>, LoadError> {
+        Ok(match self.tokenizer_file()? {
+            Some(path) => read(&path)?.into(),
+            None => DEMO_TOKENIZER.into(),
+        })
+    }
+
+    /// Where its weights are, if they are files.
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        match self {
+            Model::Dir(dir) => Some(dir),
+            Model::Files { weights, .. } => Some(weights),
+            Model::Demo | Model::Synthetic { .. } => None,
+        }
+    }
+
+    /// What it is called where no path belongs: `vikhyatk/moondream2@4e6a7ee` for what was pulled, else the last
+    /// part of its path.
+    pub(crate) fn label(&self) -> String {
+        let Some(folder) = self.folder() else {
+            return match self {
+                Model::Synthetic { family, seed, .. } => format!("synthetic {family}, seed {seed}"),
+                _ => "demo".into(),
+            };
+        };
+        let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
+        let names: Vec<_> = folder.iter().map(|name| name.to_string_lossy()).collect();
+        let pulled = names.windows(3).find_map(|names| match names {
+            [repo, snapshots, commit] if snapshots == "snapshots" => {
+                let repo = repo.strip_prefix("models--")?.replacen("--", "/", 1);
+                Some(format!("{repo}@{}", commit.chars().take(7).collect::<String>()))
+            }
+            _ => None,
+        });
+        pulled.or_else(|| Some(names.last()?.to_string())).unwrap_or_default()
+    }
+
+    pub(crate) fn checkpoint(&self) -> Result<(Config, Checkpoint), LoadError> {
         let checkpoint = match self {
             Model::Demo => Checkpoint::embedded("the demo model", DEMO_WEIGHTS)?,
             Model::Dir(dir) => Checkpoint::open(dir)?,

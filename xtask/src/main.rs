@@ -30,6 +30,8 @@ enum Task {
     Tidy,
     /// Draw pictures the demo model never saw, ask the engine about them, print a table
     DemoEval(demo_eval::Args),
+    /// Print what formats of weights, and of keys and values, cost on the golden models
+    GoldenEval,
     /// Write the tiny synthetic checkpoint that the golden outputs were recorded with
     GoldenCheckpoint {
         /// Folder to write to
@@ -45,6 +47,15 @@ fn main() -> ExitCode {
         Task::Ci => ci::run(),
         Task::Tidy => tidy::run(root()),
         Task::DemoEval(args) => demo_eval::run(&args),
+        Task::GoldenEval => cargo(&[
+            "run",
+            "--quiet",
+            "--release",
+            "-p",
+            "photon-models",
+            "--example",
+            "golden_eval",
+        ]),
         Task::GoldenCheckpoint { out, family } => golden_checkpoint(&out, &family),
     };
     match done {

@@ -10,11 +10,14 @@ use base64::{
     Engine, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use photon::{Budget, CaptionLength, ImageSource, Request, RunError, Sampling, Skill, SpatialRef};
+use photon::{
+    Budget, CaptionLength, ImageSource, Request, RunError, Sampling, Skill, SpatialRef,
+    adapters::{AdapterFolder, ModelName, NameError},
+};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::args::SamplingArgs;
+use crate::{args::SamplingArgs, names};
 
 /// Deepest nesting of a line's JSON.
 const MAX_DEPTH: usize = 64;
@@ -73,6 +76,8 @@ pub(crate) struct Defaults {
     pub(crate) reasoning: bool,
     /// The adapter.
     pub(crate) adapter: Option<PathBuf>,
+    /// Where adapters are that lines name.
+    pub(crate) adapters: Option<AdapterFolder>,
     /// What `image_path` and `adapter` are relative to.
     pub(crate) folder: PathBuf,
 }
@@ -169,13 +174,27 @@ fn request(map: &Map<String, Value>, defaults: &Defaults) -> Result<Request, Lin
         return Err(invalid(format!("{} needs an image", skill.name())));
     }
     let mut request = Request::new(skill, image);
-    request.adapter = match fields.string("adapter")? {
-        Some(path) => Some(defaults.folder.join(path)),
-        None => defaults.adapter.clone(),
-    };
+    request.adapter = adapter(&fields, defaults)?;
     request.sampling = sampling;
     request.budget = Budget { max_tokens, max_objects };
     Ok(request)
+}
+
+/// `adapter`, a file or a name, or what `model` ends in; what comes before that is not looked at, for a batch has one
+/// model.
+fn adapter(fields: &Fields<'_>, defaults: &Defaults) -> Result<Option<PathBuf>, LineError> {
+    let wrong = |error: NameError| invalid(error.to_string());
+    let folder = defaults.adapters.as_ref();
+    let model = fields.string("model")?.map(str::parse::<ModelName>).transpose().map_err(wrong)?;
+    let named = model.and_then(|model| model.adapter);
+    match (fields.string("adapter")?, named) {
+        (Some(_), Some(_)) => Err(invalid("give an adapter in one of 'adapter' and 'model'")),
+        (None, Some(name)) => names::find(&name, folder).map(Some).map_err(wrong),
+        (Some(file), None) => {
+            names::adapter(file.as_ref(), folder, &defaults.folder).map(Some).map_err(wrong)
+        }
+        (None, None) => Ok(defaults.adapter.clone()),
+    }
 }
 
 fn skill(fields: &Fields<'_>, defaults: &Defaults) -> Result<Skill, LineError> {

@@ -54,7 +54,7 @@ pub(super) fn measure(
     let options = EngineOptions {
         threads: device.threads.map(Into::into),
         dtype,
-        quant: device.quant.into(),
+        quant: device.quant,
         kv_dtype: device.kv_dtype.map(Into::into),
         kv_memory: device.kv_memory,
         ..EngineOptions::default()

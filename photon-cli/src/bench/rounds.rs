@@ -183,7 +183,8 @@ impl Rounds<'_> {
     }
 
     fn open(&self, max_seqs: usize) -> Result<Photon, Failure> {
-        let mut builder = run::builder(&self.args.model, self.model.clone());
+        let args = &self.args.model;
+        let mut builder = run::builder(args, self.model.clone(), args.adapter.as_deref());
         if let Some(dtype) = self.dtype() {
             builder = builder.dtype(dtype);
         }

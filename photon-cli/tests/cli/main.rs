@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers")]
 mod batch;
 mod bench;
+mod convert;
 
 use std::{
     io::Write,
@@ -18,7 +19,14 @@ fn asset(name: &str) -> String {
 fn photon(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_photon"));
     // What the user of this machine has set must not decide a test.
-    for name in ["PHOTON_MODEL", "PHOTON_DEVICE", "HF_ENDPOINT", "HF_TOKEN"] {
+    for name in [
+        "PHOTON_MODEL",
+        "PHOTON_DEVICE",
+        "PHOTON_ADAPTERS",
+        "PHOTON_QUANT",
+        "HF_ENDPOINT",
+        "HF_TOKEN",
+    ] {
         command.env_remove(name);
     }
     command.env("HF_HOME", "no-such-folder").env("HF_HUB_OFFLINE", "1").args(args);
@@ -249,7 +257,12 @@ fn weights_are_described() {
     let demo = format!("{}/../photon/demo", env!("CARGO_MANIFEST_DIR"));
     let text = succeeds(&["inspect", &demo]);
     assert!(text.contains("Moondream 2") && text.contains("nothing is missing"), "{text}");
-    assert!(succeeds(&["inspect", &data("adapter.pt")]).contains("rank 4"), "an adapter");
+    let adapter = succeeds(&["inspect", &data("adapter.pt")]);
+    assert!(adapter.contains("rank 2 in 1 dense blocks"), "{adapter}");
+    assert!(adapter.contains("rank 2 in each of 4 experts of 1 blocks"), "{adapter}");
+    let kestrel = run(&["inspect", &data("kestrel.pt")]);
+    let kestrel = String::from_utf8(kestrel.stdout).unwrap();
+    assert!(kestrel.contains("not used: 2 static scales of keys and values"), "{kestrel}");
     // A tiny model without its config.json is measured by the published one.
     let output = run(&["inspect", &data("kestrel.pt"), "--json"]);
     assert_eq!(output.status.code(), Some(1));

@@ -2,13 +2,19 @@
 //!
 //! Everything is brought to one set of names, that of the Hugging Face repositories; what differs in
 //! form as well (a transposition, two matrices in one, codes with scales) is a [`Source`], made when its
-//! bytes are asked for. Sources: the checkpoints of Moondream 3 as Moondream's own engine loads them, and
-//! the 4-bit files of Moondream 2.
-use std::collections::BTreeMap;
+//! bytes are asked for. Sources: the checkpoints of Moondream 3 as Moondream's own engine loads them, the
+//! 4-bit files of Moondream 2, what Photon writes ([`super::own`]), and adapters as fine-tuning gives them.
+use std::collections::{BTreeMap, BTreeSet};
 
-use photon_core::{DType, WeightFormat, convert, kv, quant::Quantized};
+use photon_core::{
+    DType, WeightFormat, convert,
+    quant::{Quantized, dequantize},
+};
 
-use super::raw::{Element, Raw};
+use super::{
+    own::{Grouped, Header},
+    raw::{Element, Raw},
+};
 
 /// Who laid a checkpoint out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +37,9 @@ impl std::fmt::Display for Layout {
 /// Weights of the published 4-bit files are grouped so.
 const INT4_GROUP: usize = 128;
 
+/// Sizes of groups that weights can have.
+const INT4_GROUPS: [u32; 2] = [32, 128];
+
 /// Where a tensor's elements come from.
 #[derive(Clone, Debug)]
 pub(super) enum Source {
@@ -38,8 +47,10 @@ pub(super) enum Source {
     Floats(Raw),
     /// Rows and columns exchanged.
     Transposed(Raw),
-    /// e4m3 codes `[.., rows, cols]` and scales `[.., rows]`.
-    Fp8 { codes: Raw, scales: Raw },
+    /// Codes `[.., rows, cols]` and scales `[.., rows]`, of int8 or e4m3.
+    Rows { format: WeightFormat, codes: Raw, scales: Raw },
+    /// int4 as Photon writes it: codes `[.., rows, cols / 2]`, scales and offsets `[.., rows, groups]`.
+    Groups { codes: Raw, scales: Raw, offsets: Raw, layout: Grouped },
     /// Two codes to a byte: those of the first half of all groups in the upper halves. Element `i` is
     /// `(q[i] - zero[i / 128]) scale[i / 128]`.
     Int4 { packed: Raw, scales: Raw, zeros: Raw, shape: [usize; 2] },
@@ -48,7 +59,13 @@ pub(super) enum Source {
 impl Source {
     pub(super) fn shape(&self) -> Vec<usize> {
         match self {
-            Source::Floats(raw) | Source::Fp8 { codes: raw, .. } => raw.shape.clone(),
+            Source::Floats(raw) | Source::Rows { codes: raw, .. } => raw.shape.clone(),
+            Source::Groups { codes, layout, .. } => {
+                let mut shape = codes.shape.clone();
+                shape.pop();
+                shape.push(layout.columns);
+                shape
+            }
             Source::Transposed(raw) => raw.shape.iter().rev().copied().collect(),
             Source::Int4 { shape, .. } => shape.to_vec(),
         }
@@ -60,7 +77,8 @@ impl Source {
             Source::Floats(raw) | Source::Transposed(raw) => {
                 WeightFormat::Float(raw.element.float().unwrap_or(DType::F32))
             }
-            Source::Fp8 { .. } => WeightFormat::Fp8,
+            Source::Rows { format, .. } => *format,
+            Source::Groups { layout, .. } => WeightFormat::Int4 { group: layout.group },
             Source::Int4 { shape, .. } if shape[1].is_multiple_of(INT4_GROUP) => {
                 WeightFormat::Int4 { group: INT4_GROUP as u32 }
             }
@@ -72,10 +90,16 @@ impl Source {
     /// The codes and scales of a format that has them; `file` gives the bytes of a place.
     pub(super) fn coded<'a>(&self, file: impl Fn(&Raw) -> &'a [u8]) -> Option<Quantized> {
         match self {
-            Source::Fp8 { codes, scales } => Some(Quantized {
+            Source::Rows { codes, scales, .. } => Some(Quantized {
                 bytes: file(codes).to_vec(),
                 scales: floats(scales, file(scales)),
             }),
+            Source::Groups { codes, scales, offsets, .. } => {
+                let (scales, offsets) =
+                    (floats(scales, file(scales)), floats(offsets, file(offsets)));
+                let pairs = scales.into_iter().zip(offsets).flat_map(|(s, offset)| [s, offset]);
+                Some(Quantized { bytes: file(codes).to_vec(), scales: pairs.collect() })
+            }
             Source::Int4 { packed, scales, zeros, .. }
                 if matches!(self.format(), WeightFormat::Int4 { .. }) =>
             {
@@ -105,14 +129,10 @@ impl Source {
                 let column = |j: usize| values.iter().skip(j).step_by(cols).copied();
                 bytes((0..cols).flat_map(column).collect())
             }
-            Source::Fp8 { codes, scales } => {
-                let scales = floats(scales, file(scales));
-                let cols = codes.shape.last().copied().unwrap_or(1).max(1);
-                let rows = file(codes).chunks_exact(cols).zip(scales);
-                let row = |(codes, scale): (&[u8], f32)| -> Vec<f32> {
-                    codes.iter().map(|&code| kv::from_fp8(code) * scale).collect()
-                };
-                bytes(rows.flat_map(row).collect())
+            Source::Rows { .. } | Source::Groups { .. } => {
+                let coded = self.coded(file).expect("these have codes");
+                let cols = *self.shape().last().expect("codes lie in rows");
+                bytes(dequantize(self.format(), cols, &coded.bytes, &coded.scales))
             }
             Source::Int4 { packed, scales, zeros, .. } => {
                 let (scales, zeros) = (floats(scales, file(scales)), floats(zeros, file(zeros)));
@@ -146,29 +166,36 @@ pub(super) struct Wrong {
     pub(super) why: String,
 }
 
-/// Gives every tensor its usual name.
+/// Tensors by their usual names.
+pub(super) struct Canonical {
+    pub(super) layout: Layout,
+    pub(super) sources: BTreeMap<String, Source>,
+    /// What is in the files and of no use here: scales of keys and values, which ours carry themselves.
+    pub(super) ignored: Vec<String>,
+}
+
+/// Gives every tensor its usual name; `own` is the header of a file that Photon wrote.
 pub(super) fn canonical(
     raw: BTreeMap<String, Raw>,
-) -> Result<(Layout, BTreeMap<String, Source>), Wrong> {
+    own: Option<&Header>,
+) -> Result<Canonical, Wrong> {
     let is_kestrel = raw.keys().any(|name| name.starts_with("text_model.transformer."));
     let layout = if is_kestrel { Layout::Kestrel } else { Layout::HuggingFace };
     let named: BTreeMap<String, Raw> = match layout {
-        Layout::HuggingFace => raw,
+        Layout::HuggingFace => fine_tuned(raw),
         Layout::Kestrel => raw.into_iter().map(|(name, raw)| (kestrel(&name), raw)).collect(),
     };
-    let mut sources = BTreeMap::new();
+    let (mut sources, mut ignored) = (BTreeMap::new(), Vec::new());
     for (name, tensor) in &named {
         let wrong = |why: String| Wrong { name: name.clone(), why };
-        let companion = |leaf: &str| {
-            let other = format!("{name}{leaf}");
-            named.get(&other).ok_or_else(|| wrong(format!("there is no {other}")))
-        };
-        // What belongs to another tensor, or to keys and values of 8 bits, whose scales are their own.
-        let is_companion = [".scales", ".scale", ".zero_point", ".k_scale", ".v_scale"];
-        if is_companion.iter().any(|leaf| name.ends_with(leaf)) {
-            continue;
-        }
-        if let Some(name) = name.strip_suffix(".packed") {
+        if [".k_scale", ".v_scale"].iter().any(|leaf| name.ends_with(leaf)) {
+            ignored.push(name.clone());
+        } else if let Some(coded) = companion_of(name) {
+            let is_coded = |raw: &Raw| raw.element.float().is_none();
+            if own.is_some() && !named.get(coded).is_some_and(is_coded) {
+                return Err(wrong(format!("there are no codes in {coded}")));
+            }
+        } else if let Some(name) = name.strip_suffix(".packed") {
             let source = int4(name, &named).map_err(wrong)?;
             sources.insert(name.to_owned(), source);
         } else if let Some(stem) = name.strip_suffix(".wqwv") {
@@ -178,13 +205,10 @@ pub(super) fn canonical(
                 let part = tensor.rows(rows).ok_or_else(|| wrong("no rows".into()))?;
                 sources.insert(format!("{stem}.{leaf}"), Source::Floats(part));
             }
-        } else if tensor.element == Element::F8 {
-            let scales = companion(".scales")?.clone();
-            let rows = &tensor.shape[..tensor.shape.len().saturating_sub(1)];
-            if scales.element.float().is_none() || scales.shape != rows {
-                return Err(wrong(format!("its scales are {:?}", scales.shape)));
-            }
-            sources.insert(name.clone(), Source::Fp8 { codes: tensor.clone(), scales });
+        } else if let Element::F8 | Element::I8 = tensor.element {
+            sources.insert(name.clone(), rows(name, tensor, &named).map_err(wrong)?);
+        } else if let (Element::U8, Some(own)) = (tensor.element, own) {
+            sources.insert(name.clone(), groups(name, tensor, &named, own).map_err(wrong)?);
         } else if tensor.element.float().is_none() {
             return Err(wrong(format!("it is {}; weights are floats", tensor.element.name())));
         } else if layout == Layout::Kestrel && name.ends_with("_features") {
@@ -193,7 +217,85 @@ pub(super) fn canonical(
             sources.insert(name.clone(), Source::Floats(tensor.clone()));
         }
     }
-    Ok((layout, sources))
+    Ok(Canonical { layout, sources, ignored })
+}
+
+/// The matrix whose scales or offsets this tensor is.
+fn companion_of(name: &str) -> Option<&str> {
+    let leaves = [".scales", ".offsets", ".scale", ".zero_point"];
+    leaves.iter().find_map(|leaf| name.strip_suffix(leaf))
+}
+
+/// What fine-tuning gives: the state of a module that knows its adapter under two names, beside the
+/// state of its optimizer.
+fn fine_tuned(raw: BTreeMap<String, Raw>) -> BTreeMap<String, Raw> {
+    const STATE: &str = "lora_state_dict.";
+    if !raw.keys().any(|name| name.starts_with(STATE)) {
+        return raw;
+    }
+    let inner =
+        raw.into_iter().filter_map(|(name, raw)| Some((name.strip_prefix(STATE)?.to_owned(), raw)));
+    let inner: BTreeMap<String, Raw> = inner.collect();
+    let names: BTreeSet<String> = inner.keys().cloned().collect();
+    let usual = |(name, raw): (String, Raw)| match name.strip_prefix("_text.") {
+        None => Some((name, raw)),
+        Some(rest) => {
+            let usual = format!("text_lora.{rest}");
+            (!names.contains(&usual)).then_some((usual, raw))
+        }
+    };
+    inner.into_iter().filter_map(usual).collect()
+}
+
+/// Codes with a scale for each row.
+fn rows(name: &str, codes: &Raw, named: &BTreeMap<String, Raw>) -> Result<Source, String> {
+    let other = format!("{name}.scales");
+    let scales = named.get(&other).ok_or_else(|| format!("there is no {other}"))?;
+    let (Some((&columns, rows)), Some(_)) = (codes.shape.split_last(), scales.element.float())
+    else {
+        return Err("it has no rows, or scales that are no floats".into());
+    };
+    if columns == 0 || scales.shape != rows {
+        return Err(format!("it is {:?}, its scales are {:?}", codes.shape, scales.shape));
+    }
+    let int8 = codes.element == Element::I8;
+    let format = if int8 { WeightFormat::Int8 } else { WeightFormat::Fp8 };
+    Ok(Source::Rows { format, codes: codes.clone(), scales: scales.clone() })
+}
+
+/// Codes with a scale and an offset for each group.
+fn groups(
+    name: &str,
+    codes: &Raw,
+    named: &BTreeMap<String, Raw>,
+    own: &Header,
+) -> Result<Source, String> {
+    let layout = own.int4.get(name).ok_or("its header does not say how its 4-bit codes lie")?;
+    let Grouped { group, columns } = *layout;
+    if !INT4_GROUPS.contains(&group) {
+        return Err(format!("it has groups of {group}; this Photon reads {INT4_GROUPS:?}"));
+    }
+    let get = |leaf: &str| {
+        let other = format!("{name}{leaf}");
+        let raw = named.get(&other).filter(|raw| raw.element.float().is_some());
+        raw.ok_or_else(|| format!("there is no {other} of floats"))
+    };
+    let (scales, offsets) = (get(".scales")?, get(".offsets")?);
+    let rows = codes.shape.split_last().map_or(&[][..], |(_, rows)| rows);
+    let shape = |last: usize| [rows, &[last]].concat();
+    let per_row = columns.div_ceil(group as usize);
+    if columns == 0
+        || codes.shape != shape(columns.div_ceil(2))
+        || scales.shape != shape(per_row)
+        || offsets.shape != shape(per_row)
+    {
+        return Err(format!(
+            "{:?} codes, {:?} scales and {:?} offsets are not those of rows of {columns} in groups of {group}",
+            codes.shape, scales.shape, offsets.shape
+        ));
+    }
+    let (codes, scales, offsets) = (codes.clone(), scales.clone(), offsets.clone());
+    Ok(Source::Groups { codes, scales, offsets, layout: *layout })
 }
 
 fn int4(name: &str, named: &BTreeMap<String, Raw>) -> Result<Source, String> {

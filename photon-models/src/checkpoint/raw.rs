@@ -26,12 +26,39 @@ impl Element {
         }
     }
 
+    /// # Panics
+    /// If it is not a float.
+    pub(super) fn of(dtype: DType) -> Self {
+        match dtype {
+            DType::F32 => Element::F32,
+            DType::F16 => Element::F16,
+            DType::Bf16 => Element::Bf16,
+            other => panic!("{other} is no float"),
+        }
+    }
+
     pub(super) fn float(self) -> Option<DType> {
         match self {
             Element::F32 => Some(DType::F32),
             Element::F16 => Some(DType::F16),
             Element::Bf16 => Some(DType::Bf16),
             _ => None,
+        }
+    }
+
+    /// As safetensors calls it.
+    ///
+    /// # Panics
+    /// If it is none that is written.
+    pub(super) fn tag(self) -> &'static str {
+        match self {
+            Element::F32 => "F32",
+            Element::F16 => "F16",
+            Element::Bf16 => "BF16",
+            Element::F8 => "F8_E4M3",
+            Element::U8 => "U8",
+            Element::I8 => "I8",
+            Element::Other => panic!("nothing is written so"),
         }
     }
 

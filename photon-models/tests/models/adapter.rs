@@ -6,7 +6,9 @@ use photon_core::{Arena, Cx, DType, Device, SampleParams, convert};
 use photon_cpu::{Cpu, CpuOptions};
 use photon_models::{
     KvCache, Moondream, Precision,
-    adapter::{Adapter, AdapterShape, AdapterSlots, Site},
+    adapter::{
+        Adapter, AdapterShape, AdapterSlots, AdapterSummary, MAX_FILE_BYTES, Site, convert_adapter,
+    },
     batch::{BatchBuilder, Row},
     checkpoint::Checkpoint,
     config::{Config, Family},
@@ -281,4 +283,72 @@ fn what_is_no_adapter_is_refused_with_a_reason() {
     let device = Cpu::open(CpuOptions::default()).unwrap();
     let error = AdapterShape::new(&two, 1, 8, DType::F32).pack(&device, &large).unwrap_err();
     assert!(error.to_string().contains("--adapter-rank 9"), "{error}");
+}
+
+/// Everything an adapter adds.
+fn deltas(adapter: &Adapter) -> Vec<(usize, Site, [usize; 4], Vec<f32>)> {
+    let delta = |(layer, site, dims)| (layer, site, dims, adapter.delta(layer, site).unwrap());
+    adapter.sites().map(delta).collect()
+}
+
+#[test]
+fn a_converted_adapter_adds_the_same() {
+    let formats = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/formats");
+    let from = std::path::PathBuf::from(format!("{formats}/adapter.pt"));
+    let json = std::fs::read(format!("{formats}/md3.json")).unwrap();
+    let tiny = Config::from_json(&json, Family::Moondream3).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("a@1.safetensors");
+    let summary = convert_adapter(&from, &to, None, Some(&tiny)).unwrap();
+    assert_eq!(summary, AdapterSummary::open(&to).unwrap());
+    assert_eq!((summary.rank, summary.expert_rank, summary.experts), (2, 2, 4));
+    assert_eq!((summary.dense_blocks, summary.expert_blocks, summary.attention), (1, 1, false));
+    assert_eq!((summary.fits.len(), summary.rank_in(&tiny)), (0, 4));
+    let [a, b] = [&from, &to].map(|path| Adapter::open(path, &tiny).unwrap());
+    assert_eq!(deltas(&a), deltas(&b));
+    assert_eq!(Checkpoint::open(&to).unwrap().origin().unwrap().source, "adapter.pt");
+    // To a file that is there, for a model that it does not fit, and from what is no adapter.
+    assert!(convert_adapter(&from, &to, None, None).is_err());
+    let other = dir.path().join("b@1.safetensors");
+    let golden = config(Family::Moondream3);
+    let error = convert_adapter(&from, &other, None, Some(&golden)).unwrap_err().to_string();
+    assert!(error.contains("no adapter for this model"), "{error}");
+    let model = std::path::PathBuf::from(format!("{formats}/md2.safetensors"));
+    let error = convert_adapter(&model, &other, None, None).unwrap_err().to_string();
+    assert!(error.contains("is no adapter: it holds model."), "{error}");
+    assert!(!other.exists());
+}
+
+/// The state of Kestrel's module has each matrix under two names, and an optimizer's state beside it.
+#[test]
+fn what_fine_tuning_gives_is_an_adapter() {
+    let config = config(Family::Moondream2);
+    let c = &config.text;
+    let (a, b) = (noise(1, &[4, c.dim]), noise(2, &[c.ff_dim, 4]));
+    let mut tensors = Tensors::new();
+    for inner in ["text_lora", "_text"] {
+        tensors.insert(format!("lora_state_dict.{inner}.dense.1.up_a"), a.clone());
+        tensors.insert(format!("lora_state_dict.{inner}.dense.1.up_b"), b.clone());
+    }
+    tensors.insert("optimizer.state.0.exp_avg".into(), noise(3, &[7]));
+    let adapter = Adapter::from_checkpoint(&checkpoint(&tensors), "FILE", &config).unwrap();
+    let sites: Vec<_> = adapter.sites().collect();
+    assert_eq!(sites, [(1, Site::Up, [1, c.ff_dim, c.dim, 4])]);
+    // Under one of the two names it is the same.
+    tensors.retain(|name, _| !name.contains("text_lora"));
+    let short = Adapter::from_checkpoint(&checkpoint(&tensors), "FILE", &config).unwrap();
+    assert_eq!(deltas(&short), deltas(&adapter));
+    tensors.insert("lora_state_dict.vision_lora.fc1.a".into(), noise(4, &[7]));
+    let error = Adapter::from_checkpoint(&checkpoint(&tensors), "FILE", &config).unwrap_err();
+    assert!(error.to_string().contains("it holds vision_lora.fc1.a"), "{error}");
+}
+
+#[test]
+fn a_file_too_large_for_an_adapter_is_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("large.safetensors");
+    // A hole: it takes no room on the disk.
+    std::fs::File::create(&path).unwrap().set_len(MAX_FILE_BYTES + (1 << 20)).unwrap();
+    let error = Adapter::open(&path, &config(Family::Moondream2)).unwrap_err().to_string();
+    assert!(error.contains("has 1025 MiB, and an adapter 1024 at most"), "{error}");
 }

@@ -14,11 +14,11 @@ fn path(name: &str) -> PathBuf {
     format!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/formats/{}"), name).into()
 }
 
-fn open(name: &str) -> Checkpoint {
+pub(crate) fn open(name: &str) -> Checkpoint {
     Checkpoint::open(&path(name)).unwrap()
 }
 
-fn config(name: &str, family: Family) -> Config {
+pub(crate) fn config(name: &str, family: Family) -> Config {
     Config::from_json(&std::fs::read(path(name)).unwrap(), family).unwrap()
 }
 

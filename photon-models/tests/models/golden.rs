@@ -4,60 +4,17 @@
 //! features, K of the first and V of the last layer over BOS and image, and the logits of the first
 //! token of each prompt. `photon` checks the token sequences that follow.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test's helpers")]
-use photon_core::{Arena, Cx, DType, Device, Kernels, SampleParams, Tensor, WeightFormat};
-use photon_cpu::{Cpu, CpuOptions};
+mod run;
+
+use photon_core::{DType, SampleParams, WeightFormat};
 use photon_models::{
-    KvCache, Moondream, Precision, Quant,
+    Precision, Quant,
     batch::{BatchBuilder, Row},
-    checkpoint::Checkpoint,
-    config::{Config, Family, TauGelu},
-    expected_tensors,
+    config::{Family, TauGelu},
     image::{CropConfig, Limits, Tiling, decode},
-    prompt::Input,
 };
-use safetensors::SafeTensors;
-use serde_json::Value;
 
-const PICTURES: [&str; 4] = ["chart_800x557", "small_200x150", "square_910x910", "wide_1200x300"];
-const BLOCK_SIZE: usize = 16;
-
-struct Golden {
-    family: Family,
-    json: serde_json::Value,
-    bytes: Vec<u8>,
-}
-
-impl Golden {
-    fn open(family: Family) -> Self {
-        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/golden");
-        let name = match family {
-            Family::Moondream2 => "moondream2",
-            Family::Moondream3 => "moondream3",
-        };
-        let json = std::fs::read(format!("{dir}/{name}.json")).unwrap();
-        let bytes = std::fs::read(format!("{dir}/{name}.safetensors")).unwrap();
-        Golden { family, json: serde_json::from_slice(&json).unwrap(), bytes }
-    }
-
-    fn config(&self) -> Config {
-        let json = serde_json::json!({ "config": self.json["config"] });
-        Config::from_json(json.to_string().as_bytes(), self.family).unwrap()
-    }
-
-    fn floats(&self, name: &str) -> Vec<f32> {
-        let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
-        let bytes = tensors.tensor(name).unwrap().data().chunks_exact(4);
-        bytes.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-    }
-}
-
-pub(crate) fn download<D: Kernels>(device: &D, stream: &mut D::Stream, t: &Tensor<D>) -> Vec<f32> {
-    let range = t.byte_range();
-    let host = device.host_buffer(range.len()).unwrap();
-    let host = device.read_back(stream, t.buffer(), range, host).unwrap().wait().unwrap();
-    let f32s = photon_core::convert(host.as_ref(), t.dtype(), DType::F32).into_owned();
-    f32s.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-}
+pub(crate) use run::{BLOCK_SIZE, Golden, PICTURES, Run, download, inputs, query_logits};
 
 /// Largest difference, and how much may be: absolute, and relative to the range of `want`.
 #[track_caller]
@@ -70,55 +27,6 @@ fn close(what: &str, got: &[f32], want: &[f32], absolute: f32, relative: f32) {
     assert!(worst <= tolerance, "{what}: differs by {worst}, allowed {tolerance}");
     assert!(got.iter().all(|v| v.is_finite()), "{what}: not finite");
     println!("{what}: largest difference {worst:.2e} (allowed {tolerance:.2e})");
-}
-
-struct Run {
-    device: Cpu,
-    stream: <Cpu as Device>::Stream,
-    model: Moondream<Cpu>,
-    kv: KvCache<Cpu>,
-    image: Tensor<Cpu>,
-}
-
-impl Run {
-    fn new(config: &Config, precision: Precision) -> Self {
-        let device = Cpu::open(CpuOptions::default()).unwrap();
-        let stream = device.stream().unwrap();
-        let checkpoint = Checkpoint::synthetic(0, expected_tensors(config));
-        let model =
-            Moondream::load(&device, &checkpoint, config, precision, &mut |_, _| {}).unwrap();
-        let kv = KvCache::new(&device, &config.text, 64, BLOCK_SIZE, precision.kv).unwrap();
-        let shape = [config.vision.patches(), config.text.dim];
-        let image = Tensor::zeros(&device, shape, precision.activations).unwrap();
-        Run { device, stream, model, kv, image }
-    }
-
-    /// Runs `pass` in an arena of exactly the size it takes.
-    fn pass<T>(
-        &mut self,
-        mut pass: impl FnMut(
-            &Moondream<Cpu>,
-            &mut Cx<'_, Cpu>,
-            &mut KvCache<Cpu>,
-            &mut Tensor<Cpu>,
-        ) -> T,
-    ) -> T {
-        let Run { device, stream, model, kv, image } = self;
-        let bytes = Arena::measure(device, stream, |cx| {
-            pass(model, cx, kv, image);
-        });
-        let mut arena = Arena::new(device, bytes.unwrap()).unwrap();
-        pass(model, &mut Cx::new(device, stream, &mut arena), kv, image)
-    }
-}
-
-/// BOS, an image and what was asked.
-fn inputs(prompt: &serde_json::Value, patches: usize) -> Vec<Input> {
-    let mut inputs = vec![Input::Token(0)];
-    inputs.extend((0..patches as u32).map(Input::Image));
-    let ids = prompt.as_array().unwrap().iter();
-    inputs.extend(ids.map(|id| Input::Token(id.as_u64().unwrap() as u32)));
-    inputs
 }
 
 fn matches_reference(precision: Precision, absolute: f32, relative: f32) {
@@ -241,39 +149,6 @@ fn every_stage_matches_the_reference_in_bf16() {
     matches_reference(Precision::mixed(DType::Bf16), 0.0, 3e-2);
 }
 
-/// The logits after a question about a picture.
-fn query_logits(run: &mut Run, config: &Config, picture: &str, prompt: &Value) -> Vec<f32> {
-    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/images");
-    let bytes = std::fs::read(format!("{dir}/{picture}.png")).unwrap();
-    let crops = CropConfig::default().crops(&decode(&bytes, &Limits::default()).unwrap()).unwrap();
-    run.pass(|model, cx, _, image| {
-        let size = config.vision.crop_size;
-        let mut staged = cx.tensor([crops.tiling.num_crops(), size, size, 3], DType::U8);
-        cx.upload(&mut staged, &crops.crops);
-        let features = model.encode_crops(cx, &staged);
-        model.project_images(cx, &features, &[crops.tiling], image);
-    });
-    let inputs = inputs(prompt, config.vision.patches());
-    let blocks: Vec<u32> = (1..=inputs.len().div_ceil(BLOCK_SIZE) as u32).collect();
-    let row = Row {
-        inputs: &inputs,
-        start: 0,
-        block_table: &blocks,
-        prefix_len: config.text.prefix_attn,
-        image_offset: 0,
-        adapter: None,
-        sample: Some(SampleParams::GREEDY),
-    };
-    let logits = run.pass(|model, cx, kv, image| {
-        let mut batch = BatchBuilder::new(BLOCK_SIZE);
-        batch.push(&row);
-        let batch = batch.upload(cx);
-        let hidden = model.forward(cx, &batch, Some(image), None, kv);
-        model.logits(cx, &hidden)
-    });
-    download(&run.device, &mut run.stream, &logits)
-}
-
 /// The first token's logits, which see the whole of the text model; the vision model and its weights
 /// are those of the other family's golden numbers, where every stage is compared.
 fn moondream3_matches_reference(precision: Precision, absolute: f32, relative: f32) {
@@ -284,7 +159,7 @@ fn moondream3_matches_reference(precision: Precision, absolute: f32, relative: f
         let mut run = Run::new(&config, precision);
         for picture in PICTURES {
             let prompt = &golden.json["tau_gelu"][name][picture]["query"]["prompt"];
-            let logits = query_logits(&mut run, &config, picture, prompt);
+            let logits = query_logits(&mut run, picture, prompt);
             let want = golden.floats(&format!("{name}.{picture}.query_logits"));
             close(&format!("{picture} {name}"), &logits, &want, absolute, relative);
         }
@@ -310,12 +185,9 @@ fn quantized_logits_are_near_the_reference() {
             let mut run = Run::new(&config, Precision { quant, ..Precision::F32 });
             let (mut largest, mut squares, mut count) = (0.0f32, 0.0f64, 0);
             for picture in &PICTURES[..2] {
-                let (record, prefix) = match family {
-                    Family::Moondream2 => (&golden.json["images"][picture], ""),
-                    Family::Moondream3 => (&golden.json["tau_gelu"]["tanh"][picture], "tanh."),
-                };
-                let got = query_logits(&mut run, &config, picture, &record["query"]["prompt"]);
-                let want = golden.floats(&format!("{prefix}{picture}.query_logits"));
+                let record = golden.record("tanh", picture);
+                let got = query_logits(&mut run, picture, &record["query"]["prompt"]);
+                let want = golden.query_logits("tanh", picture);
                 let low = want.iter().copied().fold(f32::MAX, f32::min);
                 let high = want.iter().copied().fold(f32::MIN, f32::max);
                 for (got, want) in got.iter().zip(&want) {

@@ -1,8 +1,8 @@
 //! Adapters in the engine: from files, on the threads that prepare requests, to slots on the device.
 //!
 //! # Rules
-//! - A file is read, checked and packed once, by who needs it first; the engine's thread only copies what
-//!   is packed to a slot.
+//! - A file is read, checked and packed once, on a thread that does nothing else: requests with adapters that are
+//!   here, or without any, do not wait for it. The engine's thread only copies what is packed to a slot.
 //! - What a file holds has a number; a file that was written again has another. The number keeps its
 //!   keys and values apart in the prefix cache.
 //! - A packed adapter lives as long as a request uses it, and the last few live longer.
@@ -17,11 +17,12 @@ use std::{
 
 use photon_core::Kernels;
 use photon_models::{
-    adapter::{Adapter, AdapterShape, PackedAdapter},
+    adapter::{Adapter, AdapterError, AdapterShape, PackedAdapter},
+    checkpoint::{CheckpointError, weight_files},
     config::Config,
 };
 
-use crate::{OpenError, RunError};
+use crate::RunError;
 
 /// A request's adapter: its number, and what keeps it packed.
 #[derive(Clone, Debug)]
@@ -31,9 +32,18 @@ pub(crate) struct AdapterUse {
     _packed: Arc<dyn Any + Send + Sync>,
 }
 
+impl AdapterUse {
+    pub(crate) fn new(id: u32, packed: Arc<dyn Any + Send + Sync>) -> Self {
+        AdapterUse { id, _packed: packed }
+    }
+}
+
 /// What the threads that prepare requests know of adapters, whatever the device.
 pub(crate) trait LoadAdapters: Debug + Send + Sync {
-    /// Reads an adapter, unless it is packed already.
+    /// An adapter, if it is packed already.
+    fn find(&self, path: &Path) -> Result<Option<AdapterUse>, RunError>;
+
+    /// Reads an adapter, unless it is packed already; called on one thread only.
     fn load(&self, path: &Path) -> Result<AdapterUse, RunError>;
 }
 
@@ -51,8 +61,6 @@ pub(crate) struct AdapterStore<D: Kernels> {
     device: D,
     config: Config,
     shape: AdapterShape,
-    /// Held while one is read and packed: two requests never pack the same.
-    packing: Mutex<()>,
     /// Held for moments only: the engine's thread asks here too.
     state: Mutex<State<D>>,
 }
@@ -68,8 +76,7 @@ struct State<D: Kernels> {
 impl<D: Kernels> AdapterStore<D> {
     pub(crate) fn new(device: D, config: Config, shape: AdapterShape) -> Self {
         let state = State { ids: HashMap::new(), packed: HashMap::new(), kept: Vec::new() };
-        let (packing, state) = (Mutex::new(()), Mutex::new(state));
-        AdapterStore { device, config, shape, packing, state }
+        AdapterStore { device, config, shape, state: Mutex::new(state) }
     }
 
     fn state(&self) -> MutexGuard<'_, State<D>> {
@@ -82,41 +89,57 @@ impl<D: Kernels> AdapterStore<D> {
         self.state().packed[&id].upgrade().expect("a request keeps it")
     }
 
+    /// A folder is in the state of the files in it.
     fn key(path: &Path) -> Result<FileKey, RunError> {
-        let error = |source| OpenError::Io { path: path.to_path_buf(), source };
-        let path = std::fs::canonicalize(path).map_err(error)?;
-        let metadata = std::fs::metadata(&path).map_err(error)?;
-        Ok(FileKey { path, bytes: metadata.len(), modified: metadata.modified().ok() })
-    }
-}
-
-impl<D: Kernels> LoadAdapters for AdapterStore<D> {
-    fn load(&self, path: &Path) -> Result<AdapterUse, RunError> {
-        if self.shape.slots == 0 {
-            return Err(RunError::NoAdapters);
+        let error =
+            |source| AdapterError::from(CheckpointError::Io { path: path.to_path_buf(), source });
+        let mut key =
+            FileKey { path: std::fs::canonicalize(path).map_err(error)?, bytes: 0, modified: None };
+        for file in weight_files(path).map_err(AdapterError::from)? {
+            let metadata = std::fs::metadata(&file).map_err(error)?;
+            key.bytes += metadata.len();
+            key.modified = key.modified.max(metadata.modified().ok());
         }
-        let key = Self::key(path)?;
-        let _packing = self.packing.lock().unwrap_or_else(PoisonError::into_inner);
-        let here = {
-            let state = self.state();
-            state.ids.get(&key).and_then(|id| state.packed.get(id)?.upgrade())
-        };
-        let packed = match here {
-            Some(packed) => packed,
-            None => {
-                let adapter = Adapter::open(path, &self.config)?;
-                Arc::new(self.shape.pack(&self.device, &adapter)?)
-            }
-        };
+        Ok(key)
+    }
+
+    /// Notes that an adapter is asked for: it is kept longest from now on.
+    fn keep(&self, id: u32, packed: Arc<PackedAdapter<D>>) -> AdapterUse {
         let mut state = self.state();
-        let next = state.ids.len() as u32 + 1;
-        let id = *state.ids.entry(key).or_insert(next);
         state.packed.insert(id, Arc::downgrade(&packed));
         state.kept.retain(|other| !Arc::ptr_eq(other, &packed));
         state.kept.push(Arc::clone(&packed));
         if state.kept.len() > self.shape.slots {
             state.kept.remove(0);
         }
-        Ok(AdapterUse { id, _packed: packed })
+        AdapterUse::new(id, packed)
+    }
+}
+
+impl<D: Kernels> LoadAdapters for AdapterStore<D> {
+    fn find(&self, path: &Path) -> Result<Option<AdapterUse>, RunError> {
+        if self.shape.slots == 0 {
+            return Err(RunError::NoAdapters);
+        }
+        let key = Self::key(path)?;
+        let state = self.state();
+        let here =
+            state.ids.get(&key).and_then(|&id| Some((id, state.packed.get(&id)?.upgrade()?)));
+        drop(state);
+        Ok(here.map(|(id, packed)| self.keep(id, packed)))
+    }
+
+    fn load(&self, path: &Path) -> Result<AdapterUse, RunError> {
+        if let Some(here) = self.find(path)? {
+            return Ok(here);
+        }
+        let key = Self::key(path)?;
+        let adapter = Adapter::open(path, &self.config)?;
+        let packed = Arc::new(self.shape.pack(&self.device, &adapter)?);
+        let mut state = self.state();
+        let next = state.ids.len() as u32 + 1;
+        let id = *state.ids.entry(key).or_insert(next);
+        drop(state);
+        Ok(self.keep(id, packed))
     }
 }

@@ -27,7 +27,11 @@ use photon_models::{
 
 use crate::{
     Image, ImageSource, Metrics, Request, RunError,
-    engine::{adapters::LoadAdapters, ms, sequence::Sequence},
+    engine::{
+        adapters::{AdapterUse, LoadAdapters},
+        ms,
+        sequence::Sequence,
+    },
     ticket::EventSender,
 };
 
@@ -93,6 +97,8 @@ struct Waiting {
     events: EventSender,
     submitted: Instant,
     order: u64,
+    /// Its adapter, once that is here.
+    adapter: Option<AdapterUse>,
 }
 
 impl PartialEq for Waiting {
@@ -135,6 +141,12 @@ pub(crate) enum Open {
 
 struct State {
     waiting: BinaryHeap<Waiting>,
+    /// Requests whose adapter must be read first. Until it is, they wait like all others.
+    unread: BinaryHeap<Waiting>,
+    /// Requests whose adapter was read, to be prepared next. They count as prepared, as does that whose adapter
+    /// is being read.
+    read: VecDeque<Waiting>,
+    reading: bool,
     order: u64,
     /// Requests being prepared, or prepared and not finished.
     prepared: usize,
@@ -151,6 +163,18 @@ pub(crate) struct Queue {
     inbox: Mutex<Sender<Message>>,
 }
 
+impl State {
+    /// Requests nobody has begun to prepare.
+    fn waiting(&self) -> usize {
+        self.waiting.len() + self.unread.len()
+    }
+
+    /// Whether there is nothing left for who prepares, but what others may still hand on.
+    fn is_prepared(&self) -> bool {
+        self.waiting() == 0 && self.read.is_empty() && !self.reading
+    }
+}
+
 impl std::fmt::Debug for Queue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Queue").field("waiting", &self.waiting()).finish_non_exhaustive()
@@ -162,6 +186,9 @@ impl Queue {
         let (sender, receiver) = std::sync::mpsc::channel();
         let state = State {
             waiting: BinaryHeap::new(),
+            unread: BinaryHeap::new(),
+            read: VecDeque::new(),
+            reading: false,
             order: 0,
             prepared: 0,
             open: Open::Yes,
@@ -188,26 +215,27 @@ impl Queue {
             Open::Draining => return Err(RunError::Stopped("it is shutting down".into())),
             Open::Stopped(why) => return Err(RunError::Stopped(why.clone())),
         }
-        let waiting = state.waiting.len();
+        let waiting = state.waiting();
         if waiting >= self.setup.max_waiting {
             return Err(RunError::Busy { waiting });
         }
         state.order += 1;
         let order = state.order;
-        state.waiting.push(Waiting { request, events, submitted: Instant::now(), order });
-        self.changed.notify_one();
+        let submitted = Instant::now();
+        state.waiting.push(Waiting { request, events, submitted, order, adapter: None });
+        self.changed.notify_all();
         Ok(())
     }
 
     /// Requests nobody has begun to prepare.
     pub(crate) fn waiting(&self) -> usize {
-        self.lock().waiting.len()
+        self.lock().waiting()
     }
 
     /// A prepared request is done with.
     pub(crate) fn release(&self) {
         self.lock().prepared -= 1;
-        self.changed.notify_one();
+        self.changed.notify_all();
     }
 
     /// The keys and values of a picture are in the cache now.
@@ -233,7 +261,11 @@ impl Queue {
             }
             let stopped = matches!(how, Open::Stopped(_));
             state.open = how;
-            if stopped { std::mem::take(&mut state.waiting) } else { BinaryHeap::new() }
+            let State { waiting, unread, read, .. } = &mut *state;
+            match stopped {
+                true => waiting.drain().chain(unread.drain()).chain(read.drain(..)).collect(),
+                false => Vec::new(),
+            }
         };
         for waiting in dropped {
             let _ = waiting.events.send(Err(RunError::Cancelled));
@@ -249,7 +281,7 @@ impl Queue {
     /// Whether every request taken was answered.
     pub(crate) fn is_idle(&self) -> bool {
         let state = self.lock();
-        state.waiting.is_empty() && state.prepared == 0
+        state.waiting() == 0 && state.prepared == 0
     }
 
     fn wake(&self) {
@@ -265,6 +297,9 @@ impl Queue {
     fn next(&self) -> Option<Waiting> {
         let mut state = self.lock();
         loop {
+            if let Some(waiting) = state.read.pop_front() {
+                return Some(waiting);
+            }
             if state.prepared < self.setup.max_prepared
                 && let Some(waiting) = state.waiting.pop()
             {
@@ -273,7 +308,7 @@ impl Queue {
             }
             let over = match state.open {
                 Open::Yes => false,
-                Open::Draining => state.waiting.is_empty(),
+                Open::Draining => state.is_prepared(),
                 Open::Stopped(_) => true,
             };
             if over {
@@ -285,33 +320,108 @@ impl Queue {
 
     /// Prepares requests until the queue is closed: the body of a worker thread.
     pub(crate) fn work(&self) {
-        while let Some(Waiting { request, events, submitted, .. }) = self.next() {
-            let late = |request: &Request| {
-                request.deadline.is_some_and(|deadline| submitted.elapsed() >= deadline)
+        while let Some(mut waiting) = self.next() {
+            let late = |deadline| waiting.submitted.elapsed() >= deadline;
+            let wanted = match waiting.request.deadline {
+                _ if waiting.events.is_closed() => Err(RunError::Cancelled),
+                Some(deadline) if late(deadline) => Err(RunError::Deadline),
+                _ => Ok(()),
             };
-            let prepared = if events.is_closed() {
-                Err(RunError::Cancelled)
-            } else if late(&request) {
-                Err(RunError::Deadline)
-            } else {
+            let adapter = match (&waiting.request.adapter, waiting.adapter.take()) {
+                (Some(path), None) if wanted.is_ok() => match self.setup.adapters.find(path) {
+                    Ok(None) => {
+                        self.read_first(waiting);
+                        continue;
+                    }
+                    found => found,
+                },
+                (_, adapter) => Ok(adapter),
+            };
+            let Waiting { request, events, submitted, .. } = waiting;
+            let prepared = wanted.and(adapter).and_then(|adapter| {
                 let events = events.clone();
-                catch_unwind(AssertUnwindSafe(|| self.prepare(request, events, submitted)))
-                    .unwrap_or_else(|panic| Err(RunError::Bug(panic_message(panic.as_ref()))))
-            };
+                unless_it_panics(|| self.prepare(request, adapter, events, submitted))
+            });
             match prepared {
                 Ok(sequence) => self.send(Message::Arrived(Box::new(sequence))),
-                Err(error) => {
-                    let _ = events.send(Err(error));
-                    self.release();
-                    self.wake();
+                Err(error) => self.refuse(&events, error),
+            }
+        }
+    }
+
+    /// Ends a request that counts as prepared.
+    fn refuse(&self, events: &EventSender, error: RunError) {
+        let _ = events.send(Err(error));
+        self.release();
+        self.wake();
+    }
+
+    /// Puts a request aside until its adapter was read; meanwhile it does not count as prepared.
+    fn read_first(&self, waiting: Waiting) {
+        let mut state = self.lock();
+        if let Open::Stopped(_) = state.open {
+            drop(state);
+            return self.refuse(&waiting.events, RunError::Cancelled);
+        }
+        state.prepared -= 1;
+        state.unread.push(waiting);
+        self.changed.notify_all();
+    }
+
+    /// Reads adapters until the queue is closed: the body of a thread of its own, so that a large file keeps nobody
+    /// waiting but who asks for it.
+    pub(crate) fn load_adapters(&self) {
+        while let Some(mut waiting) = self.next_unread() {
+            let path = waiting.request.adapter.as_ref().expect("it waits for its adapter");
+            let loaded = match waiting.events.is_closed() {
+                true => Err(RunError::Cancelled),
+                false => unless_it_panics(|| self.setup.adapters.load(path)),
+            };
+            let mut state = self.lock();
+            state.reading = false;
+            let stopped = matches!(state.open, Open::Stopped(_));
+            match loaded {
+                Ok(adapter) if !stopped => {
+                    waiting.adapter = Some(adapter);
+                    state.read.push_back(waiting);
+                    self.changed.notify_all();
+                }
+                loaded => {
+                    drop(state);
+                    self.refuse(&waiting.events, loaded.err().unwrap_or(RunError::Cancelled));
                 }
             }
+        }
+    }
+
+    /// The next request whose adapter is to be read; `None` at the end.
+    fn next_unread(&self) -> Option<Waiting> {
+        let mut state = self.lock();
+        loop {
+            if state.prepared < self.setup.max_prepared
+                && let Some(waiting) = state.unread.pop()
+            {
+                state.prepared += 1;
+                state.reading = true;
+                return Some(waiting);
+            }
+            let over = match state.open {
+                Open::Yes => false,
+                // Who is being prepared may turn out to need an adapter.
+                Open::Draining => state.waiting() == 0 && state.prepared == 0,
+                Open::Stopped(_) => true,
+            };
+            if over {
+                return None;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
     fn prepare(
         &self,
         request: Request,
+        adapter: Option<AdapterUse>,
         events: EventSender,
         submitted: Instant,
     ) -> Result<Sequence, RunError> {
@@ -321,10 +431,6 @@ impl Queue {
         let Setup { config, tokenizer, crops, .. } = &self.setup;
         let prompt = request.skill.prompt(config, tokenizer, request.image.is_some())?;
         request.sampling.check()?;
-        let adapter = match &request.adapter {
-            Some(path) => Some(self.setup.adapters.load(path)?),
-            None => None,
-        };
         let picture = request.image.map(|source| self.picture(source)).transpose()?;
         let mut inputs = vec![Input::Token(config.tokenizer.bos_id)];
         if picture.is_some() {
@@ -398,6 +504,12 @@ impl Queue {
     }
 }
 
+/// What `work` gives; a panic is this request's error.
+fn unless_it_panics<T>(work: impl FnOnce() -> Result<T, RunError>) -> Result<T, RunError> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(RunError::Bug(panic_message(panic.as_ref()))))
+}
+
 /// What stands for an input in the prefix cache.
 pub(crate) fn key(input: Input) -> TokenKey {
     match input {
@@ -414,3 +526,6 @@ pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
     text.unwrap_or_else(|| "a panic without a message".into())
 }
+
+#[cfg(test)]
+mod tests;

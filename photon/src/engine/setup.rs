@@ -9,7 +9,7 @@ use std::{
 use photon_core::{DType, Kernels, WeightFormat};
 use photon_models::{
     KvCache, Moondream, Precision, Quant,
-    adapter::{Adapter, MAX_RANK},
+    adapter::{Adapter, AdapterSummary, MAX_RANK},
     checkpoint::Checkpoint,
     config::Config,
     image::{CropConfig, Limits as ImageLimits, ResizeOrder},
@@ -23,7 +23,7 @@ use super::{
     runner::{Runner, RunnerLimits},
     slots::Slots,
 };
-use crate::{BuildError, EngineStats, Model, model::Parts};
+use crate::{BuildError, EngineStats, Model, adapters::AdapterFolder, model::Parts};
 
 /// How to set up an engine. `None` chooses by the model and the machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,9 +56,12 @@ pub struct EngineOptions {
     pub crops_per_pass: Option<usize>,
     /// Adapters that requests will name: there is room for all of them, whatever their rank.
     pub adapters: Vec<PathBuf>,
-    /// Adapters there is room for at the same time; as many as `adapters` by default.
+    /// A folder of adapters that requests may name: see [`crate::adapters`].
+    pub adapter_dir: Option<PathBuf>,
+    /// Adapters there is room for at the same time; by default as many as `adapters`, and 8 at least if
+    /// there is an `adapter_dir`.
     pub adapter_slots: Option<usize>,
-    /// Their largest rank; that of `adapters` by default, or 16.
+    /// Their largest rank; by default that of `adapters` and of what is in `adapter_dir` now, or 16.
     pub adapter_rank: Option<usize>,
     /// Record every step anew even where the device could replay decode steps.
     pub no_capture: bool,
@@ -70,6 +73,8 @@ const TOKEN_BUDGET: usize = 1024;
 const MAX_WAITING: usize = 512;
 const CROPS_PER_PASS: usize = 4;
 const ADAPTER_RANK: usize = 16;
+/// Adapters with room at the same time where they come by name.
+const NAMED_ADAPTERS: usize = 8;
 /// Pictures whose embeddings stay on the device: for what was preempted or evicted, and for other
 /// tenants. 6 MB each in Moondream 2 with f32 activations.
 const IMAGE_SLOTS: usize = 8;
@@ -84,15 +89,11 @@ pub(crate) struct Started {
     pub(crate) dtype: DType,
 }
 
-/// The type most of the checkpoint's bytes are in.
+/// The checkpoint's own type: that of its embedding, which is never quantized.
 fn checkpoint_dtype(checkpoint: &Checkpoint) -> DType {
-    let tensors = checkpoint.tensors();
-    let largest = tensors.values().max_by_key(|info| info.shape.iter().product::<usize>());
-    match largest.map(|info| info.format) {
+    match checkpoint.info("model.text.wte").map(|info| info.format) {
         Some(WeightFormat::Float(dtype)) => dtype,
-        // Beside codes everything is in 16 bits.
-        Some(_) => DType::Bf16,
-        None => DType::F32,
+        _ => DType::F32,
     }
 }
 
@@ -150,12 +151,7 @@ impl Sizes {
             let mib = |blocks: usize| (blocks as u64 * block_bytes).div_ceil(1 << 20);
             return Err(BuildError::KvMemory { mib: mib(num_blocks), least_mib: mib(least) });
         }
-        let adapter_slots = options.adapter_slots.unwrap_or(options.adapters.len());
-        let mut adapter_rank = options.adapter_rank.unwrap_or(0);
-        for path in &options.adapters {
-            adapter_rank = adapter_rank.max(Adapter::open(path, config)?.rank(config));
-        }
-        let adapter_rank = if adapter_rank == 0 { ADAPTER_RANK } else { adapter_rank };
+        let [adapter_slots, adapter_rank] = adapter_room(config, options)?;
         let longest = ImageLimits::default().max_side;
         let crops = crop_config(config, options.resize);
         let most_tiles = crops.most_tiles(longest).map_err(BuildError::Crops)?;
@@ -193,6 +189,25 @@ impl Sizes {
             max_known: num_blocks / prefix_blocks,
         })
     }
+}
+
+/// How many adapters there is room for, and of which rank.
+fn adapter_room(config: &Config, options: &EngineOptions) -> Result<[usize; 2], BuildError> {
+    let mut slots = options.adapters.len();
+    let mut rank = options.adapter_rank.unwrap_or(0);
+    for path in &options.adapters {
+        rank = rank.max(Adapter::open(path, config)?.rank(config));
+    }
+    if let Some(folder) = &options.adapter_dir {
+        slots = slots.max(NAMED_ADAPTERS);
+        let named = AdapterFolder::from(folder.clone()).list()?;
+        for (_, path) in named.iter().filter(|_| options.adapter_rank.is_none()) {
+            // One that cannot be read fails the requests that name it.
+            rank = rank.max(AdapterSummary::open(path).map_or(0, |found| found.rank_in(config)));
+        }
+    }
+    let rank = if rank == 0 { ADAPTER_RANK } else { rank };
+    Ok([options.adapter_slots.unwrap_or(slots), rank])
 }
 
 /// Loads the model and starts the engine's threads.
@@ -249,10 +264,14 @@ pub(crate) fn start<D: Kernels>(
         std::thread::Builder::new().name(name.into()).spawn(body).map_err(BuildError::Thread)
     };
     let mut threads = vec![thread("photon-engine", Box::new(move || engine.run()))?];
-    for _ in 0..workers {
-        let work = Arc::clone(&queue);
-        match thread("photon-worker", Box::new(move || work.work())) {
-            Ok(worker) => threads.push(worker),
+    let mut others: Vec<(&str, fn(&Queue))> = vec![("photon-worker", Queue::work); workers];
+    if sizes.runner.adapter_slots > 0 {
+        others.push(("photon-adapters", Queue::load_adapters));
+    }
+    for (name, work) in others {
+        let on = Arc::clone(&queue);
+        match thread(name, Box::new(move || work(&on))) {
+            Ok(other) => threads.push(other),
             Err(error) => {
                 queue.close(Open::Stopped(error.to_string()));
                 return Err(error);

@@ -92,7 +92,7 @@ fn adapters() -> &'static [PathBuf] {
 }
 
 /// Writes an adapter: small numbers that differ from seed to seed.
-fn adapter(path: &Path, seed: u64, rank: usize) {
+pub(crate) fn adapter(path: &Path, seed: u64, rank: usize) {
     let (dim, ff, rng) = (192, 512, &mut Rng(seed));
     let mut tensors = Vec::new();
     for layer in 0..4 {

@@ -25,13 +25,22 @@ pub(crate) fn tiny(dtype: DType) -> Photon {
 
 /// The model whose outputs were recorded.
 fn synthetic(config: &Value, dtype: DType) -> Photon {
+    let (_dir, model) = synthetic_model(config);
+    Photon::builder().model(model).dtype(dtype).build().unwrap()
+}
+
+/// As it can be opened as long as the folder lives.
+fn synthetic_model(config: &Value) -> (tempfile::TempDir, Model) {
     let dir = tempfile::tempdir().unwrap();
     let config = serde_json::json!({ "config": config });
     std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
     std::fs::copy(format!("{DATA}/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
-    let dir = Some(dir.path().to_path_buf());
-    let model = Model::Synthetic { family: Family::Moondream2, dir, seed: 0 };
-    Photon::builder().model(model).dtype(dtype).build().unwrap()
+    let path = Some(dir.path().to_path_buf());
+    (dir, Model::Synthetic { family: Family::Moondream2, dir: path, seed: 0 })
+}
+
+pub(crate) fn golden_model(name: &str) -> (tempfile::TempDir, Model) {
+    synthetic_model(&recorded(name)["config"])
 }
 
 /// A tiny Moondream 3 with experts, tau by its newer GELU.

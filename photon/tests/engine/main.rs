@@ -4,6 +4,7 @@
 use photon::Image;
 
 mod batching;
+mod convert;
 mod demo;
 mod golden;
 mod requests;

@@ -12,7 +12,14 @@ struct OnlySampling {
 
 fn defaults() -> Defaults {
     let sampling = OnlySampling::parse_from(["test"]).sampling;
-    Defaults { sampling, max_objects: 150, reasoning: true, adapter: None, folder: "base".into() }
+    Defaults {
+        sampling,
+        max_objects: 150,
+        reasoning: true,
+        adapter: None,
+        adapters: None,
+        folder: "base".into(),
+    }
 }
 
 fn read(line: &Value) -> Parsed {
@@ -121,4 +128,36 @@ fn hostile_nesting_is_refused_before_it_is_parsed() {
     let error = parse(deep.as_bytes(), &defaults()).request.unwrap_err();
     assert!(error.message.contains("nested deeper"), "{}", error.message);
     assert_eq!(depth(br#"{"a": "[[[[\"[[[", "b": [{}]}"#), 3);
+}
+
+#[test]
+fn adapters_are_files_or_have_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a@1.pt");
+    std::fs::write(&file, "").unwrap();
+    let adapters = AdapterFolder::from(dir.path().to_path_buf());
+    let named = Defaults { adapters: Some(adapters), adapter: Some("usual".into()), ..defaults() };
+    let read = |extra: Value, defaults: &Defaults| {
+        let mut line = json!({"skill": "query", "question": "what?"});
+        line.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        let read = parse(line.to_string().as_bytes(), defaults).request;
+        read.map(|request| request.adapter).map_err(|error| error.message)
+    };
+    assert_eq!(read(json!({}), &named), Ok(Some("usual".into())));
+    assert_eq!(read(json!({"adapter": "x/b.pt"}), &named), Ok(Some("base/x/b.pt".into())));
+    for line in [json!({"adapter": "a@1"}), json!({"model": "moondream3-preview/a@1"})] {
+        assert_eq!(read(line, &named), Ok(Some(file.clone())));
+    }
+    assert_eq!(read(json!({"model": "moondream3-preview"}), &named), Ok(Some("usual".into())));
+    for (line, message) in [
+        (json!({"adapter": "b@1"}), "there is no adapter b@1 in"),
+        (json!({"model": "m/../a@1", "adapter": "a@1"}), "one of 'adapter' and 'model'"),
+        (json!({"model": "m/..@1"}), "is no name of an adapter"),
+        (json!({"model": 3}), "must be a string"),
+    ] {
+        let error = read(line.clone(), &named).unwrap_err();
+        assert!(error.contains(message), "{line}: {error}");
+    }
+    let error = read(json!({"adapter": "a@1"}), &defaults()).unwrap_err();
+    assert!(error.contains("--adapters"), "{error}");
 }

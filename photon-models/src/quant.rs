@@ -1,0 +1,113 @@
+//! Which matrices of a model are quantized, and how that is written down.
+use std::{fmt, str::FromStr};
+
+use photon_core::WeightFormat;
+
+/// Formats of the matrices inside of blocks, experts included, and of the projector. Everything else is
+/// kept: embeddings, norms, heads, routers and what tau is made by are small, and sensitive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quant {
+    /// Of the language model.
+    pub text: Option<WeightFormat>,
+    /// Of the vision encoder and the projector.
+    pub vision: Option<WeightFormat>,
+}
+
+/// The models that are quantized apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The language model.
+    Text,
+    /// The vision encoder and the projector.
+    Vision,
+}
+
+impl Quant {
+    /// Nothing is quantized.
+    pub const NONE: Quant = Quant { text: None, vision: None };
+
+    /// The format of a part, if it is quantized.
+    pub fn of(self, part: Part) -> Option<WeightFormat> {
+        match part {
+            Part::Text => self.text,
+            Part::Vision => self.vision,
+        }
+    }
+}
+
+/// As [`Quant::from_str`] reads it.
+impl fmt::Display for Quant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = |format: Option<WeightFormat>| format.map_or("none".into(), format_name);
+        match self.text == self.vision {
+            true => f.write_str(&name(self.text)),
+            false => write!(f, "text={},vision={}", name(self.text), name(self.vision)),
+        }
+    }
+}
+
+/// `int8`, `int4` (groups of 128), `int4-32`, `fp8` or `none`, for both parts; or for one or each, as in
+/// `text=int4,vision=int8`.
+impl FromStr for Quant {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let format = |name: &str| match name {
+            "none" => Ok(None),
+            "int8" => Ok(Some(WeightFormat::Int8)),
+            "fp8" => Ok(Some(WeightFormat::Fp8)),
+            "int4" | "int4-128" => Ok(Some(WeightFormat::Int4 { group: 128 })),
+            "int4-32" => Ok(Some(WeightFormat::Int4 { group: 32 })),
+            other => Err(format!("no format {other:?}; there are int8, int4, int4-32, fp8, none")),
+        };
+        if !text.contains('=') {
+            let both = format(text)?;
+            return Ok(Quant { text: both, vision: both });
+        }
+        let mut quant = Quant::NONE;
+        for part in text.split(',') {
+            match part.split_once('=') {
+                Some(("text", name)) => quant.text = format(name)?,
+                Some(("vision", name)) => quant.vision = format(name)?,
+                _ => return Err(format!("{part:?} is neither text=FORMAT nor vision=FORMAT")),
+            }
+        }
+        Ok(quant)
+    }
+}
+
+/// A format as a user types it.
+pub fn format_name(format: WeightFormat) -> String {
+    match format {
+        WeightFormat::Int8 => "int8".into(),
+        WeightFormat::Fp8 => "fp8".into(),
+        WeightFormat::Int4 { group: 128 } => "int4".into(),
+        WeightFormat::Int4 { group } => format!("int4-{group}"),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn formats_are_read_for_both_models_or_each() {
+        let int4 = Some(WeightFormat::Int4 { group: 128 });
+        assert_eq!("int4".parse(), Ok(Quant { text: int4, vision: int4 }));
+        assert_eq!("text=int4".parse(), Ok(Quant { text: int4, vision: None }));
+        let mixed = Quant { text: int4, vision: Some(WeightFormat::Int8) };
+        assert_eq!("vision=int8,text=int4-128".parse(), Ok(mixed));
+        assert_eq!("none".parse(), Ok(Quant::NONE));
+        for text in ["int5", "text=", "region=int8", "int8,int4", ""] {
+            assert!(text.parse::<Quant>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        for text in ["none", "int8", "int4-32", "text=int4,vision=none", "text=fp8,vision=int8"] {
+            assert_eq!(text.parse::<Quant>().unwrap().to_string(), text);
+        }
+    }
+}
