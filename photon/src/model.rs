@@ -145,8 +145,7 @@ impl Model {
     /// The file with the words; `None` if they are those inside this library.
     fn tokenizer_file(&self) -> Result<Option<PathBuf>, LoadError> {
         Ok(match self {
-            Model::Demo => None,
-            Model::Demo3 => return Ok(Tokenizer::from_json(DEMO3.tokenizer)?),
+            Model::Demo | Model::Demo3 => None,
             Model::Dir(dir) => Some(need(dir, "tokenizer.json")?),
             Model::Files { weights, tokenizer, .. } if !tokenizer.is_file() => {
                 let why = format!("{} has no tokenizer.json beside it", weights.display());
@@ -159,10 +158,18 @@ impl Model {
         })
     }
 
+    /// The words inside this library that serve where there is no file.
+    fn own_tokenizer(&self) -> &'static [u8] {
+        match self {
+            Model::Demo3 => DEMO3.tokenizer,
+            _ => DEMO.tokenizer,
+        }
+    }
+
     fn tokenizer(&self) -> Result<Tokenizer, LoadError> {
         Ok(match self.tokenizer_file()? {
             Some(path) => Tokenizer::from_file(&path)?,
-            None => Tokenizer::from_json(DEMO.tokenizer)?,
+            None => Tokenizer::from_json(self.own_tokenizer())?,
         })
     }
 
@@ -170,7 +177,7 @@ impl Model {
     pub(crate) fn tokenizer_json(&self) -> Result<Cow<'static, [u8]>, LoadError> {
         Ok(match self.tokenizer_file()? {
             Some(path) => read(&path)?.into(),
-            None => DEMO_TOKENIZER.into(),
+            None => self.own_tokenizer().into(),
         })
     }
 
@@ -179,7 +186,7 @@ impl Model {
         match self {
             Model::Dir(dir) => Some(dir),
             Model::Files { weights, .. } => Some(weights),
-            Model::Demo | Model::Synthetic { .. } => None,
+            Model::Demo | Model::Demo3 | Model::Synthetic { .. } => None,
         }
     }
 
@@ -189,6 +196,7 @@ impl Model {
         let Some(folder) = self.folder() else {
             return match self {
                 Model::Synthetic { family, seed, .. } => format!("synthetic {family}, seed {seed}"),
+                Model::Demo3 => "demo3".into(),
                 _ => "demo".into(),
             };
         };
