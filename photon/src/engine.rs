@@ -117,6 +117,7 @@ impl<D: Kernels> Engine<D> {
                 self.deliver();
                 continue;
             }
+            self.start_rows();
             self.load_adapters();
             self.encode_images()?;
             let begun = Instant::now();
@@ -231,6 +232,15 @@ impl<D: Kernels> Engine<D> {
         }
     }
 
+    /// Whoever has a row for the first time waits no longer: what follows is its vision and its prefill.
+    fn start_rows(&mut self) {
+        for row in &self.plan.rows {
+            let cached = self.scheduler.hit_tokens(row.seq) as usize;
+            let sequence = self.sequences.get_mut(&row.seq).expect("a row of a known sequence");
+            sequence.start(cached);
+        }
+    }
+
     /// Gives the adapters of the step's rows slots. The scheduler lets no more run than there are.
     fn load_adapters(&mut self) {
         self.adapter_slots.start_step();
@@ -284,9 +294,7 @@ impl<D: Kernels> Engine<D> {
         self.places.clear();
         for row in &self.plan.rows {
             self.tables.extend(self.scheduler.blocks(row.seq).iter().map(|block| block.get()));
-            let cached = self.scheduler.hit_tokens(row.seq) as usize;
-            let sequence = self.sequences.get_mut(&row.seq).expect("a row of a known sequence");
-            sequence.start(cached);
+            let sequence = &self.sequences[&row.seq];
             self.places.resize(self.places.len() + sequence.pictures.len(), NO_PLACE);
             let first = self.places.len() - sequence.pictures.len();
             for (i, shown) in sequence.shown_in(row) {

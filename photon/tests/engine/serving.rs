@@ -246,3 +246,13 @@ fn events_come_to_asynchronous_tasks() {
     assert!(events.len() > 1);
     assert!(matches!(events.last(), Some(Event::Done(_))));
 }
+
+#[test]
+fn the_time_to_the_first_token_is_waiting_vision_and_prefill() {
+    let photon = Photon::builder().build().unwrap();
+    let request = Request::new(caption(), Some(pictures()[0].clone()));
+    let m = photon.run(&request, &mut |_| {}).unwrap().metrics;
+    assert!(m.vision_time_ms > 0.0 && m.prefill_time_ms > 0.0, "{m:?}");
+    let parts = m.preprocess_time_ms + m.queue_time_ms + m.vision_time_ms + m.prefill_time_ms;
+    assert!(parts <= m.ttft_ms, "{m:?}");
+}
