@@ -103,8 +103,12 @@ fn adapters(folder: &Path, text: &Value) -> Vec<PathBuf> {
 }
 
 fn requests(adapters: &[PathBuf], segments: bool) -> Vec<Request> {
-    let image = |name: &str| Image::open(format!("{DATA}/images/{name}.png").as_ref()).unwrap();
-    let images = [image("small_200x150"), image("wide_1200x300")];
+    // Of one crop each: how pictures are cut is not what this is about.
+    let stripes = (0..120 * 90 * 3).map(|i| (i * 7 % 256) as u8).collect();
+    let images = [
+        Image::open(format!("{DATA}/images/small_200x150.png").as_ref()).unwrap(),
+        Image::from_rgb(120, 90, stripes).unwrap(),
+    ];
     let choices: Vec<Option<&PathBuf>> =
         [None].into_iter().chain(adapters.iter().map(Some)).collect();
     let mut requests = Vec::new();
