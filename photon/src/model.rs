@@ -104,7 +104,7 @@ impl Model {
         let no_model = |why: String| Err(BuildError::NoModel(why));
         let Ok(known) = known_model(name) else {
             return no_model(format!(
-                "{name:?} is neither a folder nor a model Photon knows (see: photon models)"
+                "{name:?} is neither a folder, a file nor a model Photon knows (see: photon models)"
             ));
         };
         let Some(files) = Hub::from_env().find(known) else {

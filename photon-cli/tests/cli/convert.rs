@@ -77,7 +77,7 @@ fn adapter() -> Vec<u8> {
             let begin = data.len();
             for _ in 0..rows * cols {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                let value = ((state >> 8) as f32 / 8_388_608.0 - 1.0) * 0.2;
+                let value = (state >> 8) as f32 / 8_388_608.0 - 1.0;
                 data.extend(value.to_le_bytes());
             }
             header[format!("text.blocks.{layer}.fc1.{leaf}")] = json!({

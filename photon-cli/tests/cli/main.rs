@@ -354,7 +354,7 @@ fn what_cannot_be_read_exits_with_1_and_one_line() {
     fails(&["caption", &image, "--model", "nonsense"], 1, "photon models");
     fails(&["caption", &image, "--model", "moondream2"], 1, "photon pull moondream2");
     let empty = folder.path("");
-    fails(&["caption", &image, "--model", empty.to_str().unwrap()], 1, "has no config.json");
+    fails(&["caption", &image, "--model", empty.to_str().unwrap()], 1, "no weights in");
     fails(&["inspect", "no-such-file.pt"], 1, "no-such-file.pt");
     fails(&["inspect", &folder.file("text.safetensors", b"plain text")], 1, "not a complete file");
     fails(&["caption", &image, "--adapter", "no-such-adapter"], 1, "no-such-adapter");
