@@ -315,6 +315,7 @@ impl<D: Kernels> Engine<D> {
                 images,
                 adapter: sequence.adapter.as_ref().map(|adapter| adapter_slots.find(adapter.id)),
                 sample: samples.then(|| sequence.sample_params(end)),
+                mask: None,
             }
         });
         runner.step(rows, heads)
