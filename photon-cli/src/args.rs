@@ -231,6 +231,19 @@ impl SamplingArgs {
     }
 }
 
+/// What an answer must be.
+#[derive(Clone, Debug, ClapArgs)]
+#[command(next_help_heading = "Form of the answer")]
+pub(crate) struct GrammarArgs {
+    /// Answer with JSON that this JSON schema describes, given as a file or as it is. Cut by
+    /// --max-tokens it is not complete
+    #[arg(long, value_name = "FILE|JSON", conflicts_with = "regex")]
+    pub(crate) json_schema: Option<String>,
+    /// Answer with a text that this regular expression matches as a whole, such as '(yes|no)'
+    #[arg(long, value_name = "PATTERN", allow_hyphen_values = true)]
+    pub(crate) regex: Option<String>,
+}
+
 /// What is printed.
 #[derive(Clone, Debug, ClapArgs)]
 #[command(next_help_heading = "Output")]
@@ -286,6 +299,11 @@ pub(crate) struct QueryArgs {
     #[arg(long = "spatial-ref", value_name = "x,y[,x,y]", value_parser = numbers)]
     #[arg(allow_hyphen_values = true)]
     pub(crate) spatial_refs: Vec<Numbers>,
+    /// End the answer where this text would appear; may be given several times
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) stop: Vec<String>,
+    #[command(flatten)]
+    pub(crate) grammar: GrammarArgs,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     #[command(flatten)]
@@ -363,6 +381,9 @@ pub(crate) struct CaptionArgs {
     /// How much to say
     #[arg(long, value_enum, default_value = "normal")]
     pub(crate) length: LengthArg,
+    /// End the caption where this text would appear; may be given several times
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) stop: Vec<String>,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     #[command(flatten)]
@@ -448,13 +469,16 @@ with
   messages    for chat, with reasoning: a list of {\"role\": \"system\", \"user\" or \"assistant\",
               \"content\": a text or a list of {\"type\": \"text\", \"text\": ..},
               {\"type\": \"image\", \"image\" or \"image_path\": ..} and OpenAI's image_url}
+  json_schema, or regex  for query and chat: what the answer must be, as a JSON schema or an
+              expression
   length      short, normal or long, for caption
   object      for detect, point and segment
   spatial_refs  points [x, y] and boxes [x_min, y_min, x_max, y_max], for query, point and segment
   eye         [x, y], for gaze
   adapter     a file with an adapter (LoRA), like image_path, or ID@STEP in --adapters
   model       MODEL/ID@STEP names an adapter too; MODEL itself is that of --model
-  settings    temperature, top_p, top_k, min_p, seed, max_tokens, max_objects
+  settings    temperature, top_p, top_k, min_p, seed, max_tokens, max_objects, stop (a list of texts
+              that end an answer or caption)
 
 A line of the output, in the order in which they are done:
   {\"line_index\": 0, \"id\": \"a\", \"status\": \"ok\", \"result\": {\"answer\": ..},
@@ -534,6 +558,8 @@ pub(crate) struct BatchArgs {
     /// Most objects of detect and point, where a line does not say
     #[arg(long, default_value_t = 150, value_parser = at_least_one)]
     pub(crate) max_objects: usize,
+    #[command(flatten)]
+    pub(crate) grammar: GrammarArgs,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     #[command(flatten)]

@@ -22,7 +22,7 @@ use std::{
 };
 
 use anyhow::Context;
-use photon::{Image, ImageSource, Photon, RunError, adapters::AdapterFolder};
+use photon::{Grammar, Image, ImageSource, Photon, RunError, adapters::AdapterFolder};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -50,13 +50,15 @@ enum Input {
 
 impl Input {
     fn of(args: &BatchArgs) -> Result<Input, Failure> {
+        let form = form(args)?;
         match args.input.as_deref() {
             Some("-") => Ok(Input::Stdin),
             Some(path) => Ok(Input::File(path.into())),
-            None => Ok(Input::Images {
-                paths: source::matching(&args.images)?,
-                template: template(args)?,
-            }),
+            None => {
+                let mut template = template(args)?;
+                template.extend(form);
+                Ok(Input::Images { paths: source::matching(&args.images)?, template })
+            }
         }
     }
 
@@ -108,6 +110,24 @@ fn template(args: &BatchArgs) -> Result<Map<String, Value>, Failure> {
     };
     let Value::Object(template) = template else { unreachable!("all of them are objects") };
     Ok(template)
+}
+
+/// What answers must be, as a line says it.
+fn form(args: &BatchArgs) -> Result<Option<(String, Value)>, Failure> {
+    let grammar = run::grammar(&args.grammar)?;
+    if grammar.is_some() && args.skill != Some(BatchSkill::Query) {
+        let message = "--json-schema and --regex go with --images and --skill query; lines of a file \
+                       say json_schema or regex themselves";
+        return Err(Failure::Usage(message.into()));
+    }
+    match grammar {
+        Some(Grammar::JsonSchema(schema)) => match serde_json::from_str(&schema) {
+            Ok(schema) => Ok(Some(("json_schema".into(), schema))),
+            Err(error) => Err(Failure::Usage(format!("--json-schema is not JSON: {error}"))),
+        },
+        Some(Grammar::Regex(pattern)) => Ok(Some(("regex".into(), pattern.into()))),
+        _ => Ok(None),
+    }
 }
 
 pub(crate) fn batch(args: &BatchArgs) -> Result<(), Failure> {

@@ -9,16 +9,16 @@ use std::{
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use photon::{
-    Answer, BoundingBox, Budget, Builder, Image, Limits, Model, OpenError, Photon, Request,
-    Response, RunError, Sampling, Skill, SpatialRef,
+    Answer, BoundingBox, Budget, Builder, Grammar, Image, Limits, Model, OpenError, Photon,
+    Request, Response, RunError, Sampling, Skill, SpatialRef,
 };
 use serde_json::json;
 
 use crate::{
     Failure,
     args::{
-        CaptionArgs, DetectArgs, GazeArgs, ModelArgs, Numbers, OutputArgs, PointArgs, QueryArgs,
-        SamplingArgs, SegmentArgs,
+        CaptionArgs, DetectArgs, GazeArgs, GrammarArgs, ModelArgs, Numbers, OutputArgs, PointArgs,
+        QueryArgs, SamplingArgs, SegmentArgs,
     },
     draw::{Canvas, Format, Mark, Overlay, Shape, draw, rings, save},
     names,
@@ -31,6 +31,8 @@ struct Job {
     /// All pictures are asked about at once.
     together: bool,
     skill: Skill,
+    grammar: Option<Grammar>,
+    stop: Vec<String>,
     /// What a mark on the picture is called.
     label: String,
     model: ModelArgs,
@@ -51,6 +53,8 @@ pub(crate) fn query(a: QueryArgs) -> Result<(), Failure> {
         images,
         together: a.together,
         skill,
+        grammar: grammar(&a.grammar)?,
+        stop: a.stop,
         label: String::new(),
         model: a.model,
         sampling: a.sampling,
@@ -65,6 +69,8 @@ pub(crate) fn caption(a: CaptionArgs) -> Result<(), Failure> {
         images: a.images,
         together: false,
         skill: Skill::Caption { length: a.length.into() },
+        grammar: None,
+        stop: a.stop,
         label: String::new(),
         model: a.model,
         sampling: a.sampling,
@@ -90,6 +96,8 @@ fn find(a: DetectArgs, skill: impl FnOnce(String) -> Skill) -> Result<(), Failur
         together: false,
         label: object.clone(),
         skill: skill(object),
+        grammar: None,
+        stop: Vec::new(),
         model: a.model,
         sampling: a.sampling,
         max_objects: a.max_objects,
@@ -106,6 +114,8 @@ pub(crate) fn segment(a: SegmentArgs) -> Result<(), Failure> {
         together: false,
         label: object.clone(),
         skill: Skill::Segment { object, spatial_refs },
+        grammar: None,
+        stop: Vec::new(),
         model: a.model,
         sampling: a.sampling,
         max_objects: 1,
@@ -122,6 +132,8 @@ pub(crate) fn gaze(a: GazeArgs) -> Result<(), Failure> {
         images: a.images,
         together: false,
         skill: Skill::Gaze { eye: [x, y] },
+        grammar: None,
+        stop: Vec::new(),
         label: "gaze".into(),
         model: a.model,
         sampling: a.sampling,
@@ -152,6 +164,23 @@ fn spatial_refs(refs: &[Numbers]) -> Result<Vec<SpatialRef>, Failure> {
     let one = |(i, Numbers(values)): (usize, &Numbers)| SpatialRef::from_values(i, values);
     let refs: Result<_, _> = refs.iter().enumerate().map(one).collect();
     refs.map_err(|rejected| Failure::Usage(rejected.to_string()))
+}
+
+/// What an answer must be.
+pub(crate) fn grammar(args: &GrammarArgs) -> Result<Option<Grammar>, Failure> {
+    let Some(schema) = &args.json_schema else {
+        return Ok(args.regex.clone().map(Grammar::Regex));
+    };
+    // No file's name begins like JSON's objects do.
+    if schema.trim_start().starts_with('{') {
+        return Ok(Some(Grammar::JsonSchema(schema.clone())));
+    }
+    match std::fs::read_to_string(schema) {
+        Ok(text) => Ok(Some(Grammar::JsonSchema(text))),
+        Err(error) => Err(Failure::Usage(format!(
+            "--json-schema {schema}: {error}; give a file, or the schema itself: '{{...}}'"
+        ))),
+    }
 }
 
 /// An engine of this model, set up as the user said.
@@ -254,6 +283,8 @@ fn run(job: Job) -> Result<(), Failure> {
         sampling,
         budget,
         adapter: adapter.clone(),
+        grammar: job.grammar.clone(),
+        stop: job.stop.clone(),
         ..Request::new(job.skill.clone(), None::<Image>).with_images(images)
     };
     if job.images.is_empty() || job.together {
@@ -301,7 +332,9 @@ fn answer(
     let mut printer = Printer::new(job.output.json, image.map(Image::size));
     let response = match photon.run(request, &mut |event| printer.event(&event)) {
         Ok(response) => response,
-        Err(RunError::Rejected(rejected)) => return Err(Failure::Usage(rejected.to_string())),
+        Err(error @ (RunError::Rejected(_) | RunError::Grammar(_))) => {
+            return Err(Failure::Usage(error.to_string()));
+        }
         Err(error) => return Err(error.into()),
     };
     printer.finish(&response)?;

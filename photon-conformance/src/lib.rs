@@ -87,6 +87,7 @@ macro_rules! for_each_case {
             sample_every_type => sample::every_type,
             sample_real_vocabulary => sample::real_vocabulary,
             sample_no_token => sample::no_token,
+            sample_masks => sample::masks,
             sample_batch_invariance => sample::does_not_depend_on_the_batch,
             sample_follows_the_distribution => sample::follows_the_distribution,
             copy_every_type => rows::copy,

@@ -393,6 +393,11 @@ impl<'a, D: Kernels> Cx<'a, D> {
             "params bytes": op.params.cols() => size_of::<SampleParams>());
         self.check("sample", &[op.logits], &[(op.ids, DType::I32), (op.logprobs, DType::F32)]);
         self.check("sample", &[], &[(op.params, DType::U8)]);
+        if let Some(masks) = &op.masks {
+            dims!("sample", "mask words": masks.bits.cols() => op.logits.cols().div_ceil(32),
+                "rows of masks": masks.rows.shape().elements() => rows);
+            self.check("sample", &[], &[(masks.bits, DType::I32), (masks.rows, DType::I32)]);
+        }
         if !self.arena.is_measuring() {
             D::sample(self, op);
         }

@@ -343,6 +343,17 @@ pub struct Sample<'a, D: Device> {
     pub logits: &'a Tensor<D>,
     /// `[rows, size_of::<SampleParams>()]`, u8: [`crate::SampleParams`] records.
     pub params: &'a Tensor<D>,
+    /// What else restricts the ids of some rows.
+    pub masks: Option<Masks<'a, D>>,
+}
+
+/// Sets of ids, and which row draws from which.
+#[derive(Debug)]
+pub struct Masks<'a, D: Device> {
+    /// `[masks, ceil(vocab / 32)]`, i32: id `i` is in a set if bit `i % 32` of its word `i / 32` is.
+    pub bits: &'a Tensor<D>,
+    /// `[rows]`, i32: the set a row draws from. A row with a bad one draws from all ids.
+    pub rows: &'a Tensor<D>,
 }
 
 /// `out = x`, element by element: bit for bit if the types agree, else converted.

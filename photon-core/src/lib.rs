@@ -28,7 +28,7 @@ pub use dtype::{DType, convert};
 pub use error::{Error, Result};
 pub use kernels::{
     Activate, Activation, Attention, Copy, Fourier, GatedGelu, Gather, GroupedLinear, Kernels,
-    LayerNorm, Linear, Nest, PagedAttention, PatchEmbed, Patchify, RopeStore, Route, Sample,
+    LayerNorm, Linear, Masks, Nest, PagedAttention, PatchEmbed, Patchify, RopeStore, Route, Sample,
     Scatter, StitchPool, Tau, Tile, WeightedSum,
 };
 pub use sampler::SampleParams;

@@ -1,9 +1,9 @@
 //! How a token is drawn from a row of logits: the definition every backend repeats bit for bit.
 //!
-//! For a row `v` (as f32) and one [`SampleParams`]:
+//! For a row `v` (as f32), one [`SampleParams`] and perhaps a mask (see [`crate::Masks`]):
 //!
-//! 1. An id takes part if `allowed` is empty or names it, `banned` does not, and `v` is not minus
-//!    infinity. A NaN among those, or none left, gives [`NO_TOKEN`].
+//! 1. An id takes part if `allowed` is empty or names it, `banned` does not, the mask has it, and `v` is
+//!    not minus infinity. A NaN among those, or none left, gives [`NO_TOKEN`].
 //! 2. `max` is the largest `v`; the lowest id that has it is the greedy choice, taken if
 //!    `temperature == 0`.
 //! 3. Each id gets an integer mass `m = floor(2^30 exp2p((v - max) (log2(e) / temperature)))`, where
@@ -62,10 +62,17 @@ impl SampleParams {
         banned: [-1; 4],
     };
 
-    fn takes_part(&self, id: i32) -> bool {
+    fn takes_part(&self, id: i32, mask: Option<&[i32]>) -> bool {
         let listed = self.allowed.iter().any(|a| *a >= 0);
-        (!listed || self.allowed.contains(&id)) && !self.banned.contains(&id)
+        (!listed || self.allowed.contains(&id))
+            && !self.banned.contains(&id)
+            && mask.is_none_or(|mask| mask_has(mask, id as usize))
     }
+}
+
+/// Whether a mask, one bit per id from the lowest up, has `id`.
+pub fn mask_has(mask: &[i32], id: usize) -> bool {
+    mask[id / 32] >> (id % 32) & 1 == 1
 }
 
 /// `2^x` for `x <= 0`, to about 2^-23 relative: split into integer and fraction, a degree-6
@@ -102,12 +109,12 @@ pub fn philox(seed: [u32; 2], position: u32, stream: u32) -> u64 {
     u64::from(c[0]) | u64::from(c[1]) << 32
 }
 
-/// Draws from one row: the id and the natural logarithm of its probability under the temperature
-/// (1 if that is 0), before `top_k`, `top_p` and `min_p`.
-pub fn sample_row(row: &[f32], params: &SampleParams) -> (i32, f32) {
+/// Draws from one row: the id and the natural logarithm of its probability among those that take part,
+/// under the temperature (1 if that is 0), before `top_k`, `top_p` and `min_p`.
+pub fn sample_row(row: &[f32], params: &SampleParams, mask: Option<&[i32]>) -> (i32, f32) {
     let mut best: Option<(usize, f32)> = None;
     for (i, &v) in row.iter().enumerate() {
-        if v == f32::NEG_INFINITY || !params.takes_part(i as i32) {
+        if v == f32::NEG_INFINITY || !params.takes_part(i as i32, mask) {
             continue;
         }
         if v.is_nan() {
@@ -121,7 +128,7 @@ pub fn sample_row(row: &[f32], params: &SampleParams) -> (i32, f32) {
     let temperature = if params.temperature == 0.0 { 1.0 } else { params.temperature };
     let scale = LOG2_E / temperature;
     let mass = |i: usize| -> u64 {
-        if row[i] == f32::NEG_INFINITY || !params.takes_part(i as i32) {
+        if row[i] == f32::NEG_INFINITY || !params.takes_part(i as i32, mask) {
             return 0;
         }
         // Equal infinities would give NaN; an infinite maximum leaves only its equals.
@@ -202,27 +209,38 @@ mod tests {
     #[test]
     fn greedy_takes_the_lowest_id_among_equals_and_obeys_the_lists() {
         let row = [1.0, 3.0, 3.0, 2.0];
-        assert_eq!(sample_row(&row, &SampleParams::GREEDY).0, 1);
+        assert_eq!(sample_row(&row, &SampleParams::GREEDY, None).0, 1);
         let banned = SampleParams { banned: [1, 2, -1, -1], ..SampleParams::GREEDY };
-        assert_eq!(sample_row(&row, &banned).0, 3);
+        assert_eq!(sample_row(&row, &banned, None).0, 3);
         let allowed = SampleParams { allowed: [-1, 0, 3, -1], ..SampleParams::GREEDY };
-        assert_eq!(sample_row(&row, &allowed).0, 3);
+        assert_eq!(sample_row(&row, &allowed, None).0, 3);
         let nothing = SampleParams { allowed: [0, -1, -1, -1], banned: [0; 4], ..allowed };
-        assert_eq!(sample_row(&row, &nothing).0, NO_TOKEN);
+        assert_eq!(sample_row(&row, &nothing, None).0, NO_TOKEN);
+    }
+
+    #[test]
+    fn a_mask_leaves_what_it_has() {
+        let row: Vec<f32> = (0..70).map(|i| i as f32).collect();
+        let draw = |mask: [i32; 3], params: SampleParams| sample_row(&row, &params, Some(&mask));
+        assert_eq!(draw([-1, -1, 0], SampleParams::GREEDY).0, 63);
+        assert_eq!(draw([1 << 31, 0, 0], SampleParams::GREEDY), (31, 0.0));
+        let banned = SampleParams { banned: [31, -1, -1, -1], ..SampleParams::GREEDY };
+        assert_eq!(draw([1 << 31 | 1, 0, 0], banned).0, 0);
+        assert_eq!(draw([0, 0, !0x3f], SampleParams::GREEDY).0, NO_TOKEN);
     }
 
     #[test]
     fn a_nan_row_has_no_token_but_a_banned_nan_does_not_matter() {
         let row = [1.0, f32::NAN];
-        assert_eq!(sample_row(&row, &SampleParams::GREEDY).0, NO_TOKEN);
+        assert_eq!(sample_row(&row, &SampleParams::GREEDY, None).0, NO_TOKEN);
         let banned = SampleParams { banned: [1, -1, -1, -1], ..SampleParams::GREEDY };
-        assert_eq!(sample_row(&row, &banned).0, 0);
+        assert_eq!(sample_row(&row, &banned, None).0, 0);
     }
 
     /// Which ids ever come out, over many positions.
     fn support(row: &[f32], params: SampleParams) -> Vec<i32> {
         let mut seen: Vec<i32> = (0..2000)
-            .map(|position| sample_row(row, &SampleParams { position, ..params }).0)
+            .map(|position| sample_row(row, &SampleParams { position, ..params }, None).0)
             .collect();
         seen.sort_unstable();
         seen.dedup();
@@ -252,7 +270,7 @@ mod tests {
         let mut counts = [0u32; 4];
         for position in 0..draws {
             let params = SampleParams { temperature: 1.0, position, ..SampleParams::GREEDY };
-            counts[sample_row(&row, &params).0 as usize] += 1;
+            counts[sample_row(&row, &params, None).0 as usize] += 1;
         }
         let chi2: f64 = counts
             .iter()
@@ -265,7 +283,8 @@ mod tests {
     #[test]
     fn logprob_is_that_of_the_untruncated_distribution() {
         let row: Vec<f32> = [0.5f32, 0.25, 0.25].iter().map(|p| p.ln()).collect();
-        let (id, logprob) = sample_row(&row, &SampleParams { top_k: 1, ..SampleParams::GREEDY });
+        let (id, logprob) =
+            sample_row(&row, &SampleParams { top_k: 1, ..SampleParams::GREEDY }, None);
         assert_eq!(id, 0);
         assert!((logprob - 0.5f32.ln()).abs() < 1e-6, "{logprob}");
     }

@@ -19,7 +19,7 @@ use std::{
 
 use photon_core::{
     Activate, Attention, Copy, Cx, Device, Error, Fourier, GatedGelu, Gather, GroupedLinear,
-    Kernels, LayerNorm, Linear, MemoryInfo, Nest, PagedAttention, Patchify, Pending, Result,
+    Kernels, LayerNorm, Linear, Masks, MemoryInfo, Nest, PagedAttention, Patchify, Pending, Result,
     RopeStore, Route, Sample, Scatter, StitchPool, Tau, Tile, Weight, WeightData, WeightedSum,
 };
 
@@ -275,8 +275,21 @@ impl Kernels for Tape {
         gather, Gather { out; x, indices; }
         scatter, Scatter { out; x, indices; }
         fourier, Fourier { out; values, w; }
-        sample, Sample { ids, logprobs; logits, params; }
         copy, Copy { out; x; }
+    }
+
+    // Not in the table for its optional masks.
+    fn sample(cx: &mut Cx<'_, Self>, op: Sample<'_, Self>) {
+        let Sample { ids, logprobs, logits, params, masks } = op;
+        let (ids, logprobs) = (ids.on::<Cpu>(), logprobs.on::<Cpu>());
+        let (logits, params) = (logits.on::<Cpu>(), params.on::<Cpu>());
+        let masks = masks.map(|Masks { bits, rows }| (bits.on::<Cpu>(), rows.on::<Cpu>()));
+        cx.stream.push("sample", move |cpu| {
+            let (ids, logprobs) = (&mut ids.view(), &mut logprobs.view());
+            let masks = masks.as_ref().map(|(bits, rows)| Masks { bits, rows });
+            let (logits, params) = (&logits, &params);
+            kernels::sample(cpu, Sample { ids, logprobs, logits, params, masks });
+        });
     }
 
     // Not in the table for its weight.

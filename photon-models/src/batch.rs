@@ -6,7 +6,7 @@
 //!
 //! What a token sees follows from the inputs: everything up to itself, and in a picture, up to the
 //! picture's end.
-use photon_core::{Cx, DType, Device, Kernels, SampleParams, Shape, Tensor};
+use photon_core::{Cx, DType, Device, Kernels, Masks, SampleParams, Shape, Tensor};
 
 use crate::prompt::{Input, spans};
 
@@ -29,6 +29,8 @@ pub struct Row<'a> {
     /// How the token after the last input is drawn, and, each at its own position, those after the draft's
     /// ids; `None` if the row does not get so far.
     pub sample: Option<SampleParams>,
+    /// The ids that the first of them may be, one bit each (see [`Masks`]); any if `None`.
+    pub mask: Option<&'a [i32]>,
 }
 
 /// Gathers rows.
@@ -51,6 +53,12 @@ pub struct BatchBuilder {
     adapters: Vec<i32>,
     drawing_adapters: Vec<i32>,
     params: Vec<SampleParams>,
+    /// The masks of the rows that have one, one after the other, and that of each token that is drawn; -1
+    /// without one.
+    masks: Vec<i32>,
+    mask_rows: Vec<i32>,
+    /// Words of a mask; 0 if no row has one.
+    mask_words: usize,
     /// All rows' tables one after the other, and where each ends.
     block_tables: Vec<i32>,
     table_ends: Vec<usize>,
@@ -77,6 +85,9 @@ impl BatchBuilder {
             adapters: Vec::new(),
             drawing_adapters: Vec::new(),
             params: Vec::new(),
+            masks: Vec::new(),
+            mask_rows: Vec::new(),
+            mask_words: 0,
             block_tables: Vec::new(),
             table_ends: Vec::new(),
             coords: Vec::new(),
@@ -96,6 +107,9 @@ impl BatchBuilder {
         }
         self.drawing.clear();
         self.params.clear();
+        self.masks.clear();
+        self.mask_rows.clear();
+        self.mask_words = 0;
         self.adapters.clear();
         self.drawing_adapters.clear();
         self.block_tables.clear();
@@ -158,10 +172,16 @@ impl BatchBuilder {
         self.adapters.resize(self.ids.len(), adapter);
         if let Some(params) = row.sample {
             let first = self.ids.len() - 1 - row.draft.len();
+            let mask = row.mask.map_or(-1, |mask| (self.masks.len() / mask.len()) as i32);
+            if let Some(mask) = row.mask {
+                self.mask_words = mask.len();
+                self.masks.extend_from_slice(mask);
+            }
             for (i, token) in (first..self.ids.len()).enumerate() {
                 self.drawing.push(token as i32);
                 self.drawing_adapters.push(adapter);
                 self.params.push(SampleParams { position: params.position + i as u32, ..params });
+                self.mask_rows.push(if i == 0 { mask } else { -1 });
             }
         }
         self.block_tables.extend(row.block_table.iter().map(|&b| b as i32));
@@ -188,10 +208,15 @@ impl BatchBuilder {
         self.adapters.iter().any(|&slot| slot >= 0)
     }
 
+    /// Whether a row has a mask.
+    pub fn has_masks(&self) -> bool {
+        self.mask_words > 0
+    }
+
     /// Brings a step of one token per row to a fixed form, so that the work recorded for it depends on
-    /// nothing but the arguments and [`has_adapters`](Self::has_adapters): `rows` rows, tables of
-    /// `max_blocks`, and with `region` room for a coordinate and a size in every row. The rows added
-    /// compute nothing that is kept.
+    /// nothing but the arguments, [`has_adapters`](Self::has_adapters) and [`has_masks`](Self::has_masks):
+    /// `rows` rows, tables of `max_blocks`, with `region` room for a coordinate and a size in every row,
+    /// and if there are masks, as many as rows. The rows added compute nothing that is kept.
     ///
     /// # Panics
     /// If a row has more than one token or draws none, or there are more rows already.
@@ -200,9 +225,11 @@ impl BatchBuilder {
         assert!(is_decode && self.rows() <= rows, "pad takes steps of one token per row");
         assert!(region || !self.has_region_inputs(), "a region input without room for it");
         self.min_blocks = max_blocks;
+        self.masks.resize(rows * self.mask_words, 0);
         while self.rows() < rows {
             self.drawing.push(self.ids.len() as i32);
             self.params.push(SampleParams::GREEDY);
+            self.mask_rows.push(-1);
             for list in [&mut self.ids, &mut self.image_rows, &mut self.positions, &mut self.slots]
             {
                 list.push(-1);
@@ -251,6 +278,10 @@ impl BatchBuilder {
             let all = pack.ints([tokens], &self.adapters);
             [all, pack.ints([drawing_adapters.len()], drawing_adapters)]
         });
+        let masks = self.has_masks().then(|| {
+            let shape = [self.masks.len() / self.mask_words, self.mask_words];
+            [pack.ints(shape, &self.masks), pack.ints([self.mask_rows.len()], &self.mask_rows)]
+        });
         let block_tables = pack.ints([rows, max_blocks], &tables);
         let coords = pack.floats([self.coord_tokens.len(), 1], &self.coords);
         let coord_tokens = pack.ints([self.coord_tokens.len()], &self.coord_tokens);
@@ -268,6 +299,7 @@ impl BatchBuilder {
             visible: view(visible),
             drawing: view(drawing),
             params: view(params),
+            masks: masks.map(|parts| parts.map(view)),
             adapters: adapters.map(|parts| parts.map(view)),
             block_tables: view(block_tables),
             coords: (!self.coord_tokens.is_empty()).then(|| (view(coords), view(coord_tokens))),
@@ -295,6 +327,8 @@ pub struct Batch<D: Device> {
     pub(crate) drawing: Tensor<D>,
     /// `[drawn, size_of::<SampleParams>()]`, u8: how they are drawn.
     pub params: Tensor<D>,
+    /// `[masks, words]` and `[drawn]`: the ids it may be, see [`Batch::masks`].
+    masks: Option<[Tensor<D>; 2]>,
     /// `[tokens]` and `[drawn]`: the slots of their adapters, or -1.
     pub(crate) adapters: Option<[Tensor<D>; 2]>,
     /// `[rows, max_blocks]`, padded with -1.
@@ -309,6 +343,11 @@ impl<D: Device> Batch<D> {
     /// Tokens in all rows.
     pub fn tokens(&self) -> usize {
         self.ids.shape().elements()
+    }
+
+    /// What ids may be drawn, if that is restricted.
+    pub fn masks(&self) -> Option<Masks<'_, D>> {
+        self.masks.as_ref().map(|[bits, rows]| Masks { bits, rows })
     }
 
     /// Tokens that are drawn: one in a row that draws, and one for each of its draft.
@@ -374,6 +413,7 @@ mod tests {
             images: &[2, 0],
             adapter,
             sample,
+            mask: None,
         });
     }
 

@@ -367,6 +367,11 @@ impl SkillState {
         }
     }
 
+    /// Whether the next id is part of an answer or caption, or ends it.
+    pub fn is_answering(&self) -> bool {
+        self.phase == Phase::Text
+    }
+
     /// The heads that may be asked for the next id, whichever it is: coordinate, size.
     pub fn possible_heads(&self) -> [bool; 2] {
         match self.phase {

@@ -78,7 +78,8 @@ impl Tokenizer {
         text
     }
 
-    fn bytes(&self, id: u32) -> &[u8] {
+    /// The bytes that an id stands for, perhaps a part of a character; none for special ids.
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
         self.bytes.get(id as usize).map_or(&[], Vec::as_slice)
     }
 }
@@ -93,7 +94,7 @@ pub struct TextStream {
 impl TextStream {
     /// The text that `id` completes; empty while a character is under way.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
-        self.pending.extend_from_slice(tokenizer.bytes(id));
+        self.pending.extend_from_slice(tokenizer.token_bytes(id));
         let mut text = String::new();
         let mut done = 0;
         loop {
@@ -195,7 +196,8 @@ mod tests {
                     (seed >> 33) as u32 % tokenizer.vocab_size() as u32
                 })
                 .collect();
-            let bytes: Vec<u8> = ids.iter().flat_map(|&id| tokenizer.bytes(id).to_vec()).collect();
+            let bytes: Vec<u8> =
+                ids.iter().flat_map(|&id| tokenizer.token_bytes(id).to_vec()).collect();
             assert_eq!(tokenizer.decode(&ids), String::from_utf8_lossy(&bytes), "{ids:?}");
         }
     }

@@ -246,6 +246,7 @@ impl<D: Kernels> Rig<'_, D> {
             images: &[0],
             adapter: None,
             sample: Some(SampleParams::GREEDY),
+            mask: None,
         });
         let step = self.runner.step(rows, Heads::default())?;
         self.runner.finish(step, &mut Vec::new())

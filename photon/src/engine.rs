@@ -9,6 +9,7 @@
 //!   whoever comes later.
 mod adapters;
 mod draft;
+mod grammar;
 pub(crate) mod prepare;
 pub(crate) mod runner;
 mod sequence;
@@ -323,6 +324,7 @@ impl<D: Kernels> Engine<D> {
                 images,
                 adapter: sequence.adapter.as_ref().map(|adapter| adapter_slots.find(adapter.id)),
                 sample: samples.then(|| sequence.sample_params(end)),
+                mask: sequence.mask(),
             }
         });
         runner.step(rows, heads)
@@ -385,12 +387,16 @@ impl<D: Kernels> Engine<D> {
         let queue = Arc::clone(&self.queue);
         let (config, tokenizer) = (&queue.setup().config, &queue.setup().tokenizer);
         let sequence = self.sequences.get_mut(&seq)?;
-        let drew = self.drew[i];
+        let (drew, guided) = (self.drew[i], sequence.mask().is_some());
         let advanced =
             catch_unwind(AssertUnwindSafe(|| sequence.advance(&drew, config, tokenizer, events)));
+        if let Some(guide) = &mut sequence.guide {
+            self.counts.grammar_us += guide.take_spent().as_micros() as u64;
+        }
         let sender = &sequence.events;
         self.outbox.extend(events.drain(..).map(|event| (sender.clone(), Ok(Event::Skill(event)))));
         self.counts.tokens_out += 1;
+        self.counts.grammar_tokens += u64::from(guided);
         let error = match advanced {
             Ok(Ok(Next::Feed(input))) => return Some(input),
             Ok(Ok(Next::Finish(reason))) => {

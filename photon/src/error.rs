@@ -1,7 +1,7 @@
 //! What can go wrong between a caller and the device.
 use photon_models::{LoadError, adapter::AdapterError, image::ImageError, prompt::Rejected};
 
-use crate::adapters::NameError;
+use crate::{GrammarError, adapters::NameError};
 
 /// Why no model could be made ready.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +63,9 @@ pub enum RunError {
     /// An adapter, in an engine without room for any.
     #[error("there is no room for adapters; start with --adapter-slots 1 or more")]
     NoAdapters,
+    /// The grammar cannot be followed; others are not affected.
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
     /// Too many requests are waiting; try again later.
     #[error("busy: {waiting} requests are waiting, which is the most allowed; try again later")]
     Busy {

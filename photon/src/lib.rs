@@ -56,6 +56,7 @@ pub mod bench;
 pub mod convert;
 mod engine;
 mod error;
+mod grammar;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod image;
@@ -76,6 +77,7 @@ use engine::{Started, prepare::Open};
 pub use backend::{Device, Doctor, doctor};
 pub use engine::EngineOptions;
 pub use error::{BuildError, OpenError, RunError};
+pub use grammar::{Grammar, GrammarError};
 pub use image::Image;
 pub use model::Model;
 pub use photon_core::{DType, WeightFormat};

@@ -7,7 +7,7 @@ use photon_models::{
 };
 use serde::Serialize;
 
-use crate::Image;
+use crate::{Grammar, Image};
 
 /// A picture in whatever form the caller has it. What is not decoded yet is decoded by the engine's own
 /// threads, and not at all if the same file is in its cache.
@@ -55,6 +55,8 @@ pub struct Request {
     pub logprobs: bool,
     /// Strings that end an answer or caption where they would appear.
     pub stop: Vec<String>,
+    /// What the answer of a query or a chat must be.
+    pub grammar: Option<Grammar>,
     /// Whether what is computed may serve later requests.
     pub cache: bool,
     /// Requests with different salts never share what is computed: one per tenant keeps tenants from
@@ -78,6 +80,7 @@ impl Request {
             deadline: None,
             logprobs: false,
             stop: Vec::new(),
+            grammar: None,
             cache: true,
             cache_salt: 0,
             forced_tokens: None,
@@ -109,8 +112,8 @@ pub struct Response {
     pub finish_reason: FinishReason,
     /// The ids drawn, control ids included, the one that ended the answer not.
     pub tokens: Vec<u32>,
-    /// If asked for, the natural logarithm of each of `tokens`' probability before truncation by
-    /// `top_p`, `top_k` or `min_p`.
+    /// If asked for, the natural logarithm of each of `tokens`' probability among the ids that the skill
+    /// and the grammar allow, before truncation by `top_p`, `top_k` or `min_p`.
     pub logprobs: Option<Vec<f32>>,
     /// Where the time went.
     pub metrics: Metrics,

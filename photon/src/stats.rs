@@ -43,6 +43,10 @@ pub struct EngineStats {
     pub blocks_cached: usize,
     /// Microseconds spent deciding what to run.
     pub scheduler_us: u64,
+    /// Tokens drawn under a grammar.
+    pub grammar_tokens: u64,
+    /// Microseconds spent finding out which tokens grammars allow.
+    pub grammar_us: u64,
     /// Microseconds spent encoding pictures.
     pub vision_us: u64,
     /// Microseconds from recording a step to having its results.

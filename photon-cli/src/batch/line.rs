@@ -11,7 +11,7 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 use photon::{
-    Budget, CaptionLength, ImageSource, Message, Request, Role, RunError, Sampling, Skill,
+    Budget, CaptionLength, Grammar, ImageSource, Message, Request, Role, RunError, Sampling, Skill,
     SpatialRef,
     adapters::{AdapterFolder, ModelName, NameError},
 };
@@ -60,6 +60,7 @@ impl From<RunError> for LineError {
             RunError::Rejected(_)
             | RunError::TooLarge { .. }
             | RunError::Adapter(_)
+            | RunError::Grammar(_)
             | RunError::NoAdapters => Code::InvalidRequest,
             RunError::Image(_) | RunError::Open(_) => Code::ImageDecodeFailed,
             _ => Code::ProcessingError,
@@ -176,6 +177,8 @@ fn request(map: &Map<String, Value>, defaults: &Defaults) -> Result<Request, Lin
     skill.check_images(images.len()).map_err(|rejected| invalid(rejected.to_string()))?;
     let mut request = Request::new(skill, None::<ImageSource>).with_images(images);
     request.adapter = adapter(&fields, defaults)?;
+    request.grammar = grammar(&fields)?;
+    request.stop = settings.raw_strings("stop")?;
     request.sampling = sampling;
     request.budget = Budget { max_tokens, max_objects };
     Ok(request)
@@ -234,6 +237,19 @@ fn skill(name: &str, fields: &Fields<'_>, defaults: &Defaults) -> Result<Skill, 
                 "unknown skill {other:?}; there are query, chat, caption, detect, point, segment and gaze"
             ),
         }),
+    }
+}
+
+fn grammar(fields: &Fields<'_>) -> Result<Option<Grammar>, LineError> {
+    match (fields.get("json_schema"), fields.get("regex")) {
+        (None, None) => Ok(None),
+        (Some(schema @ (Value::Object(_) | Value::Bool(_))), None) => {
+            Ok(Some(Grammar::JsonSchema(schema.to_string())))
+        }
+        (None, Some(Value::String(pattern))) => Ok(Some(Grammar::Regex(pattern.clone()))),
+        (Some(_), None) => Err(fields.wrong("json_schema", "a JSON schema, as an object")),
+        (None, Some(_)) => Err(fields.wrong("regex", "a string")),
+        (Some(_), Some(_)) => Err(invalid("give one of 'json_schema' and 'regex'")),
     }
 }
 
@@ -352,6 +368,14 @@ impl<'a> Fields<'a> {
             Some(Value::String(text)) => Ok(Some(text.trim())),
             Some(_) => Err(self.wrong(name, "a string")),
         }
+    }
+
+    /// Of these, blanks count.
+    fn raw_strings(&self, name: &str) -> Result<Vec<String>, LineError> {
+        let Some(value) = self.get(name) else { return Ok(Vec::new()) };
+        let one = |value: &Value| value.as_str().map(str::to_owned);
+        let all = value.as_array().and_then(|list| list.iter().map(one).collect());
+        all.ok_or_else(|| self.wrong(name, "an array of strings"))
     }
 
     fn required(&self, name: &str) -> Result<&'a str, LineError> {

@@ -250,3 +250,39 @@ fn an_interrupt_finishes_what_runs_and_exits_with_130() {
     let text = std::fs::read_to_string(&out).unwrap();
     assert!(text.ends_with('\n') && results(&text).len() < 120);
 }
+
+#[test]
+fn lines_say_what_form_their_answers_have() {
+    let folder = Folder::new();
+    let line = |key: &str, value: Value| {
+        let mut line = json!({"skill": "query", "question": "how many?", "reasoning": false});
+        line[key] = value;
+        format!("{line}\n")
+    };
+    let lines = [
+        line("regex", json!("[0-9]")),
+        line("json_schema", json!({"enum": [{"many": true}]})),
+        line("json_schema", json!({"items": {"type": "thing"}})),
+        line("settings", json!({"stop": [""], "max_tokens": 1})),
+    ];
+    let input = folder.file("in.jsonl", lines.concat().as_bytes());
+    let output = run(&["batch", &input, "--ordered"]);
+    assert_eq!(output.status.code(), Some(1), "one line fails");
+    let results = results(&String::from_utf8(output.stdout).unwrap());
+    let digit = results[&0]["result"]["answer"].as_str().unwrap();
+    assert!(digit.len() == 1 && digit.parse::<u8>().is_ok(), "{digit:?}");
+    assert_eq!(results[&1]["result"]["answer"], r#"{"many": true}"#);
+    let error = &results[&2]["error"];
+    assert_eq!(error["code"], "invalid_request");
+    assert!(error["message"].as_str().unwrap().ends_with("at /items"), "{error}");
+    assert_eq!(results[&3]["status"], "ok");
+    let image = asset("shapes.png");
+    let all = ["batch", "--images", &image, "--skill"];
+    let args = ["query", "--question", "what?", "--regex", "red|blue"];
+    let text = succeeds(&[&all[..], &args[..]].concat());
+    let answer = &self::results(&text)[&0]["result"]["answer"];
+    assert!(answer == "red" || answer == "blue", "{answer}");
+    let args = ["detect", "--object", "star", "--regex", "red"];
+    fails(&[&all[..], &args[..]].concat(), 2, "go with --images and --skill query");
+    fails(&["batch", &input, "--regex", "a"], 2, "lines of a file say");
+}

@@ -342,6 +342,39 @@ fn wrong_usage_exits_with_2_and_says_what_to_do() {
 }
 
 #[test]
+fn an_answer_has_the_form_that_was_asked_for() {
+    let (image, folder) = (asset("shapes.png"), Folder::new());
+    let schema = r#"{"type": "object", "required": ["shape", "count"], "additionalProperties": false,
+        "properties": {"shape": {"enum": ["circle", "star"]}, "count": {"type": "integer",
+        "minimum": 0, "maximum": 20}}}"#;
+    let file = folder.file("schema.json", schema.as_bytes());
+    let answers = [schema, &file]
+        .map(|schema| succeeds(&["query", &image, "what is there?", "--json-schema", schema]));
+    assert_eq!(answers[0], answers[1]);
+    let value: Value = serde_json::from_str(&answers[0]).unwrap();
+    assert!(["circle", "star"].contains(&value["shape"].as_str().unwrap()), "{value}");
+    assert!((0..=20).contains(&value["count"].as_i64().unwrap()), "{value}");
+    let word = succeeds(&["query", &image, "is there a circle?", "--regex", "(yes|no)"]);
+    assert!(["yes\n", "no\n"].contains(&word.as_str()), "{word:?}");
+    let ask = ["query", &image, "what?"];
+    let with = |args: [&str; 2], message| fails(&[&ask[..], &args[..]].concat(), 2, message);
+    with(["--regex", "(a"], "unclosed group, at character 1");
+    with(["--json-schema", r#"{"items": {"not": {}}}"#], "at /items");
+    with(["--json-schema", r#"{"type": "#], "not JSON");
+    with(["--json-schema", "no-such-file"], "give a file, or the schema itself");
+}
+
+#[test]
+fn a_text_ends_before_a_stop_string() {
+    let image = asset("shapes.png");
+    let args = ["caption", &image, "--temperature", "0"];
+    let whole = succeeds(&args);
+    let word = whole.split_whitespace().nth(2).unwrap();
+    let cut = succeeds(&[&args[..], &["--stop", "never", "--stop", word]].concat());
+    assert_eq!(cut.trim_end_matches('\n'), &whole[..whole.find(word).unwrap()]);
+}
+
+#[test]
 fn what_cannot_be_read_exits_with_1_and_one_line() {
     let folder = Folder::new();
     let jpeg = std::fs::read(asset("../photon-models/tests/data/images/baseline_420.jpg")).unwrap();

@@ -3,7 +3,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use photon_core::{
     Activation, Arena, Attention, Copy, Cx, DType, Error, Fourier, Gather, Kernels, LayerNorm,
-    Linear, PagedAttention, PatchEmbed, Patchify, RopeStore, Sample, SampleParams, Scatter,
+    Linear, Masks, PagedAttention, PatchEmbed, Patchify, RopeStore, Sample, SampleParams, Scatter,
     StitchPool, Tensor, Tile, Weight, WeightData, WeightFormat,
 };
 
@@ -322,6 +322,7 @@ pub(crate) fn zero_rows_are_nothing<D: Kernels>(device: &D, options: &Options) {
     let ids = rig.indices("ids", [0], &[]);
     let crops = rig.bytes("crops", [0, 4, 4, 3], &[]);
     let params = rig.bytes("params", [0, size_of::<SampleParams>()], &[]);
+    let mask = rig.indices("masks", [1, 1], &[-1]);
     let mut none: Vec<_> = [8, 12, 24].into_iter().map(|cols| floats(rig, cols)).collect();
     let mut caches = [
         rig.in_out("k_cache", [16, 8], f, Gaps::NONE, &[1.0; 128]),
@@ -391,6 +392,7 @@ pub(crate) fn zero_rows_are_nothing<D: Kernels>(device: &D, options: &Options) {
             logprobs: &mut f32_out.t,
             logits: &x8,
             params: &params.t,
+            masks: Some(Masks { bits: &mask.t, rows: &ids.t }),
         });
         cx.copy(Copy { out: &mut out8.t, x: &x8 });
     });
@@ -548,7 +550,14 @@ pub(crate) fn mismatches_are_refused<D: Kernels>(device: &D, options: &Options) 
         });
     };
     let sample = |cx: &mut Cx<'_, D>, ids: &mut Tensor<D>, logits: &Tensor<D>| {
-        cx.sample(Sample { ids, logprobs: &mut f32s(1, 2), logits, params: &params });
+        let (logprobs, params) = (&mut f32s(1, 2), &params);
+        cx.sample(Sample { ids, logprobs, logits, params, masks: None });
+    };
+    let masked = |cx: &mut Cx<'_, D>, words: usize, rows: usize, dtype: DType| {
+        let (bits, rows) = (&t([3, words], dtype), &i32s(rows));
+        let (ids, logprobs, logits) = (&mut i32s(2), &mut f32s(1, 2), &float(2, 33));
+        let (params, masks) = (&params, Some(Masks { bits, rows }));
+        cx.sample(Sample { ids, logprobs, logits, params, masks });
     };
     let stitch = |cx: &mut Cx<'_, D>, rows, grid, margin, tiles| {
         cx.stitch_pool(StitchPool {
@@ -642,6 +651,9 @@ pub(crate) fn mismatches_are_refused<D: Kernels>(device: &D, options: &Options) 
         ("sample", "ids type", &|cx| sample(cx, &mut f32s(1, 2), &float(2, 9))),
         ("sample", "rows", &|cx| sample(cx, &mut i32s(2), &float(3, 9))),
         ("sample", "logits type", &|cx| sample(cx, &mut i32s(2), &t([2, 9], DType::I32))),
+        ("sample", "mask words", &|cx| masked(cx, 1, 2, DType::I32)),
+        ("sample", "rows of masks", &|cx| masked(cx, 2, 3, DType::I32)),
+        ("sample", "mask type", &|cx| masked(cx, 2, 2, DType::F32)),
         ("copy", "rows", &|cx| cx.copy(Copy { out: &mut float(3, 8), x: &float(2, 8) })),
         ("copy", "columns", &|cx| cx.copy(Copy { out: &mut float(3, 8), x: &float(3, 9) })),
         ("copy", "type", &|cx| cx.copy(Copy { out: &mut float(1, 8), x: &i32s(8) })),

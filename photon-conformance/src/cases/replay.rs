@@ -2,7 +2,7 @@
 //! may keep nothing it saw while it was recorded.
 use photon_core::{
     Activate, Activation, Arena, Attention, Copy, Cx, DType, Fourier, GatedGelu, Gather,
-    GroupedLinear, Kernels, LayerNorm, Linear, Nest, PagedAttention, PatchEmbed, Patchify,
+    GroupedLinear, Kernels, LayerNorm, Linear, Masks, Nest, PagedAttention, PatchEmbed, Patchify,
     RopeStore, Route, Sample, SampleParams, Scatter, StitchPool, Tau, Tensor, Tile, Weight,
     WeightedSum,
 };
@@ -43,7 +43,7 @@ impl<D: Kernels> Pass<D> {
         let weights = [(1, 16, 8), (1, 8, 12), (3, 8, 8)]
             .map(|(count, n, k)| rig.weights(count, n, k, options.weight(2 * count), rng).0);
         let (f, other, vector) = (options.float(0), options.float(1), DType::F32);
-        let list: [(&'static str, Fill, [usize; 2], DType); 48] = [
+        let list: [(&'static str, Fill, [usize; 2], DType); 50] = [
             ("x", Floats, [6, 8], f),
             ("vector8", Floats, [1, 8], vector),
             ("vector16", Floats, [1, 16], vector),
@@ -90,6 +90,8 @@ impl<D: Kernels> Pass<D> {
             ("fourier", Floats, [3, 8], f),
             ("logits", Floats, [4, 33], f),
             ("params", Params, [4, size_of::<SampleParams>()], DType::U8),
+            ("masks", Ints(0, 1 << 31), [3, 2], DType::I32),
+            ("rows_of_masks", Ints(0, 4), [1, 4], DType::I32),
             ("ids", Ints(0, 1), [1, 4], DType::I32),
             ("logprobs", Floats, [1, 4], vector),
         ];
@@ -229,6 +231,7 @@ impl<D: Kernels> Pass<D> {
             logprobs: &mut t("logprobs"),
             logits: &t("logits"),
             params: &t("params"),
+            masks: Some(Masks { bits: &t("masks"), rows: &t("rows_of_masks") }),
         });
         cx.copy(Copy { out: &mut t("copy"), x: &t("x") });
     }

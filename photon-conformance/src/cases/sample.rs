@@ -1,5 +1,5 @@
 //! [`Sample`]: the ids the definition names, to the last bit, and draws that follow the distribution.
-use photon_core::{DType, Kernels, Sample, SampleParams, sampler::NO_TOKEN};
+use photon_core::{DType, Kernels, Masks, Sample, SampleParams, sampler::NO_TOKEN};
 
 use crate::{
     Options, oracle,
@@ -7,19 +7,62 @@ use crate::{
     rng::Rng,
 };
 
-/// Draws one id per row on the device: ids and logprobs.
+/// Masks, and the index of each row's.
+struct Sets {
+    /// Whether a mask has an id.
+    sets: Vec<Vec<bool>>,
+    rows: Vec<i32>,
+}
+
+impl Sets {
+    /// Masks with all, one, none, few and most of the ids; rows with any of them, or with a bad index.
+    fn any(rng: &mut Rng, rows: usize, vocab: usize) -> Self {
+        let only = rng.below(vocab);
+        let shares = [vocab, 0, vocab / 20 + 1, vocab - vocab / 20];
+        let random = shares.map(|share| (0..vocab).map(|_| rng.below(vocab) < share).collect());
+        let mut sets: Vec<Vec<bool>> = random.into();
+        sets.push((0..vocab).map(|id| id == only).collect());
+        let bad = [-1, i32::MIN, sets.len() as i32, i32::MAX];
+        let row = |_| match rng.below(9) {
+            i @ 0..5 => i as i32,
+            i => bad[i - 5],
+        };
+        Sets { rows: (0..rows).map(row).collect(), sets }
+    }
+
+    /// The mask of a row, if it has one.
+    fn of(&self, row: usize) -> Option<&[bool]> {
+        self.sets.get(usize::try_from(self.rows[row]).ok()?).map(Vec::as_slice)
+    }
+
+    /// The bits; those behind the last id are ones, which must not matter.
+    fn words(&self) -> Vec<i32> {
+        let word = |ids: &[bool]| {
+            let has = |bit: usize| ids.get(bit).copied().unwrap_or(true);
+            (0..32).map(|bit| i32::from(has(bit)) << bit).sum()
+        };
+        self.sets.iter().flat_map(|set| set.chunks(32).map(word)).collect()
+    }
+}
+
+/// Draws one id per row on the device: ids, logprobs, and the logits as the device has them.
 fn draw<D: Kernels>(
     rig: &mut Rig<'_, D>,
     label: &Label,
     dtype: DType,
     logits: &[f32],
     params: &[SampleParams],
+    sets: Option<&Sets>,
 ) -> (Vec<i32>, Vec<f32>, Vec<f32>) {
     let rows = params.len();
     let vocab = logits.len() / rows;
     let logits = rig.input("logits", [rows, vocab], dtype, logits);
     let records =
         rig.bytes("params", [rows, size_of::<SampleParams>()], bytemuck::cast_slice(params));
+    let masks = sets.map(|sets| {
+        let bits = rig.indices("masks", [sets.sets.len(), vocab.div_ceil(32)], &sets.words());
+        (bits, rig.indices("rows of masks", [rows], &sets.rows))
+    });
     let mut ids = rig.output("ids", [rows], DType::I32, Gaps::NONE);
     let mut logprobs = rig.output("logprobs", [rows], DType::F32, Gaps::NONE);
     rig.record(|cx| {
@@ -28,9 +71,11 @@ fn draw<D: Kernels>(
             logprobs: &mut logprobs.t,
             logits: &logits.t,
             params: &records.t,
+            masks: masks.as_ref().map(|(bits, rows)| Masks { bits: &bits.t, rows: &rows.t }),
         });
     });
     rig.unchanged(label, &[&logits, &records]);
+    masks.iter().for_each(|(bits, rows)| rig.unchanged(label, &[bits, rows]));
     let rounded = logits.values().into_iter().map(|v| v as f32).collect();
     (rig.read_i32(label, &ids), rig.read_floats(label, &logprobs), rounded)
 }
@@ -41,12 +86,13 @@ fn check<D: Kernels>(
     dtype: DType,
     logits: &[f32],
     params: &[SampleParams],
+    sets: Option<&Sets>,
 ) {
-    let (ids, logprobs, rounded) = draw(rig, label, dtype, logits, params);
+    let (ids, logprobs, rounded) = draw(rig, label, dtype, logits, params, sets);
     let vocab = logits.len() / params.len();
     for (r, params) in params.iter().enumerate() {
         let row = &rounded[r * vocab..(r + 1) * vocab];
-        let (id, logprob) = oracle::sample::sample(row, params);
+        let (id, logprob) = oracle::sample::sample(row, params, sets.and_then(|sets| sets.of(r)));
         assert_eq!(ids[r], id, "{label}: id of row {r} ({dtype}), {params:?}");
         // The sum of masses is exact; what is left is a division, a logarithm and a difference in f32.
         let tolerance = 1e-5 * (1.0 + logprob.abs());
@@ -114,7 +160,9 @@ pub(crate) fn every_type<D: Kernels>(device: &D, options: &Options) {
                 let values: Vec<f32> = (0..rows).flat_map(|_| logits(rng, vocab)).collect();
                 let label =
                     Label { op: "sample", about: format!("rows {rows}, vocab {vocab}"), seed };
-                check(rig, &label, dtype, &values, &params);
+                check(rig, &label, dtype, &values, &params, None);
+                let label = Label { about: format!("{}, masks", label.about), ..label };
+                check(rig, &label, dtype, &values, &params, Some(&Sets::any(rng, rows, vocab)));
             }
         }
     }
@@ -139,7 +187,9 @@ pub(crate) fn real_vocabulary<D: Kernels>(device: &D, options: &Options) {
         ];
         let values: Vec<f32> = (0..rows.len()).flat_map(|_| logits(rng, vocab)).collect();
         let label = Label { op: "sample", about: format!("vocab {vocab}"), seed };
-        check(rig, &label, dtype, &values, &rows);
+        check(rig, &label, dtype, &values, &rows, None);
+        let sets = Sets::any(rng, rows.len(), vocab);
+        check(rig, &label, dtype, &values, &rows, Some(&sets));
     }
 }
 
@@ -172,10 +222,57 @@ pub(crate) fn no_token<D: Kernels>(device: &D, options: &Options) {
     let values: Vec<f32> = cases.iter().flat_map(|(row, ..)| *row).collect();
     let params: Vec<SampleParams> = cases.iter().map(|(_, params, _)| *params).collect();
     for &dtype in options.floats {
-        check(rig, &label, dtype, &values, &params);
-        let (ids, ..) = draw(rig, &label, dtype, &values, &params);
+        check(rig, &label, dtype, &values, &params, None);
+        let (ids, ..) = draw(rig, &label, dtype, &values, &params, None);
         let want: Vec<i32> = cases.iter().map(|(.., id)| *id).collect();
         assert_eq!(ids, want, "{label} ({dtype})");
+    }
+}
+
+/// Masks with one answer: each row obeys its own and no other, a mask of everything is none, and a mask
+/// of nothing has no token.
+pub(crate) fn masks<D: Kernels>(device: &D, options: &Options) {
+    let rig = &mut Rig::new(device, options);
+    let base = SampleParams { temperature: 1.0, seed: [3, 1], ..SampleParams::GREEDY };
+    // 35 ids, so that the last word of a mask is not full.
+    let row: Vec<f32> = (0..35).map(|id| (id * 11 % 35) as f32 / 8.0).collect();
+    let only = |ids: &[usize]| (0..35).map(|id| ids.contains(&id)).collect::<Vec<_>>();
+    let sets = [only(&[]), vec![true; 35], only(&[34]), only(&[0]), only(&[31, 32]), only(&[7])];
+    let banned = SampleParams { banned: [7, -1, -1, -1], ..SampleParams::GREEDY };
+    let allowed = SampleParams { allowed: [32, 7, -1, -1], ..base };
+    let free = oracle::sample::sample(&row, &base, None).0;
+    // The largest logit is that of id 19: 11 * 19 % 35 is 34.
+    let cases: &[(i32, SampleParams, i32)] = &[
+        (0, base, NO_TOKEN),
+        (0, SampleParams::GREEDY, NO_TOKEN),
+        (1, base, free),
+        (-1, base, free),
+        (6, base, free),
+        (i32::MAX, SampleParams::GREEDY, 19),
+        (2, base, 34),
+        (2, SampleParams { temperature: 10.0, top_k: 1, ..base }, 34),
+        (3, SampleParams { min_p: 1.0, top_p: 0.0, ..base }, 0),
+        (4, SampleParams::GREEDY, 31),
+        (4, allowed, 32),
+        (5, allowed, 7),
+        (5, banned, NO_TOKEN),
+        (3, allowed, NO_TOKEN),
+    ];
+    let label = Label { op: "sample", about: "masks with one answer".into(), seed: 0 };
+    let params: Vec<SampleParams> = cases.iter().map(|(_, params, _)| *params).collect();
+    let rows = cases.iter().map(|(mask, ..)| *mask).collect();
+    let (sets, values) = (Sets { sets: sets.into(), rows }, row.repeat(cases.len()));
+    for &dtype in options.floats {
+        check(rig, &label, dtype, &values, &params, Some(&sets));
+        let (ids, logprobs, _) = draw(rig, &label, dtype, &values, &params, Some(&sets));
+        let want: Vec<i32> = cases.iter().map(|(.., id)| *id).collect();
+        assert_eq!(ids, want, "{label} ({dtype})");
+        let (_, unmasked, _) = draw(rig, &label, dtype, &values, &params, None);
+        let of_all = |mask: i32| !matches!(mask, 0 | 2..=5);
+        for (r, (mask, ..)) in cases.iter().enumerate().filter(|(_, case)| of_all(case.0)) {
+            let same = logprobs[r].to_bits() == unmasked[r].to_bits();
+            assert!(same, "{label}: mask {mask} of everything is not none ({dtype})");
+        }
     }
 }
 
@@ -188,10 +285,12 @@ pub(crate) fn does_not_depend_on_the_batch<D: Kernels>(device: &D, options: &Opt
     let label = Label { op: "sample alone and in a batch", about: format!("vocab {vocab}"), seed };
     let all: Vec<SampleParams> = (0..rows).map(|_| params(rng, vocab)).collect();
     let values: Vec<f32> = (0..rows).flat_map(|_| logits(rng, vocab)).collect();
-    let (ids, logprobs, _) = draw(rig, &label, dtype, &values, &all);
+    let sets = Sets::any(rng, rows, vocab);
+    let (ids, logprobs, _) = draw(rig, &label, dtype, &values, &all, Some(&sets));
     for r in 0..rows {
         let row = &values[r * vocab..(r + 1) * vocab];
-        let (id, logprob, _) = draw(rig, &label, dtype, row, &all[r..r + 1]);
+        let one = Sets { sets: sets.sets.clone(), rows: vec![sets.rows[r]] };
+        let (id, logprob, _) = draw(rig, &label, dtype, row, &all[r..r + 1], Some(&one));
         assert_eq!(id[0], ids[r], "{label}: id of row {r}");
         assert!(
             id[0] == NO_TOKEN || logprob[0].to_bits() == logprobs[r].to_bits(),
@@ -224,7 +323,7 @@ pub(crate) fn follows_the_distribution<D: Kernels>(device: &D, options: &Options
         let label = Label { op: "sample", about: format!("{draws} draws over {what}"), seed: 0 };
         let params: Vec<SampleParams> = (0..draws).map(way).collect();
         let values = row.repeat(params.len());
-        let (ids, _, rounded) = draw(rig, &label, dtype, &values, &params);
+        let (ids, _, rounded) = draw(rig, &label, dtype, &values, &params, None);
         let weights: Vec<f64> = rounded[..row.len()].iter().map(|v| f64::from(*v).exp()).collect();
         let total: f64 = weights.iter().sum();
         let chi2: f64 = weights

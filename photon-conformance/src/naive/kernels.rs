@@ -2,7 +2,7 @@
 //! rounded into place.
 use photon_core::{
     Activate, Activation, Attention, Copy, Cx, DType, Fourier, GatedGelu, Gather, GroupedLinear,
-    Kernels, LayerNorm, Linear, Nest, PagedAttention, Patchify, RopeStore, Route, Sample,
+    Kernels, LayerNorm, Linear, Masks, Nest, PagedAttention, Patchify, RopeStore, Route, Sample,
     SampleParams, Scatter, StitchPool, Tau, Tensor, Tile, Weight, WeightFormat, WeightedSum, kv,
     quant, sampler,
 };
@@ -488,14 +488,22 @@ impl Kernels for Naive {
     fn sample(cx: &mut Cx<'_, Self>, op: Sample<'_, Self>) {
         let (ids, logprobs) = (op.ids.view(), op.logprobs.view());
         let (logits, params) = (op.logits.view(), op.params.view());
+        let masks = op.masks.map(|Masks { bits, rows }| (bits.view(), rows.view()));
         cx.stream.run(move || {
             let rows = floats(&logits);
+            let masks = masks.as_ref().map(|(bits, rows)| (ints(bits), bits, ints(rows)));
+            let mask_of = |row: usize| {
+                let (words, bits, rows) = masks.as_ref()?;
+                let mask = row_of(rows[row], bits.rows())?;
+                Some(&words[mask * bits.cols()..(mask + 1) * bits.cols()])
+            };
             let records = params.buffer().lock()[params.byte_range()].to_vec();
             let drawn: Vec<(i32, f32)> = rows
                 .chunks_exact(logits.cols())
                 .zip(records.chunks_exact(size_of::<SampleParams>()))
-                .map(|(row, record)| {
-                    sampler::sample_row(row, &bytemuck::pod_read_unaligned(record))
+                .enumerate()
+                .map(|(i, (row, record))| {
+                    sampler::sample_row(row, &bytemuck::pod_read_unaligned(record), mask_of(i))
                 })
                 .collect();
             let bytes: Vec<u8> = drawn.iter().flat_map(|(id, _)| id.to_le_bytes()).collect();

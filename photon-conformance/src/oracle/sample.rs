@@ -47,12 +47,14 @@ fn philox(seed: [u32; 2], position: u32, stream: u32) -> u64 {
     (u64::from(counter[1]) << 32) | u64::from(counter[0])
 }
 
-/// The id, and the logarithm of its probability before truncation.
-pub(crate) fn sample(row: &[f32], params: &SampleParams) -> (i32, f64) {
+/// The id, and the logarithm of its probability before truncation. `set` says of each id whether the mask
+/// has it.
+pub(crate) fn sample(row: &[f32], params: &SampleParams, set: Option<&[bool]>) -> (i32, f64) {
     let allows_all = params.allowed.iter().all(|&a| a < 0);
     let takes_part = |id: i32, v: f32| {
         let named = allows_all || params.allowed.contains(&id);
-        named && !params.banned.contains(&id) && v != f32::NEG_INFINITY
+        let in_set = set.is_none_or(|set| set[id as usize]);
+        named && in_set && !params.banned.contains(&id) && v != f32::NEG_INFINITY
     };
     let ids = (0..row.len()).filter(|&id| takes_part(id as i32, row[id]));
     let ids: Vec<usize> = ids.collect();

@@ -7,7 +7,7 @@ use std::ops::Range;
 use photon_conformance::{Naive, naive};
 use photon_core::{
     Activate, Activation, Arena, Attention, Copy, Cx, DType, Device, Error, Fourier, GatedGelu,
-    Gather, GroupedLinear, Kernels, LayerNorm, Linear, MemoryInfo, Nest, PagedAttention,
+    Gather, GroupedLinear, Kernels, LayerNorm, Linear, Masks, MemoryInfo, Nest, PagedAttention,
     PatchEmbed, Patchify, Pending, Result, RopeStore, Route, Sample, SampleParams, Scatter,
     StitchPool, Tau, Tensor, Tile, Weight, WeightData, WeightedSum, convert, kv, reference,
 };
@@ -37,6 +37,7 @@ pub(crate) enum Bug {
     DependsOnTheBatch,
     DependsOnTheChunk,
     DropsTailColumns,
+    DropsTailOfMasks,
     DropsTailOfSum,
     ForgetsAlpha,
     ForgetsEpsilon,
@@ -50,9 +51,11 @@ pub(crate) enum Bug {
     IgnoresBias,
     IgnoresBlockTables,
     IgnoresMargin,
+    IgnoresMasks,
     IgnoresMinP,
     IgnoresPositions,
     IgnoresRowStride,
+    IgnoresRowsOfMasks,
     IgnoresScales,
     IgnoresSeed,
     IgnoresSpans,
@@ -77,6 +80,7 @@ pub(crate) enum Bug {
     RepeatsTheLastRow,
     ReplayDoesNothing,
     ReportsAllMemoryAsFree,
+    ReversesMasks,
     RotatesTheRestToo,
     RoundsTwice,
     ScaleOfTheNextHead,
@@ -940,6 +944,21 @@ impl Kernels for Mutant {
         let bug = cx.device.0;
         let (mut ids, mut logprobs): (Plain, Plain) = (op.ids.on(), op.logprobs.on());
         let (mut logits, params): (Plain, Plain) = (op.logits.on(), op.params.on());
+        let masks = op.masks.map(|Masks { bits, rows }| {
+            let (bits, rows): (Plain, Plain) = (bits.on(), rows.on());
+            let (count, words) = (bits.rows(), bits.cols());
+            let rows = edited_ints(&rows, |i, row| match bug {
+                IgnoresRowsOfMasks if count > 0 => (i % count) as i32,
+                _ => bent(bug, row, count),
+            });
+            let bits = edited_ints(&bits, |i, word| match bug {
+                ReversesMasks => word.reverse_bits(),
+                DropsTailOfMasks if i % words + 1 == words => 0,
+                _ => word,
+            });
+            (bits, rows)
+        });
+        let masks = masks.filter(|_| bug != IgnoresMasks);
         let bytes = params.buffer().lock()[params.byte_range()].to_vec();
         let records: Vec<SampleParams> = bytes
             .chunks_exact(size_of::<SampleParams>())
@@ -978,6 +997,7 @@ impl Kernels for Mutant {
                 logprobs: &mut logprobs,
                 logits: &logits,
                 params: &bent_params,
+                masks: masks.as_ref().map(|(bits, rows)| Masks { bits, rows }),
             });
         });
         for (row, p) in records.iter().enumerate() {

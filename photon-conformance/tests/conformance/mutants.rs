@@ -271,6 +271,12 @@ fn sample() {
             NanIsSmall,
             TakesTheLastOfEquals,
             ScalesTheDraw,
+            IgnoresMasks,
+            IgnoresRowsOfMasks,
+            ReversesMasks,
+            DropsTailOfMasks,
+            BadIndexIsZero,
+            BadIndexWraps,
         ],
     );
 }

@@ -3,7 +3,7 @@
 use std::{cell::RefCell, cmp::Ordering, f32::consts::LOG2_E};
 
 use photon_core::{
-    Sample, SampleParams,
+    Masks, Sample, SampleParams,
     sampler::{NO_TOKEN, exp2p, philox, sample_row},
 };
 
@@ -33,9 +33,10 @@ thread_local! {
 
 pub(crate) fn sample(cpu: &Cpu, op: Sample<'_, Cpu>) {
     let params = Rows::<u8>::new(op.params);
+    let masks = op.masks.map(|Masks { bits, rows }| (Rows::new(bits), Rows::new(rows).all()));
     let (ids, logprobs) = (RowsMut::<i32>::new(op.ids), RowsMut::<f32>::new(op.logprobs));
     with_float!(op.logits.dtype(), T => {
-        sample_rows(cpu, ids, logprobs, Rows::<T>::new(op.logits), params);
+        sample_rows(cpu, ids, logprobs, Rows::<T>::new(op.logits), params, masks);
     });
 }
 
@@ -45,6 +46,7 @@ fn sample_rows<T: Float>(
     logprobs: RowsMut<'_, f32>,
     logits: Rows<'_, T>,
     params: Rows<'_, u8>,
+    masks: Option<(Rows<'_, i32>, &[i32])>,
 ) {
     // However shaped, ids and logprobs hold one element per row of logits (`Cx`).
     let place = |row: usize, cols: usize| (row / cols, row % cols..row % cols + 1);
@@ -53,7 +55,10 @@ fn sample_rows<T: Float>(
         SCRATCH.with_borrow_mut(|scratch| {
             scratch.row.resize(logits.cols(), 0.0);
             dispatch(cpu.isa(), Convert { out: &mut scratch.row, x: logits.row(i) });
-            let (id, logprob) = draw(cpu, scratch, params);
+            let mask = masks.and_then(|(bits, rows)| {
+                super::index(rows[i], bits.rows()).map(|mask| bits.row(mask))
+            });
+            let (id, logprob) = draw(cpu, scratch, params, mask);
             let (row, cols) = place(i, ids.cols());
             // SAFETY: each task writes the element of its own row (the partition).
             let to = unsafe { ids.part(row, cols) };
@@ -66,8 +71,16 @@ fn sample_rows<T: Float>(
     });
 }
 
-fn draw(cpu: &Cpu, scratch: &mut Scratch, params: SampleParams) -> (i32, f32) {
+fn draw(
+    cpu: &Cpu,
+    scratch: &mut Scratch,
+    params: SampleParams,
+    mask: Option<&[i32]>,
+) -> (i32, f32) {
     let params = apply_lists(&mut scratch.row, params);
+    if let Some(mask) = mask {
+        apply_mask(&mut scratch.row, mask);
+    }
     let row = &scratch.row;
     let temperature = if params.temperature == 0.0 { 1.0 } else { params.temperature };
     let scale = LOG2_E / temperature;
@@ -77,7 +90,7 @@ fn draw(cpu: &Cpu, scratch: &mut Scratch, params: SampleParams) -> (i32, f32) {
     }
     if max == f32::INFINITY || !(scale > 0.0 && scale.is_finite()) {
         // Infinities need the definition's case distinctions.
-        return sample_row(row, &params);
+        return sample_row(row, &params, None);
     }
     let masses = &mut scratch.masses;
     masses.resize(row.len(), 0);
@@ -123,6 +136,21 @@ fn apply_lists(row: &mut [f32], params: SampleParams) -> SampleParams {
     }
     ids(params.banned).for_each(|id| row[id] = f32::NEG_INFINITY);
     SampleParams { allowed: [-1; 4], banned: [-1; 4], ..params }
+}
+
+/// As [`apply_lists`], for ids that the mask does not have. Most words have all or none.
+fn apply_mask(row: &mut [f32], mask: &[i32]) {
+    for (row, &word) in row.chunks_mut(32).zip(mask) {
+        match word {
+            -1 => {}
+            0 => row.fill(f32::NEG_INFINITY),
+            _ => {
+                for (i, v) in row.iter_mut().enumerate() {
+                    *v = if word >> i & 1 == 1 { *v } else { f32::NEG_INFINITY };
+                }
+            }
+        }
+    }
 }
 
 struct Extremes {
@@ -291,10 +319,10 @@ mod tests {
     use super::*;
     use crate::{CpuOptions, test_support::Random};
 
-    fn check(cpu: &Cpu, row: &[f32], params: SampleParams) {
+    fn check(cpu: &Cpu, row: &[f32], params: SampleParams, mask: Option<&[i32]>) {
         let mut scratch = Scratch { row: row.to_vec(), ..Scratch::default() };
-        let (id, logprob) = draw(cpu, &mut scratch, params);
-        let (want_id, want_logprob) = sample_row(row, &params);
+        let (id, logprob) = draw(cpu, &mut scratch, params, mask);
+        let (want_id, want_logprob) = sample_row(row, &params, mask);
         assert_eq!(id, want_id, "{params:?}");
         assert_eq!(logprob.to_bits(), want_logprob.to_bits(), "{params:?}");
     }
@@ -339,7 +367,13 @@ mod tests {
                 if random.below(3) == 0 {
                     params.banned = std::array::from_fn(|_| id(&mut random));
                 }
-                check(&cpu, &row, params);
+                let mask: Vec<i32> = (0..vocab.div_ceil(32))
+                    .map(|_| {
+                        [-1, 0, 1 << random.below(32), random.below(1 << 31) as i32]
+                            [random.below(4)]
+                    })
+                    .collect();
+                check(&cpu, &row, params, (random.below(3) == 0).then_some(&mask));
             }
         }
     }

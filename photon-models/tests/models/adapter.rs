@@ -195,6 +195,7 @@ fn logits(
                 images: &[],
                 adapter: *adapter,
                 sample: Some(SampleParams::GREEDY),
+                mask: None,
             });
         }
         let batch = batch.upload(cx);

@@ -87,6 +87,7 @@ fn matches_reference(precision: Precision, absolute: f32, relative: f32) {
                 images: &[0],
                 adapter: None,
                 sample: Some(SampleParams::GREEDY),
+                mask: None,
             };
             let logits = run.pass(|model, cx, kv, image| {
                 let mut batch = BatchBuilder::new(BLOCK_SIZE, config.vision.patches());

@@ -22,15 +22,16 @@ use photon_kv::{Namespace, TokenKey};
 use photon_models::{
     config::Config,
     image::{CropConfig, Crops, ImageDigest},
-    prompt::{Input, MAX_IMAGES, Rejected, spans},
+    prompt::{Input, MAX_IMAGES, Rejected, Skill, spans},
     skill::SkillState,
     tokenizer::Tokenizer,
 };
 
 use crate::{
-    Image, ImageSource, Metrics, Request, RunError,
+    GrammarError, Image, ImageSource, Metrics, Request, RunError,
     engine::{
         adapters::{AdapterUse, LoadAdapters},
+        grammar::{Grammars, Guide},
         ms,
         sequence::{Sequence, Shown},
     },
@@ -42,7 +43,8 @@ use crate::{
 pub(crate) struct Setup {
     pub(crate) adapters: Arc<dyn LoadAdapters>,
     pub(crate) config: Config,
-    pub(crate) tokenizer: Tokenizer,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) grammars: Grammars,
     pub(crate) crops: CropConfig,
     /// Most requests waiting to be prepared.
     pub(crate) max_waiting: usize,
@@ -485,6 +487,7 @@ impl Queue {
         let begun = Instant::now();
         let Setup { config, tokenizer, crops, .. } = &self.setup;
         let inputs = request.skill.prompt(config, tokenizer, request.images.len())?;
+        let guide = self.guide(&request)?;
         if inputs.len() >= config.text.max_context {
             let (tokens, max) = (inputs.len(), config.text.max_context);
             return Err(Rejected::TooLong { tokens, max }.into());
@@ -522,6 +525,7 @@ impl Queue {
             state,
             drafter: Default::default(),
             draft: Vec::new(),
+            guide,
             sampling: request.sampling,
             priority: request.priority,
             deadline: request.deadline.map(|deadline| submitted + deadline),
@@ -535,6 +539,19 @@ impl Queue {
             first_token: None,
             events,
         })
+    }
+
+    /// Where the answer's grammar begins, if it has one.
+    fn guide(&self, request: &Request) -> Result<Option<Guide>, GrammarError> {
+        let Some(grammar) = &request.grammar else { return Ok(None) };
+        match &request.skill {
+            Skill::Query { .. } | Skill::Chat { .. } => {}
+            other => return Err(GrammarError::Skill(other.name())),
+        }
+        if request.forced_tokens.is_some() {
+            return Err(GrammarError::ForcedLength);
+        }
+        self.setup.grammars.guide(grammar, &self.setup.config).map(Some)
     }
 
     /// Cuts the pictures that are not likely to be in the cache where they stand.

@@ -95,6 +95,7 @@ struct Bucket {
     rows: usize,
     region: bool,
     adapters: bool,
+    masks: bool,
 }
 
 /// A model and its working memory on a device.
@@ -199,6 +200,8 @@ impl<D: Kernels> Runner<D> {
         let context = model.config().text.max_context;
         let table = vec![0; context.div_ceil(limits.block_size)];
         let adapter = adapters.is_some().then_some(0);
+        let mask = vec![0; model.config().text.vocab_size.div_ceil(32)];
+        let mask = Some(&mask[..]);
         let mut batch = BatchBuilder::new(limits.block_size, patches(model));
         let draft = &vec![0; limits.max_draft];
         let mut left = limits.max_tokens.max(limits.max_drawn());
@@ -207,8 +210,9 @@ impl<D: Kernels> Runner<D> {
             let inputs = vec![Input::Coord(0.0); len];
             left -= len + draft.len();
             let sample = Some(SampleParams::GREEDY);
-            let (inputs, block_table) = (&inputs[..], &table[..]);
-            batch.push(&Row { inputs, draft, start: 0, block_table, images: &[], adapter, sample });
+            let (inputs, block_table, images) = (&inputs[..], &table[..], &[]);
+            let start = 0;
+            batch.push(&Row { inputs, draft, start, block_table, images, adapter, sample, mask });
         }
         let heads = Heads { coord: true, size: true };
         let text = Arena::measure(device, stream, |cx| {
@@ -301,9 +305,9 @@ impl<D: Kernels> Runner<D> {
         let cx = &mut Cx::new(device, stream, arena);
         if is_decode && self.limits.capture {
             let region = heads != Heads::default() || batch.has_region_inputs();
-            let adapted = batch.has_adapters();
             let rows = rows.next_power_of_two().min(max_rows);
-            let bucket = Bucket { rows, region, adapters: adapted };
+            let (adapted, masks) = (batch.has_adapters(), batch.has_masks());
+            let bucket = Bucket { rows, region, adapters: adapted, masks };
             batch.pad(bucket.rows, max_blocks, region);
             let heads = Heads { coord: region, size: region };
             let batch = batch.upload(cx);
@@ -403,6 +407,7 @@ fn text_pass<D: Kernels>(
         logprobs: &mut part(1, rows, DType::F32),
         logits: &logits,
         params: &batch.params,
+        masks: batch.masks(),
     });
     let heads =
         [(heads.coord, RegionHead::Coord, 2, rows), (heads.size, RegionHead::Size, 3, 2 * rows)];
@@ -414,6 +419,7 @@ fn text_pass<D: Kernels>(
             logprobs: &mut logprobs,
             logits: &logits,
             params: &greedy.row_range(0..rows),
+            masks: None,
         });
     }
 }

@@ -16,6 +16,7 @@ use photon_sched::PlanRow;
 use super::{
     adapters::AdapterUse,
     draft::Drafter,
+    grammar::Guide,
     ms, ms_between,
     prepare::{Picture, PrefixId},
     runner::Drew,
@@ -47,6 +48,8 @@ pub(crate) struct Sequence {
     pub(crate) drafter: Drafter,
     /// Guessed to follow `inputs`.
     pub(crate) draft: Vec<u32>,
+    /// Where in its grammar the answer is.
+    pub(crate) guide: Option<Guide>,
     pub(crate) sampling: Sampling,
     pub(crate) priority: i8,
     pub(crate) deadline: Option<Instant>,
@@ -87,6 +90,11 @@ impl Sequence {
         }
     }
 
+    /// The ids that the grammar allows next, if there is one.
+    pub(crate) fn mask(&self) -> Option<&[i32]> {
+        self.guide.as_ref().filter(|_| self.state.is_answering()).map(Guide::mask)
+    }
+
     /// Its first step begins.
     pub(crate) fn start(&mut self, cached: usize) {
         if self.started.is_none() {
@@ -120,7 +128,19 @@ impl Sequence {
         if let Some(logprobs) = &mut self.logprobs {
             logprobs.push(drew.logprob);
         }
-        let next = match self.state.advance(drawn, tokenizer, events) {
+        let guide = self.guide.as_mut().filter(|_| self.state.is_answering());
+        let mut next = self.state.advance(drawn, tokenizer, events);
+        if let Some(guide) = guide
+            && next != Next::Finish(FinishReason::Stop)
+        {
+            if guide.accept(drew.id as u32)? {
+                self.state.cut(events);
+                next = Next::Finish(FinishReason::Stop);
+            } else if let Next::Feed(_) = next {
+                guide.look_ahead()?;
+            }
+        }
+        let next = match next {
             Next::Feed(_) if self.inputs.len() >= config.text.max_context => {
                 self.state.cut(events);
                 Next::Finish(FinishReason::Length)
@@ -135,6 +155,10 @@ impl Sequence {
 
     /// Guesses at most `most` ids, all of which are drawn like the next one if the guess is right.
     pub(crate) fn guess(&mut self, most: usize) {
+        // What a grammar allows after a guess is not known before it is accepted.
+        if self.guide.is_some() {
+            return;
+        }
         self.draft = self.drafter.guess(&self.inputs, most);
         self.draft.truncate(self.state.draftable(&self.draft));
     }

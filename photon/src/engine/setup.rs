@@ -20,6 +20,7 @@ use photon_sched::{Limits, Scheduler};
 use super::{
     Engine,
     adapters::AdapterStore,
+    grammar::Grammars,
     prepare::{Open, Queue, Setup},
     runner::{Runner, RunnerLimits},
     slots::Slots,
@@ -238,9 +239,11 @@ pub(crate) fn start<D: Kernels>(
     let (max_prepared, max_known) = (sizes.max_prepared, sizes.max_known);
     let shape = sizes.runner.adapter_shape(&config, precision);
     let adapters = Arc::new(AdapterStore::new(device.clone(), config.clone(), shape));
+    let tokenizer = Arc::new(tokenizer);
     let setup = Setup {
         adapters: Arc::clone(&adapters) as _,
         config,
+        grammars: Grammars::new(Arc::clone(&tokenizer)),
         tokenizer,
         crops,
         max_waiting,

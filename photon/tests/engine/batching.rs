@@ -6,8 +6,8 @@ use std::{
 };
 
 use photon::{
-    Budget, CaptionLength, DType, Device, EngineOptions, EngineStats, Image, Message, Model,
-    Photon, Request, Role, Sampling, Shutdown, Skill, SpatialRef,
+    Budget, CaptionLength, DType, Device, EngineOptions, EngineStats, Grammar, Image, Message,
+    Model, Photon, Request, Role, Sampling, Shutdown, Skill, SpatialRef,
 };
 
 use safetensors::{Dtype, tensor::TensorView};
@@ -86,7 +86,13 @@ fn request(rng: &mut Rng, pictures: &[Image]) -> Request {
     };
     let adapter = rng.below(6);
     let stop = if rng.below(4) == 0 { vec!["are".to_owned(), " ed".to_owned()] } else { vec![] };
+    let grammar = match (&skill, rng.below(6)) {
+        (Skill::Query { .. }, 0 | 1) => Some(Grammar::Regex("[a-zäöü ]{1,9}[.?]|[0-9]+".into())),
+        (Skill::Query { .. }, 2) => Some(Grammar::Json),
+        _ => None,
+    };
     Request {
+        grammar,
         sampling,
         stop,
         // Half of the requests have none.
@@ -210,6 +216,7 @@ fn in_a_batch_as_alone() {
     // Adapters do not reach the encoder.
     assert!(stats.images_encoded as usize <= pictures().len(), "{stats:?}");
     assert!(stats.adapters_loaded > 3, "the test needs adapters to give way: {stats:?}");
+    assert!(stats.grammar_tokens > 100, "the test needs grammars: {stats:?}");
 }
 
 #[test]

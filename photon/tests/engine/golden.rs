@@ -58,7 +58,7 @@ pub(crate) fn golden_model(name: &str) -> (tempfile::TempDir, Model) {
 }
 
 /// A tiny Moondream 3 with experts, tau by its newer GELU.
-fn tiny3(dtype: DType) -> Photon {
+pub(crate) fn tiny3(dtype: DType) -> Photon {
     synthetic(&recorded("moondream3")["config"], dtype)
 }
 

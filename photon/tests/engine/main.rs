@@ -9,6 +9,7 @@ mod convert;
 mod demo;
 mod drafts;
 mod golden;
+mod grammar;
 mod mixture;
 mod requests;
 mod segment;

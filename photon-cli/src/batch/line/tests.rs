@@ -66,6 +66,13 @@ fn every_skill_is_read_with_the_defaults_of_the_format() {
     assert_eq!(request.sampling, Sampling::GREEDY);
     accepts(json!({"skill": "gaze", "eye": [0.5, 0.25], "image": "data:image/png;base64,QUJD"}));
     accepts(json!({"skill": "caption", "image": "QUJD", "unknown": {"key": 1}}));
+    let request =
+        accepts(json!({"skill": "query", "question": "x", "json_schema": {"b": 1, "a": []},
+        "settings": {"stop": ["\n", " "]}}));
+    assert_eq!(request.grammar, Some(Grammar::JsonSchema(r#"{"b":1,"a":[]}"#.into())));
+    assert_eq!(request.stop, ["\n", " "]);
+    let request = accepts(json!({"skill": "query", "question": "x", "regex": " yes| no"}));
+    assert_eq!(request.grammar, Some(Grammar::Regex(" yes| no".into())));
 }
 
 #[test]
@@ -95,6 +102,11 @@ fn types_are_strict() {
     wrong("images", json!(vec!["QQ"; 17]), "16 images at most, and 17 were given");
     let two = json!({"skill": "detect", "object": "x", "images": ["QQ", "QQ"]});
     refuses(two, Code::InvalidRequest, "detect looks at one image, and 2 were given");
+    wrong("json_schema", json!("{}"), "Field 'json_schema' must be a JSON schema");
+    wrong("regex", json!(7), "Field 'regex' must be a string");
+    wrong("settings", json!({"stop": "x"}), "'settings.stop' must be an array of strings");
+    let both = json!({"skill": "query", "question": "x", "regex": "a", "json_schema": {}});
+    refuses(both, Code::InvalidRequest, "give one of 'json_schema' and 'regex'");
     let both = json!({"skill": "query", "question": "x", "image": "QQ", "image_path": "x"});
     refuses(both, Code::InvalidRequest, "give one of");
     refuses(json!({"skill": "caption"}), Code::InvalidRequest, "caption needs an image");

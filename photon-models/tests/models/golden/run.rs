@@ -145,6 +145,7 @@ impl Run {
             images: &[0],
             adapter: None,
             sample: Some(SampleParams::GREEDY),
+            mask: None,
         };
         let logits = self.pass(|model, cx, kv, image| {
             let mut batch = BatchBuilder::new(BLOCK_SIZE, model.config().vision.patches());

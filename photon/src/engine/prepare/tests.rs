@@ -48,11 +48,13 @@ impl Rig {
     /// One worker, one thread that reads adapters, no engine: what is prepared stays.
     fn new() -> Self {
         let Parts { config, tokenizer, .. } = Model::Demo.open().unwrap();
+        let tokenizer = Arc::new(tokenizer);
         let ((begins, begun), (go, goes)) = (channel(), channel());
         let setup = Setup {
             adapters: Arc::new(Slow { begun: Mutex::new(begins), go: Mutex::new(goes) }),
             crops: crop_config(&config, ResizeOrder::default()),
             config,
+            grammars: Grammars::new(Arc::clone(&tokenizer)),
             tokenizer,
             max_waiting: 100,
             max_prepared: 100,
