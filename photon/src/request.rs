@@ -132,7 +132,7 @@ pub struct Metrics {
     pub drafted_tokens: usize,
     /// How many of them were drawn, too.
     pub accepted_tokens: usize,
-    /// Crops of the pictures; 0 without any.
+    /// Crops of the pictures, but of those found in the prefix cache, which need not be cut.
     pub crops: usize,
     /// Waiting for the device, from the end of preprocessing to the first step.
     pub queue_time_ms: f64,
