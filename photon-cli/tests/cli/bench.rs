@@ -141,7 +141,7 @@ fn what_cannot_be_measured_is_said_before_the_work() {
     };
     check(&["--images", "3", "--questions", "7"], 2, "each picture has one or two");
     check(&["--images", "3", "--questions", "2"], 2, "each picture has one or two");
-    check(&["--synthetic", "no-such-folder"], 2, "neither moondream2 nor a folder");
+    check(&["--synthetic", "no-such-folder"], 2, "neither moondream2 nor moondream3 nor a folder");
     check(&["--model", "no-such-model"], 1, "no-such-model");
     check(&["--out", "no-such-folder/a.jsonl"], 1, "cannot write no-such-folder/a.jsonl");
     check(&["--quick", "--images", "5"], 2, "cannot be used with");
