@@ -186,7 +186,7 @@ pub(crate) fn weight(format: WeightFormat, k: usize, bytes: &[u8], scales: &[f32
             WeightFormat::Fp8 => code(codes[i], DType::Fp8) * scale(0),
             WeightFormat::Int4 { group } => {
                 let byte = codes[i / 2];
-                let q = if i % 2 == 0 { byte % 16 } else { byte / 16 };
+                let q = if i.is_multiple_of(2) { byte % 16 } else { byte / 16 };
                 let group = i / group as usize;
                 f64::from(q) * scale(2 * group) + scale(2 * group + 1)
             }

@@ -132,15 +132,14 @@ fn agree(
     mut logits: Vec<f32>,
     banned: Option<usize>,
 ) {
-    let mut position = inputs(&record["prompt"], run.model.config().vision.patches()).len();
-    for token in record["tokens"].as_array().unwrap() {
+    let prompt = inputs(&record["prompt"], run.model.config().vision.patches());
+    for (position, token) in (prompt.len()..).zip(record["tokens"].as_array().unwrap()) {
         let token = token.as_u64().unwrap() as u32;
         let legal = (0..logits.len()).filter(|id| Some(*id) != banned);
         let best = legal.max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
         distance.agreed += usize::from(best == Some(token as usize));
         distance.tokens += 1;
         logits = run.logits(&[Input::Token(token)], position);
-        position += 1;
     }
 }
 

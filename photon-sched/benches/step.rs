@@ -26,7 +26,7 @@ fn spec(image: u8, max_len: u32) -> SeqSpec {
     SeqSpec {
         namespace: Namespace::default(),
         keys: picture.chain(text).collect(),
-        spans: vec![0..730],
+        spans: std::iter::once(0..730).collect(),
         max_len,
         priority: 0,
         deadline: None,

@@ -195,7 +195,7 @@ pub(super) fn pack_nibbles(
             let row = &bytes[row * row_bytes..(row + 1) * row_bytes];
             let (place, shift) = (
                 column / (2 * lanes) * lanes + column % lanes,
-                if column / lanes % 2 == 0 { 0 } else { 4 },
+                if (column / lanes).is_multiple_of(2) { 0 } else { 4 },
             );
             for step in 0..k {
                 let code = row[step / 2] >> (4 * (step % 2)) & 15;

@@ -288,7 +288,7 @@ impl<'a> Machine<'a> {
                 b'Q' => self.persistent()?,
                 b'R' => self.reduce()?,
                 // What is built on are attributes, of which a dictionary of tensors needs none.
-                b'b' => drop(self.pop()?),
+                b'b' => _ = self.pop()?,
                 b'.' => return self.pop(),
                 code => return Err(format!("operation {code:#04x}, which tensors need not")),
             }
@@ -564,7 +564,7 @@ mod tests {
         let size = [b"(".to_vec(), b"K\x01".repeat(9), b"t".to_vec()].concat();
         let tensor = [
             &b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storage"[..],
-            b"ctorch\nFloatStorage\nX\x01\0\0\00tQK\0",
+            b"ctorch\nFloatStorage\nX\x01\0\0\x000tQK\0",
             &size,
             &size,
             b"tR.",

@@ -46,12 +46,12 @@ impl Context {
                 Some(_) => tokens[pos..end].iter().fold(self.0, |h, &token| mix(h, token.into())),
                 None => self.0,
             };
-            for pos in pos..end {
-                let cell = mix(mix(seen, u64::from(tokens[pos])), pos as u64);
+            for &token in &tokens[pos..end] {
+                let cell = mix(mix(seen, u64::from(token)), pos as u64);
                 leave(pos, cell);
                 self.see(cell);
+                pos += 1;
             }
-            pos = end;
         }
     }
 }

@@ -279,7 +279,8 @@ pub(crate) fn start<D: Kernels>(
         std::thread::Builder::new().name(name.into()).spawn(body).map_err(BuildError::Thread)
     };
     let mut threads = vec![thread("photon-engine", Box::new(move || engine.run()))?];
-    let mut others: Vec<(&str, fn(&Queue))> = vec![("photon-worker", Queue::work); workers];
+    type Work = fn(&Queue);
+    let mut others = vec![("photon-worker", Queue::work as Work); workers];
     if sizes.runner.adapter_slots > 0 {
         others.push(("photon-adapters", Queue::load_adapters));
     }
