@@ -173,8 +173,8 @@ pub enum Rejected {
     EmptyObject,
     /// Segment, of a model that cannot.
     #[error(
-        "segment needs Moondream 3, such as --model moondream3-preview; this model's config.json has no \
-         templates.segment"
+        "segment needs Moondream 3, such as --model demo3 or moondream3-preview; this model's config.json \
+         has no templates.segment"
     )]
     CannotSegment,
     /// A skill that looks at a picture, without one.

@@ -275,50 +275,37 @@ fn drawings_have_the_size_of_their_picture() {
     fails(&["point", &a, "shape", "--draw", bmp.to_str().unwrap()], 2, "end its name in .png");
 }
 
-/// The demo model with a prompt for outlines: that for boxes, so it gives the box and no path.
-fn segmenter(folder: &Folder) -> String {
-    let demo = format!("{}/../photon/demo", env!("CARGO_MANIFEST_DIR"));
-    for name in ["model.safetensors", "tokenizer.json"] {
-        std::fs::copy(format!("{demo}/{name}"), folder.path(name)).unwrap();
-    }
-    let config = std::fs::read(format!("{demo}/config.json")).unwrap();
-    let mut config: Value = serde_json::from_slice(&config).unwrap();
-    let templates = &mut config["config"]["tokenizer"]["templates"];
-    templates["segment"] = templates["detect"].clone();
-    folder.file("config.json", config.to_string().as_bytes());
-    folder.path("").to_str().unwrap().to_owned()
-}
-
 #[test]
-fn an_outline_comes_with_its_box() {
+fn an_outline_is_a_path_with_its_box() {
     let folder = Folder::new();
-    let (model, image) = (segmenter(&folder), asset("four.png"));
+    let image = asset("shapes.png");
     let segment = |more: &[&str]| {
-        let args = ["segment", &image, "circle", "--model", &model, "--spatial-ref", "0.5,0.5"];
+        let args = ["segment", &image, "star", "--model", "demo3"];
         succeeds(&[&args[..], more].concat())
     };
     let answer: Value = serde_json::from_str(&segment(&["--json"])).unwrap();
     let keys: Vec<&String> = answer.as_object().unwrap().keys().collect();
-    assert_eq!(keys[..2], ["path", "bbox"], "{answer}");
-    let number = |key: &str| answer["bbox"][key].as_f64().unwrap();
-    assert!(number("x_min") < number("x_max") && number("y_min") < number("y_max"), "{answer}");
+    assert_eq!(keys[..3], ["path", "bbox", "finish_reason"], "{answer}");
+    let path = answer["path"].as_str().unwrap();
+    assert!(path.starts_with("M ") && path.ends_with(" Z"), "{answer}");
     let out = folder.path("out.png").to_str().unwrap().to_owned();
     let text = segment(&["--draw", &out]);
-    assert!(text.contains(&format!("{:.3} ", number("x_min"))), "{text}");
+    let (first, second) = text.trim_end().split_once('\n').unwrap();
+    let left = answer["bbox"]["x_min"].as_f64().unwrap();
+    assert_eq!(first, path);
+    assert!(second.starts_with(&format!("{left:.3} ")) && second.ends_with(" px)"), "{text}");
     let open = |path: &str| image::open(path).unwrap().to_rgb8();
     assert_ne!(open(&out), open(&image), "something is drawn");
 
-    let line = json!({"skill": "segment", "object": "circle", "image_path": image});
+    let line = json!({"skill": "segment", "object": "star", "image_path": image});
     let input = folder.file("in.jsonl", line.to_string().as_bytes());
-    let result: Value =
-        serde_json::from_str(&succeeds(&["batch", &input, "--model", &model])).unwrap();
-    assert!(result["result"]["bbox"]["x_min"].is_number(), "{result}");
-    // The demo model as it is cannot.
-    let output = run(&["batch", &input]);
-    assert_eq!(output.status.code(), Some(1));
-    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(result["error"]["code"], "invalid_request");
-    fails(&["segment", &image, "circle"], 2, "segment needs Moondream 3");
+    let batch = |model: &str| -> Value {
+        let output = run(&["batch", &input, "--model", model]);
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    assert_eq!(batch("demo3")["result"]["path"], path);
+    assert_eq!(batch("demo")["error"]["code"], "invalid_request");
+    fails(&["segment", &image, "star"], 2, "segment needs Moondream 3");
 }
 
 #[test]
