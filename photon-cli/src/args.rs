@@ -2,6 +2,7 @@
 mod adapter;
 mod bench;
 mod convert;
+mod serve;
 
 use std::path::PathBuf;
 
@@ -15,6 +16,7 @@ pub(crate) use bench::{
     BenchAnswer, BenchArgs, BenchMode, BenchModelArgs, BenchWhat, BenchWorkloadArgs,
 };
 pub(crate) use convert::{ConversionArgs, ConvertArgs, QuantizeArgs};
+pub(crate) use serve::{AutoArg, LogArgs, LogFormat, PrefixArg, ServeArgs};
 
 /// Ask pictures: caption, answer, detect, point, outline - on this machine, offline.
 #[derive(Debug, Parser)]
@@ -77,6 +79,9 @@ pub(crate) enum Command {
     Adapter(AdapterArgs),
     /// Say what this machine has, what Photon would use, and what is wrong
     Doctor(DoctorArgs),
+    /// Answer over HTTP, with a page to try everything
+    #[command(after_long_help = serve::SERVE_HELP)]
+    Serve(Box<ServeArgs>),
     /// Measure how fast this machine is
     Bench(BenchArgs),
 }

@@ -18,12 +18,11 @@ mod names;
 mod output;
 mod rng;
 mod run;
+mod serve;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use args::{Args, Command};
+use args::Command;
 
 /// What a command failed with, and whose fault it was.
 #[derive(Debug)]
@@ -43,8 +42,11 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    let done = match args.command {
+    let args = match serve::with_file(std::env::args_os().collect()) {
+        Ok(args) => args,
+        Err(failure) => return report(Err(failure)),
+    };
+    report(match args.command {
         Command::Query(a) => run::query(a),
         Command::Chat(a) => chat::chat(a),
         Command::Caption(a) => run::caption(a),
@@ -60,8 +62,13 @@ fn main() -> ExitCode {
         Command::Quantize(a) => convert::quantize(&a),
         Command::Adapter(a) => adapter::adapter(&a),
         Command::Doctor(a) => models::doctor(&a),
+        Command::Serve(a) => serve::serve(&a),
         Command::Bench(a) => bench::bench(&a),
-    };
+    })
+}
+
+/// Says how a command ended, and what the program's exit code is.
+fn report(done: Result<(), Failure>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Failed(error)) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,

@@ -220,6 +220,37 @@ impl Photon {
         Ok(ids.len())
     }
 
+    /// The exact bytes a token stands for; none if it has no text.
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
+        self.engine.queue.setup().tokenizer.token_bytes(id)
+    }
+
+    /// The generation of the model.
+    pub fn family(&self) -> Family {
+        self.engine.queue.setup().config.family()
+    }
+
+    /// The names of the skills the model has prompts for.
+    pub fn skills(&self) -> Vec<&'static str> {
+        let segments = self.engine.queue.setup().config.tokenizer.templates.segment.is_some();
+        let all = ["query", "caption", "detect", "point", "segment", "gaze", "chat"];
+        all.into_iter().filter(|skill| segments || *skill != "segment").collect()
+    }
+
+    /// The names of the adapters that requests can ask for, as they are in the folder now.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn adapters(&self) -> Result<Vec<AdapterName>, NameError> {
+        let Some(folder) = &self.engine.adapters else { return Ok(Vec::new()) };
+        Ok(folder.list()?.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// Most requests that wait.
+    pub fn max_waiting(&self) -> usize {
+        self.engine.queue.setup().max_waiting
+    }
+
     /// Where the model runs, for people.
     pub fn device_name(&self) -> String {
         self.engine.started().device.clone()

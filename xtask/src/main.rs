@@ -5,6 +5,7 @@
 mod ci;
 mod demo_eval;
 mod fuzz;
+mod serve_load;
 mod tidy;
 
 use std::{
@@ -31,6 +32,8 @@ enum Task {
     Tidy,
     /// Draw pictures the demo model never saw, ask the engine about them, print a table
     DemoEval(demo_eval::Args),
+    /// Load `photon serve` with many clients and far more requests than it can answer, print a table
+    ServeLoad(serve_load::Args),
     /// Print what formats of weights, and of keys and values, cost on the golden models
     GoldenEval,
     /// Feed bytes that nobody would write to everything that reads files (needs cargo-fuzz)
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Task::Ci => ci::run(),
         Task::Tidy => tidy::run(root()),
         Task::DemoEval(args) => demo_eval::run(&args),
+        Task::ServeLoad(args) => serve_load::run(&args),
         Task::GoldenEval => cargo(&[
             "run",
             "--quiet",

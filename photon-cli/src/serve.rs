@@ -1,0 +1,174 @@
+//! `photon serve`: flags, variables and a file to a server; signals to its end.
+use std::{ffi::OsString, net::SocketAddr, path::Path};
+
+use anyhow::Context as _;
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, parser::ValueSource};
+use photon::Family;
+use photon_server::{Config, Handle, MetricsPrefix, Server};
+
+use crate::{
+    Failure,
+    args::{Args, AutoArg, LogArgs, LogFormat, PrefixArg, ServeArgs},
+    output,
+    run::load,
+};
+
+/// Ollama's port.
+const OLLAMA_PORT: u16 = 11434;
+
+pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
+    start_log(&args.log);
+    let (listen, limits) = (&args.listen, &args.limits);
+    let (photon, adapter) = load(&args.model, |builder| {
+        builder.max_seqs(usize::from(limits.max_seqs)).max_waiting(limits.max_waiting)
+    })?;
+    let config = Config {
+        listen: SocketAddr::new(listen.host, listen.port),
+        port_tries: listen.port_tries,
+        ollama: listen.ollama.then(|| SocketAddr::new(listen.host, OLLAMA_PORT)),
+        model_name: model_name(&args.model.model),
+        adapter,
+        aliases: listen.alias.clone(),
+        api_keys: listen.api_key.clone(),
+        cors_origins: listen.cors.clone(),
+        fetch_hosts: listen.fetch.clone(),
+        fetch_private: listen.fetch_private,
+        chat_reasoning: match listen.chat_reasoning {
+            AutoArg::Auto => photon.family() == Family::Moondream3 && args.model.model != "demo3",
+            AutoArg::On => true,
+            AutoArg::Off => false,
+        },
+        max_body_bytes: limits.max_body,
+        max_image_bytes: limits.max_image,
+        max_images: limits.max_images,
+        max_text_bytes: limits.max_text,
+        max_objects: limits.max_objects,
+        deadline: limits.deadline.0,
+        header_timeout: limits.header_timeout.0,
+        stall_timeout: limits.stall_timeout.0,
+        idle_timeout: limits.idle_timeout.0,
+        max_connections: limits.max_connections,
+        drain: limits.drain.0,
+        metrics_prefix: match args.log.metrics_prefix {
+            PrefixArg::Photon => MetricsPrefix::Photon,
+            PrefixArg::Vllm => MetricsPrefix::Vllm,
+        },
+        ..Config::default()
+    };
+    let open_to_all = !listen.host.is_loopback() && listen.api_key.is_empty();
+    let device = photon.device_name();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let name = config.model_name.clone();
+        let server = Server::bind(photon, config).await?;
+        for address in server.addresses() {
+            output::note(&format!("serving {name} on http://{address} ({device})"));
+        }
+        if open_to_all {
+            output::note("other machines may ask without a key; --api-key asks for one");
+        }
+        tokio::spawn(stop_on_signals(server.handle()));
+        server.run().await;
+        output::note("stopped");
+        Ok::<(), Failure>(())
+    })
+}
+
+/// What answers call the model: its name, or the last part of its folder's.
+fn model_name(model: &str) -> String {
+    let name = Path::new(model).file_name().and_then(|name| name.to_str());
+    name.unwrap_or(model).to_owned()
+}
+
+/// The first signal drains, a second one gives up.
+async fn stop_on_signals(server: Handle) {
+    loop {
+        if let Err(error) = signalled().await {
+            tracing::error!(%error, "signals are not heard");
+            return;
+        }
+        output::note("stopping; once more gives up what is under way");
+        server.stop();
+    }
+}
+
+#[cfg(unix)]
+async fn signalled() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        done = tokio::signal::ctrl_c() => done,
+    }
+}
+
+#[cfg(not(unix))]
+async fn signalled() -> std::io::Result<()> {
+    tokio::signal::ctrl_c().await
+}
+
+fn start_log(args: &LogArgs) {
+    let log = tracing_subscriber::fmt().with_max_level(args.log).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Human => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+/// What was typed, with the lines of the file that `photon serve --config` names put in where neither
+/// the command line nor a variable says something.
+pub(crate) fn with_file(typed: Vec<OsString>) -> Result<Args, Failure> {
+    let matches = Args::command().get_matches_from(&typed);
+    let lines = match matches.subcommand() {
+        Some(("serve", serve)) => match serve.get_one::<std::path::PathBuf>("config") {
+            Some(file) => options(file, serve)?,
+            None => Vec::new(),
+        },
+        _ => Vec::new(),
+    };
+    let matches = match lines.is_empty() {
+        true => matches,
+        false => Args::command().get_matches_from(typed.into_iter().chain(lines)),
+    };
+    Args::from_arg_matches(&matches).map_err(|error| error.exit())
+}
+
+/// The lines of a file as options.
+fn options(file: &Path, typed: &ArgMatches) -> Result<Vec<OsString>, Failure> {
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let wrong = |why: String| Failure::Usage(format!("{}: {why}", file.display()));
+    let table: toml::Table =
+        text.parse().map_err(|error: toml::de::Error| wrong(error.to_string()))?;
+    let mut command = Args::command();
+    command.build();
+    let serve = command.find_subcommand("serve").expect("it is a command");
+    let mut options = Vec::new();
+    for (name, value) in table {
+        let arg = serve.get_arguments().find(|arg| arg.get_long() == Some(&name));
+        let arg = arg.filter(|_| !["config", "help"].contains(&name.as_str()));
+        let arg = arg.ok_or_else(|| wrong(format!("there is no option {name:?}")))?;
+        let source = typed.value_source(arg.get_id().as_str());
+        if matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable)) {
+            continue;
+        }
+        let is_switch = !arg.get_action().takes_values();
+        let values = match value {
+            toml::Value::Array(values) => values,
+            value => vec![value],
+        };
+        for value in values {
+            match value {
+                toml::Value::Boolean(on) if is_switch => {
+                    options.extend(on.then(|| format!("--{name}")));
+                }
+                _ if is_switch => return Err(wrong(format!("{name} is true or false"))),
+                toml::Value::String(text) => options.push(format!("--{name}={text}")),
+                toml::Value::Integer(number) => options.push(format!("--{name}={number}")),
+                toml::Value::Float(number) => options.push(format!("--{name}={number}")),
+                _ => return Err(wrong(format!("{name} must be a text or a number"))),
+            }
+        }
+    }
+    Ok(options.into_iter().map(OsString::from).collect())
+}

@@ -1,0 +1,186 @@
+//! Opening ports, taking connections, and ending in good order.
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::Router;
+use photon::{Photon, Shutdown};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::{Semaphore, watch},
+    task::JoinSet,
+};
+
+use crate::{Config, app::App, connection};
+
+/// Why a server could not start.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {source}{hint}")]
+pub struct BindError {
+    /// Where it should have.
+    pub address: SocketAddr,
+    /// What the system said.
+    pub source: io::Error,
+    hint: &'static str,
+}
+
+/// A server with its ports open.
+pub struct Server {
+    app: Arc<App>,
+    router: Router,
+    listeners: Vec<TcpListener>,
+    stop: watch::Sender<bool>,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("addresses", &self.addresses()).finish_non_exhaustive()
+    }
+}
+
+/// Tells a server to stop, from anywhere.
+#[derive(Clone, Debug)]
+pub struct Handle(watch::Sender<bool>);
+
+impl Handle {
+    /// No more requests are taken; those under way have [`Config::drain`] to end. A second call gives
+    /// them up at once.
+    pub fn stop(&self) {
+        self.0.send_modify(|stopping| *stopping = true);
+    }
+}
+
+impl Server {
+    /// Opens the ports. Nothing is answered until [`Server::run`].
+    ///
+    /// # Errors
+    /// If a port is taken or may not be used.
+    pub async fn bind(photon: Photon, config: Config) -> Result<Self, BindError> {
+        let mut listeners = vec![listen(config.listen, config.port_tries)?];
+        if let Some(address) = config.ollama {
+            listeners.push(listen(address, 0)?);
+        }
+        let app = Arc::new(App::new(photon, config));
+        let router = crate::app::router(&app);
+        Ok(Server { app, router, listeners, stop: watch::Sender::new(false) })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
+    /// What stops it.
+    pub fn handle(&self) -> Handle {
+        Handle(self.stop.clone())
+    }
+
+    /// Answers until it is told to stop and what was under way is done or given up; then the engine is
+    /// stopped too.
+    pub async fn run(self) {
+        let Server { app, router, listeners, stop } = self;
+        let room = Arc::new(Semaphore::new(app.config.max_connections));
+        let mut accepting = JoinSet::new();
+        let connections = Arc::new(tokio::sync::Mutex::new(JoinSet::new()));
+        for listener in listeners {
+            let (app, router, room) = (Arc::clone(&app), router.clone(), Arc::clone(&room));
+            let (stop, connections) = (stop.subscribe(), Arc::clone(&connections));
+            accepting.spawn(async move {
+                accept(listener, app, router, room, stop, connections).await;
+            });
+        }
+        let mut stopping = stop.subscribe();
+        // The sender lives in this function.
+        let _ = stopping.wait_for(|&stopping| stopping).await;
+        app.stop();
+        accepting.join_all().await;
+        let drained = async {
+            let mut connections = connections.lock().await;
+            while connections.join_next().await.is_some() {}
+        };
+        stopping.mark_unchanged();
+        tokio::select! {
+            () = drained => {}
+            () = tokio::time::sleep(app.config.drain) => {
+                tracing::warn!("requests were still under way; they are given up");
+            }
+            _ = stopping.changed() => {}
+        }
+        let photon = app.photon.clone();
+        // Waits for the engine's thread.
+        let _ = tokio::task::spawn_blocking(move || photon.shutdown(Shutdown::Cancel)).await;
+    }
+}
+
+/// Takes connections while there is room.
+async fn accept(
+    listener: TcpListener,
+    app: Arc<App>,
+    router: Router,
+    room: Arc<Semaphore>,
+    mut stop: watch::Receiver<bool>,
+    connections: Arc<tokio::sync::Mutex<JoinSet<()>>>,
+) {
+    loop {
+        let next = async {
+            let permit = Arc::clone(&room).acquire_owned().await;
+            let permit = permit.expect("nobody closes the semaphore");
+            listener.accept().await.map(|(socket, _)| (socket, permit))
+        };
+        let accepted = tokio::select! {
+            accepted = next => accepted,
+            _ = stop.wait_for(|&stopping| stopping) => return,
+        };
+        let (socket, permit) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Too many open files, mostly: it passes when some are closed.
+                tracing::warn!(%error, "cannot take a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        // Answers are written in pieces that should arrive as they are written.
+        let _ = socket.set_nodelay(true);
+        let (router, app, stop) = (router.clone(), Arc::clone(&app), stop.clone());
+        let mut connections = connections.lock().await;
+        while connections.try_join_next().is_some() {}
+        connections.spawn(async move {
+            connection::serve(socket, router, &app.config, stop).await;
+            drop(permit);
+        });
+    }
+}
+
+/// Opens a port, or one of the next.
+fn listen(address: SocketAddr, tries: u16) -> Result<TcpListener, BindError> {
+    let mut at = address;
+    loop {
+        let socket = match address.is_ipv4() {
+            true => TcpSocket::new_v4(),
+            false => TcpSocket::new_v6(),
+        };
+        let listener = socket.and_then(|socket| {
+            // Lets a server that was just stopped start again. On Windows it would let two share a port.
+            #[cfg(not(windows))]
+            socket.set_reuseaddr(true)?;
+            socket.bind(at)?;
+            socket.listen(1024)
+        });
+        match listener {
+            Ok(listener) => return Ok(listener),
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse
+                    && at.port() - address.port() < tries =>
+            {
+                at.set_port(at.port() + 1);
+            }
+            Err(source) => {
+                let hint = match source.kind() {
+                    io::ErrorKind::AddrInUse => "; choose another with --port",
+                    io::ErrorKind::PermissionDenied => "; ports below 1024 need more rights",
+                    _ => "",
+                };
+                return Err(BindError { address: at, source, hint });
+            }
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Conversations as other dialects have them, made into Moondream's turns.
+//!
+//! Clients put a picture into one message and the question into the next, repeat roles, and send empty
+//! texts; Moondream's turns alternate, and a user's turn has its pictures first.
+use photon::{ImageSource, Message, Role};
+
+use crate::error::Problem;
+
+/// A conversation in the making.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    pub(crate) messages: Vec<Message>,
+    /// The pictures of all turns, in order.
+    pub(crate) images: Vec<ImageSource>,
+}
+
+impl Turns {
+    /// Adds a message. One that follows another of the same role belongs to the same turn.
+    pub(crate) fn push(&mut self, role: Role, text: &str, images: Vec<ImageSource>) {
+        let count = images.len();
+        self.images.extend(images);
+        match self.messages.last_mut() {
+            Some(last) if last.role == role => {
+                if !last.text.is_empty() && !text.is_empty() {
+                    last.text.push('\n');
+                }
+                last.text.push_str(text);
+                last.images += count;
+            }
+            _ => self.messages.push(Message { role, text: text.to_owned(), images: count }),
+        }
+    }
+
+    /// What the last turn asks: its text, for skills that are no conversation.
+    pub(crate) fn question(&self) -> Result<&str, Problem> {
+        let last = self.messages.iter().rev().find(|message| message.role == Role::User);
+        match last {
+            Some(message) => Ok(&message.text),
+            None => Err(Problem::invalid("there is no message of the user").at("messages")),
+        }
+    }
+}
+
+/// A role by its name.
+pub(crate) fn role(name: &str) -> Result<Role, Problem> {
+    match name {
+        "user" => Ok(Role::User),
+        "assistant" => Ok(Role::Assistant),
+        "system" | "developer" => Ok(Role::System),
+        other => Err(Problem::invalid(format!(
+            "role {other:?} is not one of system, user and assistant"
+        ))
+        .at("messages")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_picture_in_one_message_belongs_to_the_question_in_the_next() {
+        let mut turns = Turns::default();
+        turns.push(Role::System, "be brief", vec![]);
+        turns.push(Role::User, "", vec![ImageSource::Encoded(vec![1])]);
+        turns.push(Role::User, "what is it?", vec![]);
+        turns.push(Role::Assistant, "a cat", vec![]);
+        turns.push(Role::User, "and", vec![]);
+        turns.push(Role::User, "this?", vec![ImageSource::Encoded(vec![2])]);
+        let shown: Vec<_> =
+            turns.messages.iter().map(|m| (m.role, m.text.as_str(), m.images)).collect();
+        let expected = [
+            (Role::System, "be brief", 0),
+            (Role::User, "what is it?", 1),
+            (Role::Assistant, "a cat", 0),
+            (Role::User, "and\nthis?", 1),
+        ];
+        assert_eq!(shown, expected);
+        assert_eq!(turns.question().unwrap(), "and\nthis?");
+        assert_eq!(turns.images.len(), 2);
+    }
+}

@@ -1,0 +1,164 @@
+//! The contract: client packages that people have, unchanged, against a real server.
+//!
+//! Each test makes an environment of its own under `target/contract` and installs the packages there, once. Where
+//! Python or Node.js is missing, or nothing can be installed, it says SKIPPED.
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::OnceLock,
+};
+
+use photon::Photon;
+use photon_server::{Config, Server};
+
+const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/contract");
+const PICTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/shapes.png");
+
+/// The server all tests share: its address, its model, its skills.
+fn server() -> &'static (String, String) {
+    static SERVER: OnceLock<(String, String)> = OnceLock::new();
+    SERVER.get_or_init(|| {
+        let photon = Photon::builder().build().unwrap();
+        let skills = photon.skills().join(",");
+        let (send, receive) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            runtime.block_on(async {
+                let config = Config { listen: ([127, 0, 0, 1], 0).into(), ..Config::default() };
+                let server = Server::bind(photon, config).await.unwrap();
+                send.send(server.addresses()[0]).unwrap();
+                server.run().await;
+            });
+        });
+        (format!("http://{}", receive.recv().unwrap()), skills)
+    })
+}
+
+/// Where environments are made: beside the test's own binary, which is under `target`.
+fn environments() -> PathBuf {
+    let binary = std::env::current_exe().unwrap();
+    let target = binary.ancestors().find(|path| path.ends_with("target"));
+    target.unwrap_or(Path::new(env!("CARGO_TARGET_TMPDIR"))).join("contract")
+}
+
+/// Without Python, Node.js or a package registry nothing can be said of clients.
+fn skip(why: &str) {
+    println!("SKIPPED: {why}");
+}
+
+fn run(command: &mut Command) -> Result<Output, String> {
+    let shown = format!("{command:?}");
+    let output = command.output().map_err(|error| format!("cannot run {shown}: {error}"))?;
+    if output.status.success() {
+        return Ok(output);
+    }
+    let [out, err] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+    Err(format!("{shown}: {}\n{out}\n{err}", output.status))
+}
+
+/// An environment, made by `make` unless it was made before.
+fn environment(
+    name: &str,
+    make: impl FnOnce(&Path) -> Result<(), String>,
+) -> Result<PathBuf, String> {
+    let folder = environments().join(name);
+    let made = folder.join("made");
+    if !made.exists() {
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
+        make(&folder)?;
+        std::fs::write(made, "").map_err(|error| error.to_string())?;
+    }
+    Ok(folder)
+}
+
+/// Runs a script's checks and shows them.
+fn script(command: &mut Command) {
+    let (url, skills) = server();
+    let command = command
+        .env("PHOTON_URL", url)
+        .env("PHOTON_SKILLS", skills)
+        .env("PHOTON_MODEL", "demo")
+        .env("PHOTON_PICTURE", PICTURE)
+        .env("NO_PROXY", "127.0.0.1");
+    match run(command) {
+        Ok(output) => print!("{}", String::from_utf8_lossy(&output.stdout)),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Runs a Python script with packages of these versions.
+fn python(name: &str, packages: &[&str], file: &str) {
+    let made = environment(name, |folder| {
+        run(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
+        if packages.is_empty() {
+            return Ok(());
+        }
+        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+        run(Command::new(folder.join("bin/python")).args(pip).args(packages)).map(|_| ())
+    });
+    match made {
+        Ok(folder) => script(
+            Command::new(folder.join("bin/python"))
+                .arg(Path::new(FOLDER).join(file))
+                .env("PYTHONDONTWRITEBYTECODE", "1"),
+        ),
+        Err(error) => skip(&error),
+    }
+}
+
+/// Runs a Node.js script with the packages of a `package.json`.
+fn node(name: &str, packages: &str, file: &str) {
+    let made = environment(name, |folder| {
+        std::fs::write(folder.join("package.json"), packages).map_err(|error| error.to_string())?;
+        let install = ["install", "--silent", "--no-audit", "--no-fund", "--prefix"];
+        run(Command::new("npm").args(install).arg(folder)).map(|_| ())
+    });
+    let folder = match made {
+        Ok(folder) => folder,
+        Err(error) => return skip(&error),
+    };
+    // Node.js looks for packages from where the script lies.
+    let copy = folder.join(file);
+    std::fs::copy(Path::new(FOLDER).join(file), &copy).unwrap();
+    script(Command::new("node").arg(copy));
+}
+
+#[test]
+fn moondream_1_2_2_python() {
+    python("moondream-1.2.2", &["moondream==1.2.2", "pillow"], "moondream_client.py");
+}
+
+#[test]
+fn moondream_2_6_1_python() {
+    // What it needs to run models itself, PyTorch among it, is left out: a server does that.
+    let packages = ["--no-deps", "moondream==2.6.1", "pillow"];
+    python("moondream-2.6.1", &packages, "moondream_client.py");
+}
+
+#[test]
+fn moondream_node() {
+    // The sharp that it asks for fetches a library from elsewhere while it is installed; newer ones bring it.
+    let packages = r#"{"dependencies": {"moondream": "0.2.0"}, "overrides": {"sharp": "0.34.5"}}"#;
+    node("moondream-node", packages, "moondream_client.mjs");
+}
+
+#[test]
+fn openai_python() {
+    python("openai", &["openai==3.57.0"], "openai_client.py");
+}
+
+#[test]
+fn ollama_python() {
+    python("ollama", &["ollama==0.6.3"], "ollama_client.py");
+}
+
+#[test]
+fn triton_python() {
+    python("triton", &["tritonclient[http]==2.73.0"], "triton_client.py");
+}
+
+#[test]
+fn errors_and_promises() {
+    python("plain", &[], "errors.py");
+}
