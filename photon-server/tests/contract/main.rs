@@ -2,6 +2,9 @@
 //!
 //! Each test makes an environment of its own under `target/contract` and installs the packages there, once. Where
 //! Python or Node.js is missing, or nothing can be installed, it says SKIPPED.
+#![allow(clippy::unwrap_used, reason = "a test's helpers")]
+#![allow(clippy::print_stdout, reason = "what clients said is what a test shows")]
+
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output},

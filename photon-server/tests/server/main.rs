@@ -1,5 +1,7 @@
 //! What clients do wrong, on purpose or not: after each the server answers the next request as if nothing
 //! had happened, and the engine holds nothing that it did not hold before.
+#![allow(clippy::unwrap_used, reason = "a test's helpers")]
+
 mod client;
 
 use std::{
