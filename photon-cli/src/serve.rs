@@ -26,6 +26,8 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
         listen: SocketAddr::new(listen.host, listen.port),
         port_tries: listen.port_tries,
         ollama: listen.ollama.then(|| SocketAddr::new(listen.host, OLLAMA_PORT)),
+        #[cfg(feature = "grpc")]
+        grpc: listen.grpc_port.map(|port| SocketAddr::new(listen.host, port)),
         model_name: model_name(&args.model.model),
         adapter,
         aliases: listen.alias.clone(),
@@ -63,6 +65,10 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
         let server = Server::bind(photon, config).await?;
         for address in server.addresses() {
             output::note(&format!("serving {name} on http://{address} ({device})"));
+        }
+        #[cfg(feature = "grpc")]
+        if let Some(address) = server.grpc_address() {
+            output::note(&format!("serving {name} over gRPC on {address}"));
         }
         if open_to_all {
             output::note("other machines may ask without a key; --api-key asks for one");

@@ -74,11 +74,20 @@ impl App {
         self.stopping.load(Ordering::Relaxed)
     }
 
+    /// Before everything that costs something: a key, and a server that goes on.
+    pub(crate) fn admit(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        if !self.keys.allow(headers) {
+            return Err(Problem::unauthorized());
+        }
+        if self.is_stopping() { Err(Problem::stopping()) } else { Ok(()) }
+    }
+
     pub(crate) fn needs_key(&self) -> bool {
         self.keys.required()
     }
 
-    fn new_id(&self) -> RequestId {
+    /// A name for a request that has none.
+    pub(crate) fn new_id(&self) -> RequestId {
         let n = self.requests.fetch_add(1, Ordering::Relaxed);
         RequestId(format!("{:08x}-{n}", self.run))
     }
@@ -212,7 +221,7 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
         .route("/", get(root))
         .merge(page::routes())
         .merge(station::open_routes())
-        .merge(kserve::open_routes())
+        .merge(kserve::http::open_routes())
         .route("/api/version", get(ollama::version))
         .route("/metrics", get(metrics))
         .route("/openapi.json", get(openapi));
@@ -221,15 +230,22 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
         .route("/v1/chat/completions", post(openai::chat))
         .merge(station::routes())
         .merge(ollama::routes())
-        .merge(kserve::routes())
+        .merge(kserve::http::routes())
         .layer(middleware::from_fn_with_state(Arc::clone(app), guard));
-    open.merge(guarded)
+    let routes = open
+        .merge(guarded)
         .fallback(nothing_here)
         .method_not_allowed_fallback(wrong_method)
+        .with_state(Arc::clone(app));
+    surround(routes, app)
+}
+
+/// Routes with what happens around every request.
+pub(crate) fn surround(routes: Router, app: &Arc<App>) -> Router {
+    routes
         .layer(CatchPanicLayer::custom(panicked))
         .layer(cors(&app.config))
         .layer(middleware::from_fn_with_state(Arc::clone(app), around))
-        .with_state(Arc::clone(app))
 }
 
 /// The page for people; Ollama's greeting for programs that look for Ollama.
@@ -318,15 +334,11 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     response
 }
 
-/// Before everything that costs something: a key, and a server that goes on.
 async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    if !app.keys.allow(request.headers()) {
-        return Problem::unauthorized().into_response();
+    match app.admit(request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => problem.into_response(),
     }
-    if app.is_stopping() {
-        return Problem::stopping().into_response();
-    }
-    next.run(request).await
 }
 
 /// Whether an id may stand in logs and headers.

@@ -11,6 +11,9 @@ pub struct Config {
     pub port_tries: u16,
     /// Where else to listen, for Ollama's clients, who expect port 11434.
     pub ollama: Option<SocketAddr>,
+    /// Where to listen for KServe's clients over gRPC.
+    #[cfg(feature = "grpc")]
+    pub grpc: Option<SocketAddr>,
     /// The model's name in answers and lists.
     pub model_name: String,
     /// The file of the adapter that requests get that name none.
@@ -65,6 +68,8 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 2020)),
             port_tries: 0,
             ollama: None,
+            #[cfg(feature = "grpc")]
+            grpc: None,
             model_name: "demo".into(),
             adapter: None,
             aliases: Vec::new(),

@@ -1,9 +1,14 @@
 //! Sockets: how long each part of a conversation may take.
 //!
-//! HTTP/1.1 on every connection. Three clocks run: a request's head must be complete some seconds after
-//! its first byte, an idle connection is closed after a longer time (hyper's own clock), and a client that
-//! does not read what it asked for is dropped. The body's clock is in `body`, where it is read.
+//! HTTP/1.1, or HTTP/2 where gRPC is spoken. Three clocks run: a request's head must be complete some
+//! seconds after its first byte, an idle connection is closed after a longer time, and a client that does
+//! not read what it asked for is dropped. Heads of HTTP/2 come among frames of other requests: they have
+//! the idle connection's clock. The body's clock is where it is read, in `body` and `kserve::grpc`.
+#[cfg(feature = "grpc")]
+mod http2;
+
 use std::{
+    convert::Infallible,
     future::Future,
     io,
     pin::Pin,
@@ -35,9 +40,31 @@ use crate::Config;
 /// Most bytes of a request's head.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 
-/// Serves one connection until either side ends it. When `stop` changes, the request under way is
-/// answered and then the connection is closed.
+/// What is spoken on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Http,
+    #[cfg(feature = "grpc")]
+    Grpc,
+}
+
+/// Serves one connection until either side ends it. When `stop` changes, what is under way is answered
+/// and then the connection is closed.
 pub(crate) async fn serve(
+    socket: TcpStream,
+    protocol: Protocol,
+    router: Router,
+    config: &Config,
+    stop: watch::Receiver<bool>,
+) {
+    match protocol {
+        Protocol::Http => serve_http1(socket, router, config, stop).await,
+        #[cfg(feature = "grpc")]
+        Protocol::Grpc => http2::serve(socket, router, config, stop).await,
+    }
+}
+
+async fn serve_http1(
     socket: TcpStream,
     router: Router,
     config: &Config,
@@ -47,11 +74,7 @@ pub(crate) async fn serve(
     let io = TimedIo::new(socket, Arc::clone(&phase), config);
     let service = service_fn(move |request: Request<Incoming>| {
         phase.set(Phase::ANSWERING);
-        let ended = Ended(Arc::clone(&phase));
-        let answer = router.clone().oneshot(request.map(Body::new));
-        async move {
-            answer.await.map(|response: Response<Body>| response.map(|body| Answer { body, ended }))
-        }
+        answer(&router, request, Ended(Arc::clone(&phase)))
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -67,6 +90,18 @@ pub(crate) async fn serve(
     let _ = connection.await;
 }
 
+/// Answers a request; `ended` is dropped when the answer is gone, however it went.
+fn answer<E>(
+    router: &Router,
+    request: Request<Incoming>,
+    ended: E,
+) -> impl Future<Output = Result<Response<Answer<E>>, Infallible>> + use<E> {
+    let answer = router.clone().oneshot(request.map(Body::new));
+    async move {
+        answer.await.map(|response: Response<Body>| response.map(|body| Answer { body, ended }))
+    }
+}
+
 /// What a connection is at, told by the service to the socket.
 #[derive(Debug, Default)]
 struct Phase(AtomicU8);
@@ -75,6 +110,11 @@ impl Phase {
     const IDLE: u8 = 0;
     const HEAD: u8 = 1;
     const ANSWERING: u8 = 2;
+
+    #[cfg(feature = "grpc")]
+    fn answering() -> Self {
+        Phase(AtomicU8::new(Phase::ANSWERING))
+    }
 
     fn set(&self, phase: u8) {
         self.0.store(phase, Ordering::Relaxed);
@@ -85,7 +125,7 @@ impl Phase {
     }
 }
 
-/// Says that a connection is idle again when the answer is gone, however it went.
+/// Says that a connection is idle again.
 struct Ended(Arc<Phase>);
 
 impl Drop for Ended {
@@ -95,13 +135,13 @@ impl Drop for Ended {
 }
 
 /// An answer's body.
-struct Answer {
+struct Answer<E> {
     body: Body,
     #[expect(dead_code, reason = "its drop is its use")]
-    ended: Ended,
+    ended: E,
 }
 
-impl HttpBody for Answer {
+impl<E: Unpin> HttpBody for Answer<E> {
     type Data = bytes::Bytes;
     type Error = axum::Error;
 

@@ -1,254 +1,239 @@
-//! KServe's dialect, version 2, over HTTP: tensors in, tensors out.
+//! KServe's dialect, version 2: tensors in, tensors out, over HTTP (`http`) and gRPC (`grpc`).
 //!
 //! The model has the tensors that Moondream's Triton server has: `SKILL`, `QUESTION`, `OBJECT`, `IMAGE`,
-//! `LENGTH`, `TEMPERATURE`, `TOP_P`, `MAX_TOKENS`, `MAX_OBJECTS`, `REASONING`, `SPATIAL_REFS`; the answer is
-//! the JSON of the native dialect in `TEXT_OUTPUT`. Tensors come as JSON or behind it in binary, as
-//! Triton's clients send them.
-use std::sync::Arc;
+//! `LENGTH`, `TEMPERATURE`, `TOP_P`, `MAX_TOKENS`, `MAX_OBJECTS`, `REASONING`, `STREAM`, `SPATIAL_REFS`; the
+//! answer is the JSON of the native dialect in `TEXT_OUTPUT`. Here is what tensors mean, whoever carries
+//! them; `STREAM` decides only where answers can come in pieces.
+#[cfg(feature = "grpc")]
+pub(crate) mod grpc;
+pub(crate) mod http;
 
-use axum::{
-    Extension, Router,
-    extract::{Path, Request, State},
-    response::{IntoResponse, Response},
-    routing::{get, post},
-};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-use crate::{
-    app::{App, RequestId},
-    ask::Asked,
-    body::{self, Body},
-    error::Problem,
-    fields::Fields,
-    native,
-};
+use crate::{app::App, body::Body, error::Problem, fields::Fields, native};
 
-const HEADER_LENGTH: &str = "inference-header-content-length";
+/// The name the server gives itself.
+const SERVER: &str = "photon";
+/// What it can beyond the protocol's core.
+const EXTENSIONS: [&str; 1] = ["binary_tensor_data"];
+/// There is one version of a model.
+const VERSION: &str = "1";
 
-/// Routes that need no key.
-pub(crate) fn open_routes() -> Router<Arc<App>> {
-    Router::new()
-        .route("/v2", get(server))
-        .route("/v2/health/live", get(|| async { "" }))
-        .route("/v2/health/ready", get(ready))
+/// A tensor that the model takes.
+struct Input {
+    name: &'static str,
+    datatype: &'static str,
+    /// -1 is any size.
+    shape: &'static [i64],
+    /// Where the native dialect has it.
+    field: &'static str,
 }
 
-/// Routes that need one.
-pub(crate) fn routes() -> Router<Arc<App>> {
-    Router::new()
-        .route("/v2/models/{model}", get(metadata))
-        .route("/v2/models/{model}/ready", get(model_ready))
-        .route("/v2/models/{model}/infer", post(infer))
-        .route("/v2/models/{model}/versions/{version}", get(versioned_metadata))
-        .route("/v2/models/{model}/versions/{version}/ready", get(versioned_ready))
-        .route("/v2/models/{model}/versions/{version}/infer", post(versioned_infer))
+const fn one(name: &'static str, datatype: &'static str, field: &'static str) -> Input {
+    Input { name, datatype, shape: &[1], field }
 }
 
-async fn server() -> Response {
-    let body = json!({
-        "name": "photon", "version": env!("CARGO_PKG_VERSION"), "extensions": ["binary_tensor_data"],
-    });
-    axum::Json(body).into_response()
-}
-
-async fn ready(State(app): State<Arc<App>>) -> Response {
-    match app.is_stopping() {
-        true => Problem::stopping().into_response(),
-        false => "".into_response(),
-    }
-}
-
-async fn model_ready(
-    State(app): State<Arc<App>>,
-    Path(model): Path<String>,
-) -> Result<&'static str, Problem> {
-    app.adapter_of(Some(&model)).map(|_| "")
-}
-
-async fn versioned_ready(
-    state: State<Arc<App>>,
-    Path((model, _)): Path<(String, String)>,
-) -> Result<&'static str, Problem> {
-    model_ready(state, Path(model)).await
-}
-
-/// Name, type, where it goes.
-const INPUTS: [(&str, &str, &str); 12] = [
-    ("SKILL", "BYTES", "skill"),
-    ("QUESTION", "BYTES", "question"),
-    ("OBJECT", "BYTES", "object"),
-    ("IMAGE", "BYTES", "image"),
-    ("LENGTH", "BYTES", "length"),
-    ("TEMPERATURE", "FP32", "settings.temperature"),
-    ("TOP_P", "FP32", "settings.top_p"),
-    ("MAX_TOKENS", "INT32", "settings.max_tokens"),
-    ("MAX_OBJECTS", "INT32", "settings.max_objects"),
-    ("REASONING", "BOOL", "reasoning"),
-    ("STREAM", "BOOL", "stream"),
-    ("SPATIAL_REFS", "FP32", "spatial_refs"),
+const INPUTS: [Input; 12] = [
+    one("SKILL", "BYTES", "skill"),
+    one("QUESTION", "BYTES", "question"),
+    one("OBJECT", "BYTES", "object"),
+    one(IMAGE, "BYTES", "images"),
+    one("LENGTH", "BYTES", "length"),
+    one("TEMPERATURE", "FP32", "settings.temperature"),
+    one("TOP_P", "FP32", "settings.top_p"),
+    one("MAX_TOKENS", "INT32", "settings.max_tokens"),
+    one("MAX_OBJECTS", "INT32", "settings.max_objects"),
+    one("REASONING", "BOOL", "reasoning"),
+    one("STREAM", "BOOL", "stream"),
+    Input { name: SPATIAL_REFS, datatype: "FP32", shape: &[-1, -1], field: "spatial_refs" },
 ];
 
-async fn metadata(
-    State(app): State<Arc<App>>,
-    Path(model): Path<String>,
-) -> Result<Response, Problem> {
-    app.adapter_of(Some(&model))?;
-    let inputs = INPUTS.map(|(name, datatype, _)| {
-        let shape = if name == "SPATIAL_REFS" { json!([-1, -1]) } else { json!([1]) };
-        json!({ "name": name, "datatype": datatype, "shape": shape })
-    });
-    let body = json!({
-        "name": model, "versions": ["1"], "platform": "photon", "inputs": inputs,
-        "outputs": [{ "name": "TEXT_OUTPUT", "datatype": "BYTES", "shape": [1] }],
-    });
-    Ok(axum::Json(body).into_response())
+/// These two have more than one element.
+const IMAGE: &str = "IMAGE";
+const SPATIAL_REFS: &str = "SPATIAL_REFS";
+
+/// The one tensor that comes back.
+const OUTPUT: Input = one("TEXT_OUTPUT", "BYTES", "");
+
+/// What a tensor holds.
+enum Elements<'a> {
+    Values(Vec<Value>),
+    /// Of `BYTES`: texts, or pictures as they are.
+    Texts(Vec<&'a [u8]>),
 }
 
-async fn versioned_metadata(
-    state: State<Arc<App>>,
-    Path((model, _)): Path<(String, String)>,
-) -> Result<Response, Problem> {
-    metadata(state, Path(model)).await
+/// The tensors of a request, collected.
+#[derive(Default)]
+struct Inputs {
+    body: Body,
+    settings: Map<String, Value>,
 }
 
-async fn versioned_infer(
-    state: State<Arc<App>>,
-    Path((model, _)): Path<(String, String)>,
-    id: Extension<RequestId>,
-    request: Request,
-) -> Result<Response, Problem> {
-    infer(state, Path(model), id, request).await
+/// What they ask.
+#[cfg_attr(not(feature = "grpc"), expect(dead_code, reason = "over HTTP nothing comes in pieces"))]
+struct Asking {
+    request: photon::Request,
+    skill: String,
+    streams: bool,
 }
 
-async fn infer(
-    State(app): State<Arc<App>>,
-    Path(model): Path<String>,
-    Extension(RequestId(request_id)): Extension<RequestId>,
-    request: Request,
-) -> Result<Response, Problem> {
-    let arrived = std::time::Instant::now();
-    let head = request.headers().get(HEADER_LENGTH).and_then(|value| value.to_str().ok());
-    let head = head.map(str::parse::<usize>).transpose();
-    let head = head.map_err(|_| Problem::invalid(format!("{HEADER_LENGTH} must be a number")))?;
-    let bytes = body::bytes(request, &app.config).await?;
-    let short = || Problem::invalid(format!("{HEADER_LENGTH} is more than the body has"));
-    let (head, binary) = bytes.split_at_checked(head.unwrap_or(bytes.len())).ok_or_else(short)?;
-    let map = body::json(head)?;
-    let fields = Fields::new(&map);
-    let mut body = tensors(&fields, binary)?;
-    let skill = body.map.remove("skill");
-    let skill = skill.as_ref().and_then(Value::as_str).unwrap_or("query").to_owned();
-    body.map.insert("model".into(), model.as_str().into());
-    let request = native::ask(&app, &skill, &body).await?;
-    let response = Asked::submit(&app, request, arrived)?.response().await?;
-    let id = fields.string("id")?.filter(|id| !id.is_empty()).unwrap_or(&request_id);
-    let text = Value::Object(native::result(id, &response)).to_string();
-    let body = json!({
-        "model_name": model, "model_version": "1", "id": id,
-        "outputs": [{ "name": "TEXT_OUTPUT", "datatype": "BYTES", "shape": [1], "data": [text] }],
-    });
-    Ok(axum::Json(body).into_response())
-}
-
-/// The inputs as fields of the native dialect.
-fn tensors(fields: &Fields<'_>, mut binary: &[u8]) -> Result<Body, Problem> {
-    let list = fields.get("inputs").and_then(Value::as_array);
-    let list = list.ok_or_else(|| fields.wrong("inputs", "an array of tensors"))?;
-    let (mut body, mut settings) = (Body::default(), Map::new());
-    for tensor in list {
-        let wrong = || Problem::from(fields.wrong("inputs", "an array of objects"));
-        let tensor = Fields::new(tensor.as_object().ok_or_else(wrong)?);
-        let name = tensor.required("name")?;
-        let known = INPUTS.iter().find(|(known, ..)| *known == name);
-        let Some((_, _, field)) = known else {
-            let known = INPUTS.map(|(name, ..)| name).join(", ");
+impl Inputs {
+    /// Adds a tensor; `shape` is only of interest for its last dimension.
+    fn put(
+        &mut self,
+        name: &str,
+        width: Option<u64>,
+        elements: Elements<'_>,
+    ) -> Result<(), Problem> {
+        let Some(input) = INPUTS.iter().find(|known| known.name == name) else {
+            let known = INPUTS.map(|input| input.name).join(", ");
             return Err(Problem::invalid(format!("no input {name:?}; there are {known}")).at(name));
         };
-        let parameters = tensor.object("parameters", "parameters.")?;
-        let size = parameters.map(|own| own.integer("binary_data_size", 0)).transpose()?.flatten();
-        let values = match size {
-            None => flat(tensor.get("data").unwrap_or(&Value::Null)),
-            Some(size) => {
-                let short = || Problem::invalid(format!("input {name} is cut off")).at(name);
-                let size = usize::try_from(size).map_err(|_| short())?;
-                let (own, rest) = binary.split_at_checked(size).ok_or_else(short)?;
-                binary = rest;
-                if name == "IMAGE" {
-                    body.files.extend(strings(own, name)?.into_iter().map(Bytes::copy_from_slice));
-                    continue;
-                }
-                elements(tensor.required("datatype")?, own, name)?
-            }
+        let values = match elements {
+            Elements::Values(values) => values,
+            Elements::Texts(texts) if name == IMAGE => self.pictures(texts),
+            Elements::Texts(texts) => texts.into_iter().map(text).collect(),
         };
-        let Some(first) = values.first().cloned() else { continue };
-        match field.split_once('.') {
-            Some((_, setting)) => _ = settings.insert(setting.into(), first),
-            None if name == "SPATIAL_REFS" => {
-                let width =
-                    tensor.get("shape").and_then(|shape| shape.as_array()?.last()?.as_u64());
+        let value = match name {
+            IMAGE => Value::from(values),
+            SPATIAL_REFS => {
                 let width = width.unwrap_or(2).max(1) as usize;
-                let refs: Vec<Value> = values.chunks(width).map(Value::from).collect();
-                body.map.insert((*field).into(), refs.into());
+                values.chunks(width).map(Value::from).collect()
             }
-            None if first != "" => _ = body.map.insert((*field).into(), first),
-            None => {}
-        }
+            _ => match values.into_iter().next() {
+                None => return Ok(()),
+                // Clients send every tensor; an empty text is none.
+                Some(empty) if empty == "" => return Ok(()),
+                Some(first) => first,
+            },
+        };
+        match input.field.split_once('.') {
+            Some((_, setting)) => self.settings.insert(setting.into(), value),
+            None => self.body.map.insert(input.field.into(), value),
+        };
+        Ok(())
     }
-    if !settings.is_empty() {
-        body.map.insert("settings".into(), Value::Object(settings));
+
+    /// Keeps pictures as they are; gives what is base64, which no picture's bytes are.
+    fn pictures(&mut self, texts: Vec<&[u8]>) -> Vec<Value> {
+        let (base64, pictures): (Vec<_>, Vec<_>) =
+            texts.into_iter().partition(|bytes| bytes.is_ascii());
+        self.body.files.extend(pictures.into_iter().map(Bytes::copy_from_slice));
+        base64.into_iter().map(text).collect()
     }
-    // It decides only how a stream would come, and over HTTP there is none.
-    body.map.remove("stream");
-    Ok(body)
+
+    /// The request they are.
+    async fn ask(self, app: &App, model: &str) -> Result<Asking, Problem> {
+        let Inputs { mut body, settings } = self;
+        let fields = Fields::new(&body.map);
+        let skill = fields.string("skill")?.unwrap_or("query").to_owned();
+        let streams = fields.boolean("stream")?.unwrap_or(false);
+        body.map.insert("model".into(), model.into());
+        body.map.insert("settings".into(), settings.into());
+        let request = native::ask(app, &skill, &body).await?;
+        Ok(Asking { request, skill, streams })
+    }
 }
 
-/// Nested arrays as one.
-fn flat(data: &Value) -> Vec<Value> {
-    match data {
-        Value::Array(values) => values.iter().flat_map(flat).collect(),
-        Value::Null => Vec::new(),
-        value => vec![value.clone()],
+/// A text, or what is none in base64.
+fn text(bytes: &[u8]) -> Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        Err(_) => STANDARD.encode(bytes).into(),
     }
 }
 
-/// Texts of a binary tensor: each with its length before it, in four bytes.
-fn strings<'a>(mut bytes: &'a [u8], name: &str) -> Result<Vec<&'a [u8]>, Problem> {
-    let short = || Problem::invalid(format!("input {name} is cut off")).at(name);
-    let mut all = Vec::new();
-    while let Some((length, rest)) = bytes.split_first_chunk::<4>() {
-        let length = u32::from_le_bytes(*length) as usize;
-        let (own, after) = rest.split_at_checked(length).ok_or_else(short)?;
-        all.push(own);
-        bytes = after;
+/// The elements of a tensor in binary.
+fn elements<'a>(datatype: &str, bytes: &'a [u8], name: &str) -> Result<Elements<'a>, Problem> {
+    fn numbers<const N: usize>(bytes: &[u8], one: impl Fn([u8; N]) -> Value) -> Option<Vec<Value>> {
+        let (whole, rest) = bytes.as_chunks::<N>();
+        rest.is_empty().then(|| whole.iter().map(|bytes| one(*bytes)).collect())
     }
-    if bytes.is_empty() { Ok(all) } else { Err(short()) }
-}
-
-/// Elements of a binary tensor.
-fn elements(datatype: &str, bytes: &[u8], name: &str) -> Result<Vec<Value>, Problem> {
-    fn numbers<const N: usize>(bytes: &[u8], one: impl Fn([u8; N]) -> Value) -> Vec<Value> {
-        let (whole, _) = bytes.as_chunks::<N>();
-        whole.iter().map(|bytes| one(*bytes)).collect()
-    }
-    Ok(match datatype {
-        "BYTES" => strings(bytes, name)?
-            .into_iter()
-            .map(|own| match std::str::from_utf8(own) {
-                Ok(text) => text.into(),
-                Err(_) => STANDARD.encode(own).into(),
-            })
-            .collect(),
-        "BOOL" => bytes.iter().map(|byte| (*byte != 0).into()).collect(),
+    let values = match datatype {
+        "BYTES" => return Ok(Elements::Texts(texts(bytes).ok_or_else(|| cut_off(name))?)),
+        "BOOL" => numbers(bytes, |[byte]| (byte != 0).into()),
+        "INT8" => numbers(bytes, |b| i8::from_le_bytes(b).into()),
+        "INT16" => numbers(bytes, |b| i16::from_le_bytes(b).into()),
         "INT32" => numbers(bytes, |b| i32::from_le_bytes(b).into()),
         "INT64" => numbers(bytes, |b| i64::from_le_bytes(b).into()),
+        "UINT8" => numbers(bytes, |b| u8::from_le_bytes(b).into()),
+        "UINT16" => numbers(bytes, |b| u16::from_le_bytes(b).into()),
         "UINT32" => numbers(bytes, |b| u32::from_le_bytes(b).into()),
+        "UINT64" => numbers(bytes, |b| u64::from_le_bytes(b).into()),
         "FP32" => numbers(bytes, |b| f32::from_le_bytes(b).into()),
         "FP64" => numbers(bytes, |b| f64::from_le_bytes(b).into()),
         other => {
             let message = format!("input {name} has datatype {other:?}, which is not read");
             return Err(Problem::invalid(message).at(name));
         }
-    })
+    };
+    Ok(Elements::Values(values.ok_or_else(|| cut_off(name))?))
+}
+
+fn cut_off(name: &str) -> Problem {
+    Problem::invalid(format!("input {name} is cut off")).at(name)
+}
+
+/// Texts of a binary tensor: each with its length before it, in four bytes.
+fn texts(mut bytes: &[u8]) -> Option<Vec<&[u8]>> {
+    let mut all = Vec::new();
+    while let Some((length, rest)) = bytes.split_first_chunk::<4>() {
+        let (own, after) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+        all.push(own);
+        bytes = after;
+    }
+    bytes.is_empty().then_some(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn put(name: &str, datatype: &str, bytes: &[u8]) -> Result<Inputs, String> {
+        let mut inputs = Inputs::default();
+        let put = elements(datatype, bytes, name).and_then(|all| inputs.put(name, Some(2), all));
+        put.map(|()| inputs).map_err(|problem| problem.message)
+    }
+
+    #[test]
+    fn binary_tensors_become_fields() {
+        let body = |name, datatype, bytes: &[u8]| put(name, datatype, bytes).unwrap().body;
+        assert_eq!(body("SKILL", "BYTES", b"\x05\0\0\0queryx"[..9].as_ref()).map["skill"], "query");
+        assert_eq!(body("REASONING", "BOOL", &[1]).map["reasoning"], true);
+        assert!(body("QUESTION", "BYTES", &[0; 4]).map.is_empty());
+        let refs: Vec<u8> =
+            [0.5_f32, 0.25, 0.0, 1.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let refs = body("SPATIAL_REFS", "FP32", &refs);
+        assert_eq!(refs.map["spatial_refs"], json!([[0.5, 0.25], [0.0, 1.0]]));
+        let settings = put("MAX_TOKENS", "INT32", &7_i32.to_le_bytes()).unwrap().settings;
+        assert_eq!(settings["max_tokens"], 7);
+    }
+
+    #[test]
+    fn pictures_come_as_they_are_or_in_base64() {
+        let tensor = |texts: &[&[u8]]| -> Vec<u8> {
+            let one = |text: &&[u8]| [&(text.len() as u32).to_le_bytes()[..], text].concat();
+            texts.iter().flat_map(one).collect()
+        };
+        let body = put("IMAGE", "BYTES", &tensor(&[b"\x89PNG", b"QUJD"])).unwrap().body;
+        assert_eq!(body.files, [&b"\x89PNG"[..]]);
+        assert_eq!(body.map["images"], json!(["QUJD"]));
+    }
+
+    #[test]
+    fn tensors_that_are_none_are_refused() {
+        let refuses = |name, datatype, bytes: &[u8], why: &str| {
+            let message = put(name, datatype, bytes).err().unwrap();
+            assert!(message.contains(why), "{message}");
+        };
+        refuses("SKILL", "BYTES", b"\x06\0\0\0query", "cut off");
+        refuses("SKILL", "BYTES", b"\x06\0", "cut off");
+        refuses("TOP_P", "FP32", &[0; 3], "cut off");
+        refuses("TOP_P", "FP16", &[0; 2], "\"FP16\"");
+        refuses("WINGS", "BOOL", &[0], "there are SKILL");
+    }
 }

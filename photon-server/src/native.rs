@@ -47,8 +47,8 @@ async fn respond(
     let request = ask(app, skill, &body).await?;
     let asked = Asked::submit(app, request, arrived)?;
     if streams {
-        let render = Events { id, token_index: 0, is_path: skill == "segment" };
-        return stream::respond(asked, app.config.ping_interval, Framing::Sse, render).await;
+        let ping = app.config.ping_interval;
+        return stream::respond(asked, ping, Framing::Sse, Events::new(&id, skill)).await;
     }
     let answer = result(&id, &asked.response().await?);
     Ok(axum::Json(answer).into_response())
@@ -112,18 +112,23 @@ pub(crate) fn timings(metrics: &Metrics) -> Value {
 }
 
 /// Events as Moondream streams them. Boxes and points come one by one too, which its cloud does not do.
-struct Events {
+pub(crate) struct Events {
     id: String,
     token_index: usize,
     is_path: bool,
 }
 
-impl Render for Events {
-    fn event(&mut self, event: Event) -> Vec<String> {
-        let piece = match event {
+impl Events {
+    pub(crate) fn new(id: &str, skill: &str) -> Self {
+        Events { id: id.to_owned(), token_index: 0, is_path: skill == "segment" }
+    }
+
+    /// What an event becomes.
+    pub(crate) fn piece(&mut self, event: Event) -> Option<Value> {
+        match event {
             Event::Skill(event) => {
                 self.token_index += 1;
-                self.piece(event)
+                self.delta(event)
             }
             Event::Done(response) => {
                 let mut map = Map::new();
@@ -136,17 +141,10 @@ impl Render for Events {
                 Some(Value::Object(map))
             }
             _ => None,
-        };
-        piece.iter().map(ToString::to_string).collect()
+        }
     }
 
-    fn problem(&mut self, problem: &Problem) -> Vec<String> {
-        vec![json!({ "error": problem.message, "completed": true }).to_string()]
-    }
-}
-
-impl Events {
-    fn piece(&self, event: SkillEvent) -> Option<Value> {
+    fn delta(&self, event: SkillEvent) -> Option<Value> {
         let n = self.token_index;
         Some(match event {
             SkillEvent::Text(text) => {
@@ -161,5 +159,15 @@ impl Events {
             }),
             _ => return None,
         })
+    }
+}
+
+impl Render for Events {
+    fn event(&mut self, event: Event) -> Vec<String> {
+        self.piece(event).iter().map(ToString::to_string).collect()
+    }
+
+    fn problem(&mut self, problem: &Problem) -> Vec<String> {
+        vec![json!({ "error": problem.message, "completed": true }).to_string()]
     }
 }

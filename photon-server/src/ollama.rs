@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use photon::{Event, FinishReason, Grammar, ImageSource, Role, Skill, SkillEvent};
+use photon::{Event, Grammar, ImageSource, Role, Skill, SkillEvent};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -135,7 +135,7 @@ async fn respond(app: &Arc<App>, request: Request, is_chat: bool) -> Result<Resp
         return stream::respond(asked, ping, Framing::Lines, Lines(shape)).await;
     }
     let response = asked.response().await?;
-    let mut all = shape.last(finish(response.finish_reason), Some(&response));
+    let mut all = shape.last(wire::finish_reason(response.finish_reason), Some(&response));
     let answer = wire::answer(&response.answer);
     let text = answer.get("answer").and_then(Value::as_str).unwrap_or_default();
     let thinking = answer.get("reasoning").and_then(|reasoning| reasoning["text"].as_str());
@@ -234,13 +234,6 @@ async fn pictures(
     Ok(sources)
 }
 
-fn finish(reason: FinishReason) -> &'static str {
-    match reason {
-        FinishReason::Stop => "stop",
-        FinishReason::Length => "length",
-    }
-}
-
 /// What is the same in every line of an answer.
 struct Shape {
     name: String,
@@ -301,7 +294,7 @@ impl Render for Lines {
             Event::Skill(SkillEvent::Text(text)) => self.0.say(&mut line, &text, None),
             Event::Skill(SkillEvent::Reasoning(text)) => self.0.say(&mut line, "", Some(&text)),
             Event::Done(response) => {
-                line = self.0.last(finish(response.finish_reason), Some(&response));
+                line = self.0.last(wire::finish_reason(response.finish_reason), Some(&response));
             }
             _ => return Vec::new(),
         }

@@ -10,7 +10,7 @@ use axum::{
     extract::{Request, State},
     response::{IntoResponse, Response},
 };
-use photon::{Answer, Event, FinishReason, Grammar, ImageSource, Skill, SkillEvent};
+use photon::{Answer, Event, Grammar, ImageSource, Skill, SkillEvent};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -248,13 +248,6 @@ impl Frame {
     }
 }
 
-fn finish(reason: FinishReason) -> &'static str {
-    match reason {
-        FinishReason::Stop => "stop",
-        FinishReason::Length => "length",
-    }
-}
-
 fn usage(response: &photon::Response) -> Value {
     let metrics = &response.metrics;
     json!({
@@ -294,7 +287,7 @@ fn completion(
     };
     let choice = json!({
         "index": 0, "message": message, "logprobs": logprobs,
-        "finish_reason": finish(response.finish_reason),
+        "finish_reason": wire::finish_reason(response.finish_reason),
     });
     let mut all = frame.object("chat.completion", json!([choice]));
     all.insert("usage".into(), usage(response));
@@ -355,7 +348,8 @@ impl Render for Chunks {
                 } else if !self.begun {
                     chunks.push(self.delta(json!({ "content": "" })));
                 }
-                let mut last = self.frame.chunk(json!({}), Some(finish(response.finish_reason)));
+                let mut last =
+                    self.frame.chunk(json!({}), Some(wire::finish_reason(response.finish_reason)));
                 last.insert("moondream".into(), own(&response));
                 chunks.push(last);
                 if self.usage {

@@ -9,7 +9,11 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{Config, app::App, connection};
+use crate::{
+    Config,
+    app::App,
+    connection::{self, Protocol},
+};
 
 /// Why a server could not start.
 #[derive(Debug, thiserror::Error)]
@@ -25,9 +29,21 @@ pub struct BindError {
 /// A server with its ports open.
 pub struct Server {
     app: Arc<App>,
-    router: Router,
-    listeners: Vec<TcpListener>,
+    doors: Vec<Door>,
     stop: watch::Sender<bool>,
+}
+
+/// A port, and what is spoken there.
+struct Door {
+    listener: TcpListener,
+    router: Router,
+    protocol: Protocol,
+}
+
+impl Door {
+    fn address(&self) -> Option<SocketAddr> {
+        self.listener.local_addr().ok()
+    }
 }
 
 impl std::fmt::Debug for Server {
@@ -58,14 +74,30 @@ impl Server {
         if let Some(address) = config.ollama {
             listeners.push(listen(address, 0)?);
         }
-        let app = Arc::new(App::new(photon, config));
+        #[cfg(feature = "grpc")]
+        let grpc = config.grpc.map(|address| listen(address, 0)).transpose()?;
+        let (app, stop) = (Arc::new(App::new(photon, config)), watch::Sender::new(false));
         let router = crate::app::router(&app);
-        Ok(Server { app, router, listeners, stop: watch::Sender::new(false) })
+        let http = |listener| Door { listener, router: router.clone(), protocol: Protocol::Http };
+        let doors = listeners.into_iter().map(http);
+        #[cfg(feature = "grpc")]
+        let doors = doors.chain(grpc.map(|listener| {
+            let router = crate::kserve::grpc::router(&app, stop.subscribe());
+            Door { listener, router, protocol: Protocol::Grpc }
+        }));
+        Ok(Server { doors: doors.collect(), app, stop })
     }
 
-    /// Where it listens.
+    /// Where it listens for HTTP.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+        let http = self.doors.iter().filter(|door| door.protocol == Protocol::Http);
+        http.filter_map(Door::address).collect()
+    }
+
+    /// Where it listens for gRPC.
+    #[cfg(feature = "grpc")]
+    pub fn grpc_address(&self) -> Option<SocketAddr> {
+        self.doors.iter().find(|door| door.protocol == Protocol::Grpc)?.address()
     }
 
     /// What stops it.
@@ -76,16 +108,14 @@ impl Server {
     /// Answers until it is told to stop and what was under way is done or given up; then the engine is
     /// stopped too.
     pub async fn run(self) {
-        let Server { app, router, listeners, stop } = self;
+        let Server { app, doors, stop } = self;
         let room = Arc::new(Semaphore::new(app.config.max_connections));
         let mut accepting = JoinSet::new();
         let connections = Arc::new(tokio::sync::Mutex::new(JoinSet::new()));
-        for listener in listeners {
-            let (app, router, room) = (Arc::clone(&app), router.clone(), Arc::clone(&room));
+        for door in doors {
+            let (app, room) = (Arc::clone(&app), Arc::clone(&room));
             let (stop, connections) = (stop.subscribe(), Arc::clone(&connections));
-            accepting.spawn(async move {
-                accept(listener, app, router, room, stop, connections).await;
-            });
+            accepting.spawn(accept(door, app, room, stop, connections));
         }
         let mut stopping = stop.subscribe();
         // The sender lives in this function.
@@ -112,9 +142,8 @@ impl Server {
 
 /// Takes connections while there is room.
 async fn accept(
-    listener: TcpListener,
+    Door { listener, router, protocol }: Door,
     app: Arc<App>,
-    router: Router,
     room: Arc<Semaphore>,
     mut stop: watch::Receiver<bool>,
     connections: Arc<tokio::sync::Mutex<JoinSet<()>>>,
@@ -144,7 +173,7 @@ async fn accept(
         let mut connections = connections.lock().await;
         while connections.try_join_next().is_some() {}
         connections.spawn(async move {
-            connection::serve(socket, router, &app.config, stop).await;
+            connection::serve(socket, protocol, router, &app.config, stop).await;
             drop(permit);
         });
     }

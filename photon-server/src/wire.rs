@@ -4,7 +4,9 @@ use base64::{
     Engine as _, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use photon::{Answer, Budget, CaptionLength, Grammar, ImageSource, Request, Sampling, Skill};
+use photon::{
+    Answer, Budget, CaptionLength, FinishReason, Grammar, ImageSource, Request, Sampling, Skill,
+};
 use serde_json::{Map, Value};
 
 use crate::fields::{Fields, Invalid};
@@ -163,5 +165,13 @@ pub fn answer(answer: &Answer) -> Map<String, Value> {
     match serde_json::to_value(answer) {
         Ok(Value::Object(map)) => map,
         other => unreachable!("answers are objects: {other:?}"),
+    }
+}
+
+/// Why an answer ended, by the name that every dialect has for it.
+pub fn finish_reason(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
     }
 }

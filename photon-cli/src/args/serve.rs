@@ -92,6 +92,10 @@ pub(crate) struct ListenArgs {
     /// Listen on Ollama's port, 11434, too
     #[arg(long, env = "PHOTON_OLLAMA")]
     pub(crate) ollama: bool,
+    /// Port for KServe v2 over gRPC, as Triton's clients speak it (to port 8001, mostly)
+    #[cfg(feature = "grpc")]
+    #[arg(long, value_name = "PORT", env = "PHOTON_GRPC_PORT")]
+    pub(crate) grpc_port: Option<u16>,
     /// A key of which requests must show one; may be given several times
     #[arg(long, value_name = "KEY", env = "PHOTON_API_KEY", value_delimiter = ',')]
     #[arg(hide_env_values = true)]

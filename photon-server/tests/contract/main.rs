@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, reason = "what clients said is what a test shows")]
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, Output},
     sync::OnceLock,
@@ -17,9 +18,15 @@ use photon_server::{Config, Server};
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/contract");
 const PICTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/shapes.png");
 
-/// The server all tests share: its address, its model, its skills.
-fn server() -> &'static (String, String) {
-    static SERVER: OnceLock<(String, String)> = OnceLock::new();
+/// The server all tests share.
+struct Shared {
+    url: String,
+    grpc: String,
+    skills: String,
+}
+
+fn server() -> &'static Shared {
+    static SERVER: OnceLock<Shared> = OnceLock::new();
     SERVER.get_or_init(|| {
         let photon = Photon::builder().build().unwrap();
         let skills = photon.skills().join(",");
@@ -27,13 +34,25 @@ fn server() -> &'static (String, String) {
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Runtime::new().unwrap();
             runtime.block_on(async {
-                let config = Config { listen: ([127, 0, 0, 1], 0).into(), ..Config::default() };
+                let any = SocketAddr::from(([127, 0, 0, 1], 0));
+                let config = Config {
+                    listen: any,
+                    #[cfg(feature = "grpc")]
+                    grpc: Some(any),
+                    ..Config::default()
+                };
                 let server = Server::bind(photon, config).await.unwrap();
-                send.send(server.addresses()[0]).unwrap();
+                #[cfg(feature = "grpc")]
+                let grpc = server.grpc_address();
+                #[cfg(not(feature = "grpc"))]
+                let grpc = None::<SocketAddr>;
+                send.send((server.addresses()[0], grpc)).unwrap();
                 server.run().await;
             });
         });
-        (format!("http://{}", receive.recv().unwrap()), skills)
+        let (http, grpc) = receive.recv().unwrap();
+        let grpc = grpc.map(|address| address.to_string()).unwrap_or_default();
+        Shared { url: format!("http://{http}"), grpc, skills }
     })
 }
 
@@ -77,9 +96,10 @@ fn environment(
 
 /// Runs a script's checks and shows them.
 fn script(command: &mut Command) {
-    let (url, skills) = server();
+    let Shared { url, grpc, skills } = server();
     let command = command
         .env("PHOTON_URL", url)
+        .env("PHOTON_GRPC", grpc)
         .env("PHOTON_SKILLS", skills)
         .env("PHOTON_MODEL", "demo")
         .env("PHOTON_PICTURE", PICTURE)
@@ -159,6 +179,12 @@ fn ollama_python() {
 #[test]
 fn triton_python() {
     python("triton", &["tritonclient[http]==2.73.0"], "triton_client.py");
+}
+
+#[cfg(feature = "grpc")]
+#[test]
+fn triton_grpc_python() {
+    python("triton-grpc", &["tritonclient[grpc,http]==2.73.0"], "triton_grpc_client.py");
 }
 
 #[test]

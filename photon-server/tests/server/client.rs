@@ -11,7 +11,7 @@ use photon::{Builder, Photon};
 use photon_server::{Config, Handle, Server};
 use serde_json::{Value, json};
 
-const PICTURE: &[u8] = include_bytes!("../../../assets/shapes.png");
+pub(crate) const PICTURE: &[u8] = include_bytes!("../../../assets/shapes.png");
 
 /// The sample picture as clients send it.
 pub(crate) fn picture() -> String {
@@ -20,6 +20,8 @@ pub(crate) fn picture() -> String {
 
 pub(crate) struct TestServer {
     address: SocketAddr,
+    #[cfg(feature = "grpc")]
+    grpc: Option<SocketAddr>,
     handle: Handle,
     thread: Option<JoinHandle<()>>,
     deadline: Duration,
@@ -38,12 +40,32 @@ impl TestServer {
         let thread = std::thread::spawn(move || {
             tokio::runtime::Runtime::new().unwrap().block_on(async {
                 let server = Server::bind(photon, config).await.unwrap();
-                send.send((server.addresses()[0], server.handle())).unwrap();
+                #[cfg(feature = "grpc")]
+                let grpc = server.grpc_address();
+                #[cfg(not(feature = "grpc"))]
+                let grpc = ();
+                send.send((server.addresses()[0], grpc, server.handle())).unwrap();
                 server.run().await;
             });
         });
-        let (address, handle) = receive.recv().unwrap();
-        TestServer { address, handle, thread: Some(thread), deadline }
+        let (address, grpc, handle) = receive.recv().unwrap();
+        #[cfg(not(feature = "grpc"))]
+        let () = grpc;
+        let thread = Some(thread);
+        TestServer {
+            address,
+            #[cfg(feature = "grpc")]
+            grpc,
+            handle,
+            thread,
+            deadline,
+        }
+    }
+
+    /// Where it speaks gRPC.
+    #[cfg(feature = "grpc")]
+    pub(crate) fn grpc(&self) -> SocketAddr {
+        self.grpc.expect("the configuration asks for it")
     }
 
     pub(crate) fn handle(&self) -> &Handle {

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers")]
 
 mod client;
+#[cfg(feature = "grpc")]
+mod grpc;
 
 use std::{
     io::{Read, Write},
