@@ -97,7 +97,7 @@ pub(crate) struct ModelArgs {
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
     /// A file with an adapter (LoRA) to answer with, or the name of one in --adapters
-    #[arg(long, value_name = "FILE|ID@STEP")]
+    #[arg(long, value_name = "FILE|ID@STEP", env = "PHOTON_ADAPTER")]
     pub(crate) adapter: Option<PathBuf>,
     /// The folder of adapters that can be named: ID@STEP.safetensors, .pt or a folder
     #[arg(long, value_name = "DIR", env = "PHOTON_ADAPTERS")]
@@ -105,9 +105,11 @@ pub(crate) struct ModelArgs {
     /// Adapters that have room at the same time, where requests name them; 1 with --adapter, 8 with
     /// --adapters
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(..=256))]
+    #[arg(env = "PHOTON_ADAPTER_SLOTS")]
     pub(crate) adapter_slots: Option<u16>,
     /// The largest rank there is room for; that of --adapter, or of what is in --adapters, or 16
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
+    #[arg(env = "PHOTON_ADAPTER_RANK")]
     pub(crate) adapter_rank: Option<u16>,
     /// Most tokens guessed ahead in a step, from what came before in the prompt and the answer: the same
     /// answers, in fewer steps where text repeats itself
@@ -115,7 +117,7 @@ pub(crate) struct ModelArgs {
     #[arg(value_parser = clap::value_parser!(u16).range(..=64))]
     pub(crate) speculate: u16,
     /// Which way pictures are resized first: `pil` as Pillow does, `kestrel` as libvips does
-    #[arg(long, default_value = "pil", value_name = "ORDER")]
+    #[arg(long, default_value = "pil", value_name = "ORDER", env = "PHOTON_PREPROCESS")]
     pub(crate) preprocess: ResizeOrder,
 }
 
@@ -125,7 +127,7 @@ pub(crate) struct DeviceArgs {
     #[arg(long, default_value = "auto", env = "PHOTON_DEVICE")]
     pub(crate) device: Device,
     /// Type of weights; the model's own by default
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, env = "PHOTON_DTYPE")]
     pub(crate) dtype: Option<DTypeArg>,
     /// Quantize the matrices of both models, or of one: `int8`, `int4` (a scale for 128 weights),
     /// `int4-32` or `fp8`, as in `--quant int8` or `--quant text=int4,vision=int8`
@@ -136,6 +138,7 @@ pub(crate) struct DeviceArgs {
     pub(crate) kv_dtype: Option<KvDTypeArg>,
     /// Threads of the processor; one per core by default
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(env = "PHOTON_THREADS")]
     pub(crate) threads: Option<u16>,
     /// Memory for keys and values, such as 4GiB; by the machine's memory by default
     #[arg(long, value_name = "SIZE", env = "PHOTON_KV_MEMORY", value_parser = memory)]

@@ -2,13 +2,13 @@
 use std::{ffi::OsString, net::SocketAddr, path::Path};
 
 use anyhow::Context as _;
-use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, parser::ValueSource};
+use clap::{Arg, ArgMatches, CommandFactory as _, FromArgMatches as _, parser::ValueSource};
 use photon::Family;
 use photon_server::{Config, Handle, MetricsPrefix, Server};
 
 use crate::{
     Failure,
-    args::{Args, AutoArg, LogArgs, LogFormat, PrefixArg, ServeArgs},
+    args::{Args, AutoArg, Command, LogArgs, LogFormat, PrefixArg, ServeArgs},
     output,
     run::load,
 };
@@ -17,10 +17,17 @@ use crate::{
 const OLLAMA_PORT: u16 = 11434;
 
 pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
+    if args.print_config {
+        return Ok(output::line(args.settings.trim_end())?);
+    }
     start_log(&args.log);
     let (listen, limits) = (&args.listen, &args.limits);
     let (photon, adapter) = load(&args.model, |builder| {
-        builder.max_seqs(usize::from(limits.max_seqs)).max_waiting(limits.max_waiting)
+        let builder =
+            builder.max_seqs(usize::from(limits.max_seqs)).max_waiting(limits.max_waiting);
+        #[cfg(feature = "kv-events")]
+        let builder = builder.cache_events(listen.kv_events.is_some());
+        builder
     })?;
     let config = Config {
         listen: SocketAddr::new(listen.host, listen.port),
@@ -28,6 +35,8 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
         ollama: listen.ollama.then(|| SocketAddr::new(listen.host, OLLAMA_PORT)),
         #[cfg(feature = "grpc")]
         grpc: listen.grpc_port.map(|port| SocketAddr::new(listen.host, port)),
+        #[cfg(feature = "kv-events")]
+        kv_events: listen.kv_events.map(|port| SocketAddr::new(listen.host, port)),
         model_name: model_name(&args.model.model),
         adapter,
         aliases: listen.alias.clone(),
@@ -69,6 +78,10 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
         #[cfg(feature = "grpc")]
         if let Some(address) = server.grpc_address() {
             output::note(&format!("serving {name} over gRPC on {address}"));
+        }
+        #[cfg(feature = "kv-events")]
+        if let Some([events, replay]) = server.kv_events_addresses() {
+            output::note(&format!("events of the cache on {events}, again on {replay}"));
         }
         if open_to_all {
             output::note("other machines may ask without a key; --api-key asks for one");
@@ -136,7 +149,46 @@ pub(crate) fn with_file(typed: Vec<OsString>) -> Result<Args, Failure> {
         true => matches,
         false => Args::command().get_matches_from(typed.into_iter().chain(lines)),
     };
-    Args::from_arg_matches(&matches).map_err(|error| error.exit())
+    let mut args = Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    if let (Command::Serve(own), Some(("serve", matches))) =
+        (&mut args.command, matches.subcommand())
+    {
+        own.settings = settings(matches);
+    }
+    Ok(args)
+}
+
+/// `photon serve` as a command, with all it takes.
+fn command() -> clap::Command {
+    let mut command = Args::command();
+    command.build();
+    command.find_subcommand("serve").expect("it is a command").clone()
+}
+
+/// Whether an option may stand in a file.
+fn is_setting(arg: &Arg) -> bool {
+    arg.get_long().is_some_and(|name| !["config", "help", "print-config"].contains(&name))
+}
+
+/// What holds, as a file. Keys are counted, not told.
+fn settings(matches: &ArgMatches) -> String {
+    let line = |arg: &Arg| {
+        let (name, id) = (arg.get_long().unwrap_or_default(), arg.get_id().as_str());
+        if !arg.get_action().takes_values() {
+            return format!("{name} = {}\n", matches.get_flag(id));
+        }
+        let values = matches.get_raw(id).into_iter().flatten();
+        let values: Vec<_> = values
+            .map(|value| toml::Value::from(value.to_string_lossy().into_owned()).to_string())
+            .collect();
+        match &values[..] {
+            values if arg.is_hide_env_values_set() => format!("# {name}: {}\n", values.len()),
+            [] => format!("# {name}\n"),
+            [value] => format!("{name} = {value}\n"),
+            values => format!("{name} = [{}]\n", values.join(", ")),
+        }
+    };
+    command().get_arguments().filter(|arg| is_setting(arg)).map(line).collect()
 }
 
 /// The lines of a file as options.
@@ -146,13 +198,11 @@ fn options(file: &Path, typed: &ArgMatches) -> Result<Vec<OsString>, Failure> {
     let wrong = |why: String| Failure::Usage(format!("{}: {why}", file.display()));
     let table: toml::Table =
         text.parse().map_err(|error: toml::de::Error| wrong(error.to_string()))?;
-    let mut command = Args::command();
-    command.build();
-    let serve = command.find_subcommand("serve").expect("it is a command");
+    let serve = command();
     let mut options = Vec::new();
     for (name, value) in table {
         let arg = serve.get_arguments().find(|arg| arg.get_long() == Some(&name));
-        let arg = arg.filter(|_| !["config", "help"].contains(&name.as_str()));
+        let arg = arg.filter(|arg| is_setting(arg));
         let arg = arg.ok_or_else(|| wrong(format!("there is no option {name:?}")))?;
         let source = typed.value_source(arg.get_id().as_str());
         if matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable)) {

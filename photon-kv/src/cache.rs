@@ -6,7 +6,7 @@
 //!
 //! Deliberately absent: who runs, who waits, and whether a hit is worth taking.
 use crate::{
-    BlockCopy, BlockId, Lease, Namespace, TokenKey,
+    BlockCopy, BlockId, CacheEvent, Lease, Namespace, TokenKey,
     block::{Place, Pool},
     tree::{Found, NodeId, Tree},
 };
@@ -98,6 +98,16 @@ impl PrefixCache {
     /// Counters.
     pub fn stats(&self) -> CacheStats {
         self.stats
+    }
+
+    /// Keeps what happens to whole blocks from now on for [`PrefixCache::take_events`].
+    pub fn record_events(&mut self) {
+        self.tree.record_events();
+    }
+
+    /// What happened to whole blocks since the last call, in order.
+    pub fn take_events(&mut self) -> Vec<CacheEvent> {
+        self.tree.take_events()
     }
 
     /// How many tokens [`PrefixCache::acquire`] would find. Changes nothing, not even what was used last.

@@ -25,6 +25,21 @@ impl TokenKey {
         TokenKey(1 << KIND | u64::from_le_bytes(word) >> 2)
     }
 
+    /// The id, if it is one of the vocabulary.
+    pub const fn id(self) -> Option<u32> {
+        if self.0 >> KIND == 0 { Some(self.0 as u32) } else { None }
+    }
+
+    /// Whether it is a place in a picture.
+    pub const fn is_image(self) -> bool {
+        self.0 >> KIND == 1
+    }
+
+    /// All of it, as a number.
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
     /// A coordinate, as the bits of its f32.
     ///
     /// # Panics

@@ -26,6 +26,7 @@
 
 mod block;
 mod cache;
+mod event;
 mod key;
 mod lease;
 mod tree;
@@ -37,5 +38,6 @@ pub use bug::Bug;
 
 pub use block::{BlockCopy, BlockId};
 pub use cache::{CacheStats, Hit, PrefixCache};
+pub use event::CacheEvent;
 pub use key::{Namespace, TokenKey};
 pub use lease::Lease;

@@ -13,7 +13,7 @@ use std::{
     ops::Bound::{Excluded, Included, Unbounded},
 };
 
-use crate::{BlockId, Namespace, TokenKey};
+use crate::{BlockId, CacheEvent, Namespace, TokenKey};
 
 mod check;
 
@@ -50,6 +50,8 @@ pub(crate) struct Tree {
     clock: u64,
     num_blocks: u32,
     num_locked: u32,
+    /// What happened to whole blocks, if anybody wants to know.
+    events: Option<Vec<CacheEvent>>,
 }
 
 /// How far keys were found.
@@ -81,7 +83,18 @@ impl Tree {
             clock: 0,
             num_blocks: 0,
             num_locked: 0,
+            events: None,
         }
+    }
+
+    /// Keeps what happens from now on for [`Tree::take_events`].
+    pub(crate) fn record_events(&mut self) {
+        self.events.get_or_insert_default();
+    }
+
+    /// What happened since the last call.
+    pub(crate) fn take_events(&mut self) -> Vec<CacheEvent> {
+        self.events.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Blocks in the tree.
@@ -263,6 +276,12 @@ impl Tree {
             is_listed: false,
         });
         self.num_blocks += blocks.len() as u32;
+        if self.events.is_some() && keys.len() == blocks.len() * self.block_size {
+            let before = self.node(parent).blocks.last().copied();
+            let (keys, blocks) = (keys.to_vec(), blocks.to_vec());
+            let stored = CacheEvent::Stored { namespace, parent: before, keys, blocks };
+            self.events.as_mut().expect("just looked").push(stored);
+        }
         let first = self.first_block(id);
         let old = self.node_mut(parent).children.insert(first, id);
         assert_eq!(old, None, "two children with the same first block");
@@ -363,7 +382,12 @@ impl Tree {
         let block_size = self.block_size;
         self.num_blocks -= 1;
         let node = self.node_mut(id);
+        let is_whole = node.keys.len() == node.blocks.len() * block_size;
         let block = node.blocks.pop().expect("a leaf has blocks");
+        if let Some(events) = self.events.as_mut().filter(|_| is_whole) {
+            events.push(CacheEvent::Removed(block));
+        }
+        let node = self.node_mut(id);
         if !node.blocks.is_empty() {
             node.keys.truncate(node.blocks.len() * block_size);
             return block;

@@ -10,7 +10,7 @@ mod slab;
 
 use std::ops::Range;
 
-use photon_kv::{BlockCopy, BlockId, Namespace, PrefixCache, TokenKey};
+use photon_kv::{BlockCopy, BlockId, CacheEvent, Namespace, PrefixCache, TokenKey};
 
 use crate::{
     AddError, EndReason, Limits, Output, PlanRow, SchedStats, SeqId, SeqSpec, StepPlan,
@@ -306,6 +306,16 @@ impl Scheduler {
     /// Forgets all cached blocks that nobody uses.
     pub fn clear_cache(&mut self) {
         self.cache.clear();
+    }
+
+    /// Keeps what happens to cached blocks from now on for [`Scheduler::take_cache_events`].
+    pub fn record_cache_events(&mut self) {
+        self.cache.record_events();
+    }
+
+    /// What happened to cached blocks since the last call, in order.
+    pub fn take_cache_events(&mut self) -> Vec<CacheEvent> {
+        self.cache.take_events()
     }
 
     /// Tokens of a prompt that are cached now.

@@ -29,6 +29,8 @@ pub struct SchedStats {
     pub preemptions: u64,
     /// Admissions that looked for a cached prefix.
     pub prefix_queries: u64,
+    /// Tokens that these asked for.
+    pub prefix_query_tokens: u64,
     /// Those that found one.
     pub prefix_hits: u64,
     /// Tokens that these found.

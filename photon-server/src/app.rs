@@ -54,7 +54,7 @@ impl App {
     pub(crate) fn new(photon: Photon, config: Config) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         App {
-            metrics: Metrics::new(config.metrics_prefix, photon.clone()),
+            metrics: Metrics::new(config.metrics_prefix, &config.model_name, photon.clone()),
             keys: Keys::new(&config.api_keys),
             photon,
             config,

@@ -14,6 +14,10 @@ pub struct Config {
     /// Where to listen for KServe's clients over gRPC.
     #[cfg(feature = "grpc")]
     pub grpc: Option<SocketAddr>,
+    /// Where to publish what enters and leaves the key-value cache; replays have the next port. The engine
+    /// must keep account of it: [`photon::Builder::cache_events`].
+    #[cfg(feature = "kv-events")]
+    pub kv_events: Option<SocketAddr>,
     /// The model's name in answers and lists.
     pub model_name: String,
     /// The file of the adapter that requests get that name none.
@@ -70,6 +74,8 @@ impl Default for Config {
             ollama: None,
             #[cfg(feature = "grpc")]
             grpc: None,
+            #[cfg(feature = "kv-events")]
+            kv_events: None,
             model_name: "demo".into(),
             adapter: None,
             aliases: Vec::new(),

@@ -39,6 +39,10 @@ pub(crate) async fn fetch(address: &str, config: &Config) -> Result<Vec<u8>, Pro
     let most = config.max_image_bytes as u64;
     let fetched = tokio::task::spawn_blocking(move || {
         let mut response = agent.get(uri).call()?;
+        if !response.status().is_success() {
+            // A redirect, which is no error where none is followed.
+            return Err(ureq::Error::StatusCode(response.status().as_u16()));
+        }
         response.body_mut().with_config().limit(most).read_to_vec()
     });
     match fetched.await.map_err(|_| Problem::internal())? {

@@ -25,6 +25,8 @@ mod fetch;
 pub mod fields;
 mod images;
 mod kserve;
+#[cfg(feature = "kv-events")]
+mod kv_events;
 mod metrics;
 mod native;
 mod ollama;

@@ -1,13 +1,17 @@
 //! What a monitor sees at `/metrics`.
 //!
 //! Requests are counted here; the engine's own numbers are read when somebody asks. Names follow vLLM's,
-//! because gateways read those; the prefix is ours unless theirs is wanted.
-use std::fmt;
+//! because gateways read those; the prefix is ours unless theirs is wanted, and with it come their labels.
+use std::{
+    collections::BTreeSet,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use photon::{EngineStats, Metrics as Timings, Photon};
+use photon::{AdaptersInUse, EngineStats, Metrics as Timings, Photon};
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text},
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder, text},
     metrics::{
         counter::{ConstCounter, Counter},
         family::Family,
@@ -47,8 +51,16 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new(prefix: MetricsPrefix, photon: Photon) -> Self {
-        let mut registry = Registry::default();
+    pub(crate) fn new(prefix: MetricsPrefix, model_name: &str, photon: Photon) -> Self {
+        let mut registry = match prefix {
+            MetricsPrefix::Photon => Registry::default(),
+            MetricsPrefix::Vllm => {
+                let labels = [("model_name", model_name.to_owned()), ("engine", "0".to_owned())];
+                Registry::with_labels(
+                    labels.map(|(name, value)| (name.into(), value.into())).into_iter(),
+                )
+            }
+        };
         let requests = Family::default();
         let name = |name| prefix.name(name);
         registry.register(name("requests"), "Requests by skill and outcome", requests.clone());
@@ -71,7 +83,11 @@ impl Metrics {
         let vision = histogram("image_encode_seconds", "Encoding a picture on the device");
         let prompt_tokens = Counter::default();
         registry.register(name("prompt_tokens"), "Positions of prompts", prompt_tokens.clone());
-        registry.register_collector(Box::new(Engine { prefix, photon }));
+        registry.register_collector(Box::new(Engine {
+            prefix,
+            photon,
+            adapters: Mutex::default(),
+        }));
         Metrics {
             registry,
             requests,
@@ -136,6 +152,9 @@ impl MetricsPrefix {
 struct Engine {
     prefix: MetricsPrefix,
     photon: Photon,
+    /// As they were when somebody asked last, and since when: whoever reads several engines takes the
+    /// newest.
+    adapters: Mutex<(AdaptersInUse, f64)>,
 }
 
 impl Collector for Engine {
@@ -163,11 +182,11 @@ impl Collector for Engine {
             ("computed_tokens", "Positions computed", stats.tokens_computed as f64),
             (
                 "prefix_cache_queries",
-                "Requests that looked for a prefix",
-                stats.prefix_queries as f64,
+                "Positions looked for in the cache",
+                stats.prefix_query_tokens as f64,
             ),
-            ("prefix_cache_hits", "Requests that found a prefix", stats.prefix_hits as f64),
-            ("prefix_cache_hit_tokens", "Positions found", stats.prefix_hit_tokens as f64),
+            ("prefix_cache_hits", "Positions found there", stats.prefix_hit_tokens as f64),
+            ("requests_with_prefix", "Requests that found some", stats.prefix_hits as f64),
             ("num_preemptions", "Requests that gave way to others", stats.preemptions as f64),
             ("images_encoded", "Pictures encoded", stats.images_encoded as f64),
             ("engine_steps", "Steps", stats.steps as f64),
@@ -181,8 +200,53 @@ impl Collector for Engine {
         for (name, help, value) in counters {
             one(&mut encoder, &self.prefix.name(name), help, &ConstCounter::new(value))?;
         }
-        Ok(())
+        let shape = [
+            ("block_size", stats.block_size.to_string()),
+            ("num_gpu_blocks", stats.blocks.to_string()),
+        ];
+        let help = "How the key-value cache is made";
+        labelled(&mut encoder, &self.prefix.name("cache_config_info"), help, &shape, 1.0)?;
+        let (adapters, since) = self.adapters();
+        if adapters.slots == 0 {
+            return Ok(());
+        }
+        let list = |names: &BTreeSet<Arc<str>>| {
+            names.iter().map(AsRef::as_ref).collect::<Vec<&str>>().join(",")
+        };
+        let lists = [
+            ("max_lora", adapters.slots.to_string()),
+            ("running_lora_adapters", list(&adapters.running)),
+            ("waiting_lora_adapters", list(&adapters.waiting)),
+        ];
+        let help = "Adapters that requests use, since this time";
+        labelled(&mut encoder, &self.prefix.name("lora_requests_info"), help, &lists, since)
     }
+}
+
+impl Engine {
+    /// The adapters in use, and since when.
+    fn adapters(&self) -> (AdaptersInUse, f64) {
+        let now = self.photon.adapters_in_use();
+        let mut last = self.adapters.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.1 == 0.0 || last.0 != now {
+            *last = (now, crate::time::unix() as f64);
+        }
+        last.clone()
+    }
+}
+
+/// A gauge whose labels are what it says.
+fn labelled<const N: usize>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    labels: &[(&str, String); N],
+    value: f64,
+) -> fmt::Result {
+    let gauge = ConstGauge::new(value);
+    let mut family: MetricEncoder<'_> =
+        encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+    gauge.encode(family.encode_family(labels)?)
 }
 
 fn one(

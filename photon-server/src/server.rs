@@ -9,6 +9,8 @@ use tokio::{
     task::JoinSet,
 };
 
+#[cfg(feature = "kv-events")]
+use crate::kv_events::Publisher;
 use crate::{
     Config,
     app::App,
@@ -30,6 +32,8 @@ pub struct BindError {
 pub struct Server {
     app: Arc<App>,
     doors: Vec<Door>,
+    #[cfg(feature = "kv-events")]
+    publisher: Option<Publisher>,
     stop: watch::Sender<bool>,
 }
 
@@ -76,6 +80,14 @@ impl Server {
         }
         #[cfg(feature = "grpc")]
         let grpc = config.grpc.map(|address| listen(address, 0)).transpose()?;
+        #[cfg(feature = "kv-events")]
+        let publisher = match config.kv_events {
+            Some(address) => {
+                let bound = Publisher::bind(address, &config.model_name).await;
+                Some(bound.map_err(|source| BindError { address, source, hint: "" })?)
+            }
+            None => None,
+        };
         let (app, stop) = (Arc::new(App::new(photon, config)), watch::Sender::new(false));
         let router = crate::app::router(&app);
         let http = |listener| Door { listener, router: router.clone(), protocol: Protocol::Http };
@@ -85,7 +97,13 @@ impl Server {
             let router = crate::kserve::grpc::router(&app, stop.subscribe());
             Door { listener, router, protocol: Protocol::Grpc }
         }));
-        Ok(Server { doors: doors.collect(), app, stop })
+        Ok(Server {
+            doors: doors.collect(),
+            app,
+            #[cfg(feature = "kv-events")]
+            publisher,
+            stop,
+        })
     }
 
     /// Where it listens for HTTP.
@@ -100,6 +118,12 @@ impl Server {
         self.doors.iter().find(|door| door.protocol == Protocol::Grpc)?.address()
     }
 
+    /// Where it publishes what is cached, and where that is to be had again.
+    #[cfg(feature = "kv-events")]
+    pub fn kv_events_addresses(&self) -> Option<[SocketAddr; 2]> {
+        self.publisher.as_ref().map(Publisher::addresses)
+    }
+
     /// What stops it.
     pub fn handle(&self) -> Handle {
         Handle(self.stop.clone())
@@ -108,7 +132,11 @@ impl Server {
     /// Answers until it is told to stop and what was under way is done or given up; then the engine is
     /// stopped too.
     pub async fn run(self) {
-        let Server { app, doors, stop } = self;
+        let Server { app, doors, stop, .. } = self;
+        #[cfg(feature = "kv-events")]
+        if let Some((publisher, events)) = self.publisher.zip(app.photon.cache_events()) {
+            tokio::spawn(publisher.run(events));
+        }
         let room = Arc::new(Semaphore::new(app.config.max_connections));
         let mut accepting = JoinSet::new();
         let connections = Arc::new(tokio::sync::Mutex::new(JoinSet::new()));

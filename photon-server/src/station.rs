@@ -1,4 +1,5 @@
-//! What surrounds the skills: health, lists, numbers; and what the old local server of Moondream had.
+//! What surrounds the skills: health, lists, numbers; what the old local server of Moondream had, and how
+//! llama.cpp's server shows tokens.
 use std::sync::Arc;
 
 use axum::{
@@ -27,6 +28,8 @@ pub(crate) fn routes() -> Router<Arc<App>> {
         .route("/v1/models", get(models))
         .route("/v1/stats", get(stats))
         .route("/v1/count_tokens", post(count_tokens))
+        .route("/tokenize", post(tokenize))
+        .route("/detokenize", post(detokenize))
 }
 
 /// The process lives.
@@ -114,4 +117,45 @@ async fn count_tokens(State(app): State<Arc<App>>, request: Request) -> Result<R
     app.check_text(text, "text")?;
     let count = app.photon.count_tokens(text)?;
     Ok(axum::Json(json!({ "count": count, "tokens": count })).into_response())
+}
+
+/// Most tokens that are made a text at once.
+const MAX_TOKENS: usize = 1 << 16;
+
+async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
+    let body = Body::read(request, &app.config).await?;
+    let fields = Fields::new(&body.map);
+    // Spaces around a text are tokens too.
+    let text = match fields.get("content") {
+        Some(Value::String(text)) => text,
+        _ => return Err(fields.wrong("content", "a string").into()),
+    };
+    app.check_text(text, "content")?;
+    let tokens = app.photon.tokenize(text)?;
+    if !fields.boolean("with_pieces")?.unwrap_or(false) {
+        return Ok(axum::Json(json!({ "tokens": tokens })).into_response());
+    }
+    let piece = |&id: &u32| match std::str::from_utf8(app.photon.token_bytes(id)) {
+        Ok(text) => json!({ "id": id, "piece": text }),
+        Err(_) => json!({ "id": id, "piece": app.photon.token_bytes(id) }),
+    };
+    let tokens: Vec<Value> = tokens.iter().map(piece).collect();
+    Ok(axum::Json(json!({ "tokens": tokens })).into_response())
+}
+
+async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
+    let body = Body::read(request, &app.config).await?;
+    let fields = Fields::new(&body.map);
+    let wrong = || Problem::from(fields.wrong("tokens", "an array of ids"));
+    let tokens = fields.get("tokens").and_then(Value::as_array).ok_or_else(wrong)?;
+    if tokens.len() > MAX_TOKENS {
+        let message = format!("there are {} tokens, the most is {MAX_TOKENS}", tokens.len());
+        return Err(Problem::invalid(message).at("tokens"));
+    }
+    let mut bytes = Vec::new();
+    for token in tokens {
+        let id = token.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(wrong)?;
+        bytes.extend_from_slice(app.photon.token_bytes(id));
+    }
+    Ok(axum::Json(json!({ "content": String::from_utf8_lossy(&bytes) })).into_response())
 }

@@ -8,6 +8,7 @@
 //! - A request can fail; the engine goes on. If the device fails, every request is told why, and so is
 //!   whoever comes later.
 mod adapters;
+mod cached;
 mod draft;
 mod grammar;
 pub(crate) mod prepare;
@@ -37,16 +38,20 @@ use photon_models::{
 };
 use photon_sched::{AddError, EndReason, Output, PlanRow, Scheduler, SeqId, SeqSpec, StepPlan};
 
-pub use self::setup::EngineOptions;
 pub(crate) use self::setup::{Sizes, Started, precision, start};
 use self::{
     adapters::AdapterStore,
+    cached::CacheLog,
     prepare::{Message, Open, Queue, key, panic_message},
     runner::{Drew, EncodeJob, Heads, Runner, Step},
     sequence::{Sequence, Shown},
     slots::{Place, Slots},
 };
-use crate::{EngineStats, Event, RunError, ticket::EventSender};
+pub use self::{
+    cached::{CacheEvent, StoredBlocks},
+    setup::EngineOptions,
+};
+use crate::{AdaptersInUse, EngineStats, Event, RunError, ticket::EventSender};
 
 /// Of a picture whose embeddings a row does not need.
 const NO_PLACE: usize = usize::MAX;
@@ -74,6 +79,9 @@ pub(crate) struct Engine<D: Kernels> {
     places: Vec<usize>,
     epoch: Instant,
     stats: Arc<Mutex<EngineStats>>,
+    in_use: Arc<Mutex<AdaptersInUse>>,
+    /// If somebody wants to know what is cached.
+    cached: Option<CacheLog>,
     counts: EngineStats,
 }
 
@@ -191,6 +199,9 @@ impl<D: Kernels> Engine<D> {
         };
         match self.scheduler.add(self.now(), spec) {
             Ok(seq) => {
+                if let Some(cached) = &mut self.cached {
+                    cached.meet(&sequence, self.sequences.values());
+                }
                 self.sequences.insert(seq, sequence);
             }
             Err(error) => {
@@ -227,6 +238,9 @@ impl<D: Kernels> Engine<D> {
     }
 
     fn deliver(&mut self) {
+        if let Some(cached) = &mut self.cached {
+            cached.tell(self.scheduler.take_cache_events());
+        }
         for (events, event) in self.outbox.drain(..) {
             // Nobody listens any more; the next look at the channel cancels the request.
             let _ = events.send(event);
@@ -436,12 +450,29 @@ impl<D: Kernels> Engine<D> {
             prefix_queries: stats.prefix_queries,
             prefix_hits: stats.prefix_hits,
             prefix_hit_tokens: stats.prefix_hit_tokens,
+            prefix_query_tokens: stats.prefix_query_tokens,
             blocks: cache.num_blocks() as usize - 1,
+            block_size: cache.block_size() as usize,
             blocks_free: cache.num_free() as usize,
             blocks_cached: cache.num_cached() as usize,
             ..self.counts
         };
         *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = counts;
+        self.count_adapters();
+    }
+
+    fn count_adapters(&self) {
+        let mut in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        if in_use.slots == 0 {
+            return;
+        }
+        let AdaptersInUse { running, waiting, .. } = &mut *in_use;
+        running.clear();
+        waiting.clear();
+        for sequence in self.sequences.values() {
+            let names = if sequence.started.is_some() { &mut *running } else { &mut *waiting };
+            names.extend(sequence.adapter.as_ref().map(|adapter| Arc::clone(&adapter.name)));
+        }
     }
 }
 

@@ -73,9 +73,10 @@ use std::{
 
 use adapters::{AdapterFolder, AdapterName, ModelName, NameError};
 use engine::{Started, prepare::Open};
+use tokio::sync::mpsc::UnboundedReceiver;
 
 pub use backend::{Device, Doctor, doctor};
-pub use engine::EngineOptions;
+pub use engine::{CacheEvent, EngineOptions, StoredBlocks};
 pub use error::{BuildError, OpenError, RunError};
 pub use grammar::{Grammar, GrammarError};
 pub use image::Image;
@@ -89,7 +90,7 @@ pub use photon_models::{
     skill::{Answer, BoundingBox, Budget, FinishReason, Grounding, Point, Reasoning, SkillEvent},
 };
 pub use request::{Event, ImageSource, Metrics, Request, Response};
-pub use stats::EngineStats;
+pub use stats::{AdaptersInUse, EngineStats};
 pub use ticket::Ticket;
 
 /// A handle to a running engine. Clones share it; when the last is gone the engine stops.
@@ -206,9 +207,31 @@ impl Photon {
         *stats
     }
 
+    /// The adapters that requests use now.
+    pub fn adapters_in_use(&self) -> AdaptersInUse {
+        let in_use = Arc::clone(&self.engine.started().in_use);
+        let mut in_use = in_use.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        in_use.waiting.append(&mut self.engine.queue.waiting_adapters());
+        in_use
+    }
+
+    /// What enters and leaves the cache, step by step, of an engine built with [`Builder::cache_events`].
+    /// Only the first caller gets it, and should read it: what is not read stays in memory.
+    pub fn cache_events(&self) -> Option<UnboundedReceiver<Vec<CacheEvent>>> {
+        self.engine.started().cache_events.take()
+    }
+
     /// Ends the engine, whoever else has a handle, and waits until it has ended.
     pub fn shutdown(self, how: Shutdown) {
         self.engine.stop(how);
+    }
+
+    /// The tokens the model makes of a text.
+    ///
+    /// # Errors
+    /// If its tokenizer fails.
+    pub fn tokenize(&self, text: &str) -> Result<Vec<u32>, RunError> {
+        Ok(self.engine.queue.setup().tokenizer.encode(text).map_err(Rejected::from)?)
     }
 
     /// How many tokens the model makes of a text.
@@ -216,8 +239,7 @@ impl Photon {
     /// # Errors
     /// If its tokenizer fails.
     pub fn count_tokens(&self, text: &str) -> Result<usize, RunError> {
-        let ids = self.engine.queue.setup().tokenizer.encode(text).map_err(Rejected::from)?;
-        Ok(ids.len())
+        Ok(self.tokenize(text)?.len())
     }
 
     /// The exact bytes a token stands for; none if it has no text.
@@ -354,6 +376,12 @@ impl Builder {
     /// [`EngineOptions::speculate`].
     pub fn speculate(mut self, tokens: usize) -> Self {
         self.options.speculate = tokens;
+        self
+    }
+
+    /// Whether to keep account of what is cached, for [`Photon::cache_events`].
+    pub fn cache_events(mut self, on: bool) -> Self {
+        self.options.cache_events = on;
         self
     }
 

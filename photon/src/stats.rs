@@ -1,4 +1,6 @@
 //! What an engine has done and is doing.
+use std::{collections::BTreeSet, sync::Arc};
+
 use serde::Serialize;
 
 /// Counters of an engine since it was built, and its state after its last step.
@@ -31,12 +33,16 @@ pub struct EngineStats {
     pub adapters_loaded: u64,
     /// Requests that looked for a cached prefix.
     pub prefix_queries: u64,
+    /// Positions that these asked for.
+    pub prefix_query_tokens: u64,
     /// Those that found one.
     pub prefix_hits: u64,
     /// Positions they found.
     pub prefix_hit_tokens: u64,
     /// Blocks of the key-value cache.
     pub blocks: usize,
+    /// Positions a block has room for.
+    pub block_size: usize,
     /// Those that hold nothing.
     pub blocks_free: usize,
     /// Those that hold what finished requests left.
@@ -51,4 +57,15 @@ pub struct EngineStats {
     pub vision_us: u64,
     /// Microseconds from recording a step to having its results.
     pub device_us: u64,
+}
+
+/// The adapters that requests use now, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AdaptersInUse {
+    /// How many there is room for at the same time.
+    pub slots: usize,
+    /// Those of requests being computed.
+    pub running: BTreeSet<Arc<str>>,
+    /// Those of requests waiting.
+    pub waiting: BTreeSet<Arc<str>>,
 }

@@ -17,7 +17,7 @@ at /metrics, a description of all routes at /openapi.json.
 
 Every option is also a PHOTON_... variable, and a line of the file given with --config:
 the option's name, and its value: `port = 8080`, `api-key = [\"a\", \"b\"]`. What is typed
-comes before variables, variables before the file.
+comes before variables, variables before the file; --print-config shows what comes of it.
 
 Examples:
   photon serve
@@ -66,6 +66,12 @@ pub(crate) struct ServeArgs {
     /// A TOML file with any of the options below
     #[arg(long, value_name = "FILE", env = "PHOTON_CONFIG")]
     pub(crate) config: Option<PathBuf>,
+    /// Print the options that hold, as a file for --config, and stop
+    #[arg(long)]
+    pub(crate) print_config: bool,
+    /// What that prints.
+    #[arg(skip)]
+    pub(crate) settings: String,
     #[command(flatten)]
     pub(crate) listen: ListenArgs,
     #[command(flatten)]
@@ -96,6 +102,12 @@ pub(crate) struct ListenArgs {
     #[cfg(feature = "grpc")]
     #[arg(long, value_name = "PORT", env = "PHOTON_GRPC_PORT")]
     pub(crate) grpc_port: Option<u16>,
+    /// Publish what enters and leaves the key-value cache to routers, as vLLM does over ZeroMQ, on this
+    /// port; replays have the next one
+    #[cfg(feature = "kv-events")]
+    #[arg(long, value_name = "PORT", env = "PHOTON_KV_EVENTS", num_args = 0..=1)]
+    #[arg(require_equals = true, default_missing_value = "5557")]
+    pub(crate) kv_events: Option<u16>,
     /// A key of which requests must show one; may be given several times
     #[arg(long, value_name = "KEY", env = "PHOTON_API_KEY", value_delimiter = ',')]
     #[arg(hide_env_values = true)]

@@ -236,6 +236,7 @@ impl Scheduler {
         let seq = &mut self.seqs[id];
         let known = seq.known();
         self.stats.prefix_queries += u64::from(seq.spec.cache);
+        self.stats.prefix_query_tokens += if seq.spec.cache { u64::from(known) } else { 0 };
         self.stats.prefix_hits += u64::from(0 < hit);
         self.stats.prefix_hit_tokens += u64::from(hit);
         self.plan.copies.extend(copy.filter(|_| !self.planted.is(Bug::ForgetCopy)));

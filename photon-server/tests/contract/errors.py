@@ -101,10 +101,20 @@ def surroundings():
     assert post("/v1/count_tokens", {"text": "hello"})[2]["count"] > 0
     assert get("/v1/stats")[2]["requests_processed"] > 0
     text = get("/metrics")[2]
-    for name in ("photon_num_requests_waiting", "photon_kv_cache_usage_perc", "photon_time_to_first_token_seconds_bucket",
+    for name in ('photon_cache_config_info{block_size="16",num_gpu_blocks="', "photon_num_requests_waiting", "photon_kv_cache_usage_perc", "photon_time_to_first_token_seconds_bucket",
                  "photon_prefix_cache_hits_total", 'photon_requests_total{skill="detect",outcome="ok"}',
                  'photon_requests_rejected_total{reason="invalid_request"}'):
         assert name in text, name
+
+
+@check
+def tokens_as_llama_cpp_shows_them():
+    tokens = post("/tokenize", {"content": " Hello, wörld"})[2]["tokens"]
+    assert len(tokens) > 1 and all(isinstance(token, int) for token in tokens)
+    assert post("/detokenize", {"tokens": tokens})[2]["content"] == " Hello, wörld"
+    pieces = post("/tokenize", {"content": "Hello", "with_pieces": True})[2]["tokens"]
+    assert "".join(piece["piece"] for piece in pieces) == "Hello"
+    assert post("/tokenize", {"content": 1})[0] == post("/detokenize", {"tokens": [-1]})[0] == 400
 
 
 @check

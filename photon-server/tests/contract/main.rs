@@ -22,13 +22,14 @@ const PICTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/shapes.png
 struct Shared {
     url: String,
     grpc: String,
+    kv_events: String,
     skills: String,
 }
 
 fn server() -> &'static Shared {
     static SERVER: OnceLock<Shared> = OnceLock::new();
     SERVER.get_or_init(|| {
-        let photon = Photon::builder().build().unwrap();
+        let photon = Photon::builder().cache_events(cfg!(feature = "kv-events")).build().unwrap();
         let skills = photon.skills().join(",");
         let (send, receive) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
@@ -39,6 +40,8 @@ fn server() -> &'static Shared {
                     listen: any,
                     #[cfg(feature = "grpc")]
                     grpc: Some(any),
+                    #[cfg(feature = "kv-events")]
+                    kv_events: Some(any),
                     ..Config::default()
                 };
                 let server = Server::bind(photon, config).await.unwrap();
@@ -46,13 +49,24 @@ fn server() -> &'static Shared {
                 let grpc = server.grpc_address();
                 #[cfg(not(feature = "grpc"))]
                 let grpc = None::<SocketAddr>;
-                send.send((server.addresses()[0], grpc)).unwrap();
+                #[cfg(feature = "kv-events")]
+                let kv_events = server.kv_events_addresses();
+                #[cfg(not(feature = "kv-events"))]
+                let kv_events = None::<[SocketAddr; 2]>;
+                send.send((server.addresses()[0], grpc, kv_events)).unwrap();
                 server.run().await;
             });
         });
-        let (http, grpc) = receive.recv().unwrap();
-        let grpc = grpc.map(|address| address.to_string()).unwrap_or_default();
-        Shared { url: format!("http://{http}"), grpc, skills }
+        let (http, grpc, kv_events) = receive.recv().unwrap();
+        let list = |addresses: &[SocketAddr]| {
+            addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+        };
+        Shared {
+            url: format!("http://{http}"),
+            grpc: list(grpc.as_slice()),
+            kv_events: list(kv_events.as_ref().map_or(&[], |both| both)),
+            skills,
+        }
     })
 }
 
@@ -96,10 +110,11 @@ fn environment(
 
 /// Runs a script's checks and shows them.
 fn script(command: &mut Command) {
-    let Shared { url, grpc, skills } = server();
+    let Shared { url, grpc, kv_events, skills } = server();
     let command = command
         .env("PHOTON_URL", url)
         .env("PHOTON_GRPC", grpc)
+        .env("PHOTON_KV_EVENTS", kv_events)
         .env("PHOTON_SKILLS", skills)
         .env("PHOTON_MODEL", "demo")
         .env("PHOTON_PICTURE", PICTURE)
@@ -185,6 +200,12 @@ fn triton_python() {
 #[test]
 fn triton_grpc_python() {
     python("triton-grpc", &["tritonclient[grpc,http]==2.73.0"], "triton_grpc_client.py");
+}
+
+#[cfg(feature = "kv-events")]
+#[test]
+fn kv_events_python() {
+    python("kv-events", &["pyzmq==27.1.0", "msgpack==1.1.2"], "kv_events.py");
 }
 
 #[test]

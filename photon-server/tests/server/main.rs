@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers")]
 
 mod client;
+mod fetch;
 #[cfg(feature = "grpc")]
 mod grpc;
 
@@ -13,7 +14,7 @@ use std::{
 };
 
 use client::{Answer, TestServer, json_request, picture};
-use photon_server::Config;
+use photon_server::{Config, MetricsPrefix};
 use serde_json::{Value, json};
 
 fn config() -> Config {
@@ -254,4 +255,28 @@ fn the_page_may_load_nothing_from_elsewhere() {
             - text.matches("http://localhost").count();
         assert_eq!(outside + text.matches("https://").count(), 0, "{path} names other servers");
     }
+}
+
+#[test]
+fn metrics_have_the_names_and_labels_that_gateways_read() {
+    let config = Config { metrics_prefix: MetricsPrefix::Vllm, ..config() };
+    let server = TestServer::with_engine(config, |builder| builder.adapter_slots(2));
+    server.expect_right_answer();
+    let text = server.get("/metrics").text();
+    let value = |name: &str, labels: &str| -> f64 {
+        let own = r#"model_name="demo",engine="0""#;
+        let begin = format!("vllm:{name}{{{own}{labels}}} ");
+        let line = text.lines().find_map(|line| line.strip_prefix(&begin));
+        line.unwrap_or_else(|| panic!("no {begin}in {text}")).parse().unwrap()
+    };
+    assert_eq!(value("num_requests_running", "") + value("num_requests_waiting", ""), 0.0);
+    assert!((0.0..=1.0).contains(&value("kv_cache_usage_perc", "")));
+    assert!(value("prefix_cache_queries_total", "") > 20.0, "positions of a prompt, not prompts");
+    assert!(value("generation_tokens_total", "") > 0.0);
+    assert_eq!(value("time_to_first_token_seconds_count", ""), 1.0);
+    let blocks: Value = server.settled()["blocks"].clone();
+    let shape = format!(r#",block_size="16",num_gpu_blocks="{blocks}""#);
+    assert_eq!(value("cache_config_info", &shape), 1.0);
+    let adapters = r#",max_lora="2",running_lora_adapters="",waiting_lora_adapters="""#;
+    assert!(value("lora_requests_info", adapters) > 1e9, "a time");
 }

@@ -29,13 +29,22 @@ use crate::RunError;
 pub(crate) struct AdapterUse {
     /// From 1 on: 0 is no adapter.
     pub(crate) id: u32,
+    /// What it is called: `ID@STEP` if it has such a name.
+    pub(crate) name: Arc<str>,
     _packed: Arc<dyn Any + Send + Sync>,
 }
 
 impl AdapterUse {
-    pub(crate) fn new(id: u32, packed: Arc<dyn Any + Send + Sync>) -> Self {
-        AdapterUse { id, _packed: packed }
+    pub(crate) fn new(id: u32, path: &Path, packed: Arc<dyn Any + Send + Sync>) -> Self {
+        AdapterUse { id, name: name(path), _packed: packed }
     }
+}
+
+/// What the adapter in a file or folder is called.
+pub(crate) fn name(path: &Path) -> Arc<str> {
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    let file = [".safetensors", ".pt"].iter().find_map(|end| name.strip_suffix(end));
+    file.unwrap_or(&name).into()
 }
 
 /// What the threads that prepare requests know of adapters, whatever the device.
@@ -104,7 +113,7 @@ impl<D: Kernels> AdapterStore<D> {
     }
 
     /// Notes that an adapter is asked for: it is kept longest from now on.
-    fn keep(&self, id: u32, packed: Arc<PackedAdapter<D>>) -> AdapterUse {
+    fn keep(&self, id: u32, path: &Path, packed: Arc<PackedAdapter<D>>) -> AdapterUse {
         let mut state = self.state();
         state.packed.insert(id, Arc::downgrade(&packed));
         state.kept.retain(|other| !Arc::ptr_eq(other, &packed));
@@ -112,7 +121,7 @@ impl<D: Kernels> AdapterStore<D> {
         if state.kept.len() > self.shape.slots {
             state.kept.remove(0);
         }
-        AdapterUse::new(id, packed)
+        AdapterUse::new(id, path, packed)
     }
 }
 
@@ -126,7 +135,7 @@ impl<D: Kernels> LoadAdapters for AdapterStore<D> {
         let here =
             state.ids.get(&key).and_then(|&id| Some((id, state.packed.get(&id)?.upgrade()?)));
         drop(state);
-        Ok(here.map(|(id, packed)| self.keep(id, packed)))
+        Ok(here.map(|(id, packed)| self.keep(id, path, packed)))
     }
 
     fn load(&self, path: &Path) -> Result<AdapterUse, RunError> {
@@ -140,6 +149,6 @@ impl<D: Kernels> LoadAdapters for AdapterStore<D> {
         let next = state.ids.len() as u32 + 1;
         let id = *state.ids.entry(key).or_insert(next);
         drop(state);
-        Ok(self.keep(id, packed))
+        Ok(self.keep(id, path, packed))
     }
 }

@@ -7,7 +7,7 @@
 //! - A request that cannot be prepared fails by itself, even if what prepares it panics.
 //! - Who submits is told at once if too many wait.
 use std::{
-    collections::{BinaryHeap, HashSet, VecDeque},
+    collections::{BTreeSet, BinaryHeap, HashSet, VecDeque},
     hash::{BuildHasher, Hash, Hasher, RandomState},
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -30,7 +30,7 @@ use photon_models::{
 use crate::{
     GrammarError, Image, ImageSource, Metrics, Request, RunError,
     engine::{
-        adapters::{AdapterUse, LoadAdapters},
+        adapters::{self, AdapterUse, LoadAdapters},
         grammar::{Grammars, Guide},
         ms,
         sequence::{Sequence, Shown},
@@ -279,6 +279,15 @@ impl Queue {
     /// Requests nobody has begun to prepare.
     pub(crate) fn waiting(&self) -> usize {
         self.lock().waiting()
+    }
+
+    /// The adapters of requests that are not prepared, by name.
+    pub(crate) fn waiting_adapters(&self) -> BTreeSet<Arc<str>> {
+        let state = self.lock();
+        let waiting = state.waiting.iter().chain(&state.unread).chain(&state.read);
+        waiting
+            .filter_map(|waiting| waiting.request.adapter.as_deref().map(adapters::name))
+            .collect()
     }
 
     /// A prepared request with so many pictures is done with.

@@ -16,16 +16,18 @@ use photon_models::{
     prompt::MAX_IMAGES,
 };
 use photon_sched::{Limits, Scheduler};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::{
     Engine,
     adapters::AdapterStore,
+    cached::{CacheEvent, CacheLog},
     grammar::Grammars,
     prepare::{Open, Queue, Setup},
     runner::{Runner, RunnerLimits},
     slots::Slots,
 };
-use crate::{BuildError, EngineStats, Model, adapters::AdapterFolder, model::Parts};
+use crate::{AdaptersInUse, BuildError, EngineStats, Model, adapters::AdapterFolder, model::Parts};
 
 /// How to set up an engine. `None` chooses by the model and the machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,6 +70,8 @@ pub struct EngineOptions {
     /// Most tokens guessed ahead for a request and step, from what came before in its prompt and answer; 0,
     /// the default, guesses none. What comes out is the same, in fewer steps where it repeats itself.
     pub speculate: usize,
+    /// Keep account of what is cached for [`Photon::cache_events`](crate::Photon::cache_events).
+    pub cache_events: bool,
     /// Record every step anew even where the device could replay decode steps.
     pub no_capture: bool,
 }
@@ -93,6 +97,8 @@ const IMAGE_SLOTS: usize = 8;
 pub(crate) struct Started {
     pub(crate) queue: Arc<Queue>,
     pub(crate) stats: Arc<Mutex<EngineStats>>,
+    pub(crate) in_use: Arc<Mutex<AdaptersInUse>>,
+    pub(crate) cache_events: Option<UnboundedReceiver<Vec<CacheEvent>>>,
     pub(crate) threads: Vec<JoinHandle<()>>,
     pub(crate) device: String,
     pub(crate) dtype: DType,
@@ -253,13 +259,26 @@ pub(crate) fn start<D: Kernels>(
     };
     let (queue, inbox) = Queue::new(setup);
     let stats = Arc::new(Mutex::new(EngineStats::default()));
+    let in_use = Arc::new(Mutex::new(AdaptersInUse {
+        slots: sizes.runner.adapter_slots,
+        ..AdaptersInUse::default()
+    }));
+    let mut scheduler = Scheduler::new(sizes.scheduler);
+    let (mut cached, mut cache_events) = (None, None);
+    if options.cache_events {
+        scheduler.record_cache_events();
+        let (sender, receiver) = unbounded_channel();
+        let vocab_size = queue.setup().config.text.vocab_size;
+        cached = Some(CacheLog::new(sender, vocab_size, sizes.runner.block_size));
+        cache_events = Some(receiver);
+    }
     let engine = Engine {
         max_draft: sizes.runner.max_draft,
         image_slots: Slots::new(sizes.runner.image_slots),
         adapter_slots: Slots::new(sizes.runner.adapter_slots),
         adapters,
         runner: Runner::new(device, model, sizes.runner)?,
-        scheduler: Scheduler::new(sizes.scheduler),
+        scheduler,
         queue: Arc::clone(&queue),
         inbox,
         sequences: Default::default(),
@@ -271,6 +290,8 @@ pub(crate) fn start<D: Kernels>(
         places: Vec::new(),
         epoch: Instant::now(),
         stats: Arc::clone(&stats),
+        in_use: Arc::clone(&in_use),
+        cached,
         counts: EngineStats::default(),
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -294,5 +315,5 @@ pub(crate) fn start<D: Kernels>(
             }
         }
     }
-    Ok(Started { queue, stats, threads, device: device_name, dtype })
+    Ok(Started { queue, stats, in_use, cache_events, threads, device: device_name, dtype })
 }

@@ -23,7 +23,7 @@ struct Slow {
 
 impl LoadAdapters for Slow {
     fn find(&self, path: &Path) -> Result<Option<AdapterUse>, RunError> {
-        Ok((path == Path::new("here")).then(|| AdapterUse::new(1, Arc::new(()))))
+        Ok((path == Path::new("here")).then(|| AdapterUse::new(1, path, Arc::new(()))))
     }
 
     fn load(&self, path: &Path) -> Result<AdapterUse, RunError> {
@@ -31,7 +31,7 @@ impl LoadAdapters for Slow {
         self.go.lock().unwrap().recv_timeout(PATIENCE).unwrap();
         match path == Path::new("bad") {
             true => panic!("planted"),
-            false => Ok(AdapterUse::new(2, Arc::new(()))),
+            false => Ok(AdapterUse::new(2, path, Arc::new(()))),
         }
     }
 }
