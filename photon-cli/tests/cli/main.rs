@@ -3,6 +3,7 @@
 mod batch;
 mod bench;
 mod convert;
+mod serve;
 
 use std::{
     io::Write,
