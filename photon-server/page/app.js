@@ -83,6 +83,8 @@ async function connect() {
 }
 
 const isDemo = () => /^demo3?$/.test(state.status?.model ?? "");
+/** Whether the model can think before it answers; the demo models never learned to. */
+const thinks = (skill) => Boolean(SKILLS[skill].thinks) && !isDemo();
 
 /** Offers the skills that the server has; nothing if they are offered already. */
 function offer(skills) {
@@ -123,7 +125,7 @@ function choose(name) {
   const examples = (isDemo() && skill.demo) || skill.examples || [];
   $("examples").replaceChildren(...examples.map(exampleOf));
   $("lengths").hidden = name !== "caption";
-  $("think").hidden = !skill.thinks;
+  $("think").hidden = !thinks(name);
   for (const input of settingInputs()) {
     input.disabled = input.parentElement.hidden = !skill.settings.includes(input.name);
   }
@@ -199,7 +201,7 @@ async function submit() {
   const run = goesOn ? shown : newRun(skill, picture, marks());
   run.text = SKILLS[skill].input ? text : "";
   run.length = $("ask").elements.namedItem("length").value;
-  run.reasoning = Boolean(SKILLS[skill].thinks) && $("reasoning").checked;
+  run.reasoning = thinks(skill) && $("reasoning").checked;
   run.abort = new AbortController();
   if (skill === "chat") run.turns.push({ text, thought: "", said: "" });
   state.running = run;

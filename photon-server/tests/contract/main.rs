@@ -1,7 +1,8 @@
 //! The contract: client packages that people have, unchanged, against a real server.
 //!
 //! Each test makes an environment of its own under `target/contract` and installs the packages there, once. Where
-//! Python or Node.js is missing, or nothing can be installed, it says SKIPPED.
+//! Python, Node.js or Chromium is missing, or nothing can be installed, it says SKIPPED; with `CI` set, it fails.
+//! What the page looked like is kept in `target/contract/page/screenshots`.
 #![allow(clippy::unwrap_used, reason = "a test's helpers")]
 #![allow(clippy::print_stdout, reason = "what clients said is what a test shows")]
 
@@ -12,62 +13,66 @@ use std::{
     sync::OnceLock,
 };
 
-use photon::Photon;
+use photon::{Model, Photon};
 use photon_server::{Config, Server};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/contract");
 const PICTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/shapes.png");
 
-/// The server all tests share.
-struct Shared {
+/// A server that runs as long as the tests do.
+struct Running {
     url: String,
     grpc: String,
     kv_events: String,
     skills: String,
 }
 
-fn server() -> &'static Shared {
-    static SERVER: OnceLock<Shared> = OnceLock::new();
-    SERVER.get_or_init(|| {
-        let photon = Photon::builder().cache_events(cfg!(feature = "kv-events")).build().unwrap();
-        let skills = photon.skills().join(",");
-        let (send, receive) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Runtime::new().unwrap();
-            runtime.block_on(async {
-                let any = SocketAddr::from(([127, 0, 0, 1], 0));
-                let config = Config {
-                    listen: any,
-                    #[cfg(feature = "grpc")]
-                    grpc: Some(any),
-                    #[cfg(feature = "kv-events")]
-                    kv_events: Some(any),
-                    ..Config::default()
-                };
-                let server = Server::bind(photon, config).await.unwrap();
+fn serve(model: Model, config: Config) -> Running {
+    let events = cfg!(feature = "kv-events");
+    let photon = Photon::builder().model(model).cache_events(events).build().unwrap();
+    let skills = photon.skills().join(",");
+    let (send, receive) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let any = SocketAddr::from(([127, 0, 0, 1], 0));
+            let config = Config {
+                listen: any,
                 #[cfg(feature = "grpc")]
-                let grpc = server.grpc_address();
-                #[cfg(not(feature = "grpc"))]
-                let grpc = None::<SocketAddr>;
+                grpc: Some(any),
                 #[cfg(feature = "kv-events")]
-                let kv_events = server.kv_events_addresses();
-                #[cfg(not(feature = "kv-events"))]
-                let kv_events = None::<[SocketAddr; 2]>;
-                send.send((server.addresses()[0], grpc, kv_events)).unwrap();
-                server.run().await;
-            });
+                kv_events: Some(any),
+                ..config
+            };
+            let server = Server::bind(photon, config).await.unwrap();
+            #[cfg(feature = "grpc")]
+            let grpc = server.grpc_address();
+            #[cfg(not(feature = "grpc"))]
+            let grpc = None::<SocketAddr>;
+            #[cfg(feature = "kv-events")]
+            let kv_events = server.kv_events_addresses();
+            #[cfg(not(feature = "kv-events"))]
+            let kv_events = None::<[SocketAddr; 2]>;
+            send.send((server.addresses()[0], grpc, kv_events)).unwrap();
+            server.run().await;
         });
-        let (http, grpc, kv_events) = receive.recv().unwrap();
-        let list = |addresses: &[SocketAddr]| {
-            addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
-        };
-        Shared {
-            url: format!("http://{http}"),
-            grpc: list(grpc.as_slice()),
-            kv_events: list(kv_events.as_ref().map_or(&[], |both| both)),
-            skills,
-        }
-    })
+    });
+    let (http, grpc, kv_events) = receive.recv().unwrap();
+    let list = |addresses: &[SocketAddr]| {
+        addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    };
+    Running {
+        url: format!("http://{http}"),
+        grpc: list(grpc.as_slice()),
+        kv_events: list(kv_events.as_ref().map_or(&[], |both| both)),
+        skills,
+    }
+}
+
+/// The server that clients share.
+fn server() -> &'static Running {
+    static SERVER: OnceLock<Running> = OnceLock::new();
+    SERVER.get_or_init(|| serve(Model::Demo, Config::default()))
 }
 
 /// Where environments are made: beside the test's own binary, which is under `target`.
@@ -77,8 +82,9 @@ fn environments() -> PathBuf {
     target.unwrap_or(Path::new(env!("CARGO_TARGET_TMPDIR"))).join("contract")
 }
 
-/// Without Python, Node.js or a package registry nothing can be said of clients.
+/// Without Python, Node.js, a browser or a package registry nothing can be said of clients; the gate has them all.
 fn skip(why: &str) {
+    assert!(std::env::var_os("CI").is_none(), "the gate checks every client: {why}");
     println!("SKIPPED: {why}");
 }
 
@@ -145,21 +151,49 @@ fn python(name: &str, packages: &[&str], file: &str) {
     }
 }
 
-/// Runs a Node.js script with the packages of a `package.json`.
-fn node(name: &str, packages: &str, file: &str) {
-    let made = environment(name, |folder| {
+/// An environment with the packages of a `package.json`, and these scripts in it: Node.js looks for packages from
+/// where a script lies.
+fn packages(name: &str, packages: &str, from: &Path, scripts: &[&str]) -> Result<PathBuf, String> {
+    let folder = environment(name, |folder| {
         std::fs::write(folder.join("package.json"), packages).map_err(|error| error.to_string())?;
         let install = ["install", "--silent", "--no-audit", "--no-fund", "--prefix"];
         run(Command::new("npm").args(install).arg(folder)).map(|_| ())
-    });
-    let folder = match made {
+    })?;
+    for script in scripts {
+        std::fs::copy(from.join(script), folder.join(script)).map_err(|error| error.to_string())?;
+    }
+    Ok(folder)
+}
+
+/// Runs a Node.js script with the packages of a `package.json`.
+fn node(name: &str, json: &str, file: &str) {
+    match packages(name, json, Path::new(FOLDER), &[file]) {
+        Ok(folder) => script(Command::new("node").arg(folder.join(file))),
+        Err(error) => skip(&error),
+    }
+}
+
+/// Runs the page's tests in Chromium, each model's screenshots in a folder of its own.
+fn page(model: &str, url: &str, keyed: &str, file: &str) {
+    let json = r#"{"dependencies": {"playwright-core": "1.65.1"}}"#;
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/page");
+    let folder = match packages("page", json, &from, &["harness.mjs", "page.mjs", "failures.mjs"]) {
         Ok(folder) => folder,
         Err(error) => return skip(&error),
     };
-    // Node.js looks for packages from where the script lies.
-    let copy = folder.join(file);
-    std::fs::copy(Path::new(FOLDER).join(file), &copy).unwrap();
-    script(Command::new("node").arg(copy));
+    if let Err(error) = run(Command::new("chromium").arg("--version")) {
+        return skip(&error);
+    }
+    let mut node = Command::new("node");
+    node.arg(folder.join(file))
+        .env("PHOTON_URL", url)
+        .env("PHOTON_KEYED", keyed)
+        .env("PHOTON_SHOTS", folder.join("screenshots").join(model))
+        .env("NO_PROXY", "127.0.0.1");
+    match run(&mut node) {
+        Ok(output) => print!("{}", String::from_utf8_lossy(&output.stdout)),
+        Err(error) => panic!("{error}"),
+    }
 }
 
 #[test]
@@ -211,4 +245,16 @@ fn kv_events_python() {
 #[test]
 fn errors_and_promises() {
     python("plain", &[], "errors.py");
+}
+
+#[test]
+fn page_in_chromium() {
+    // In one test, because two Chromiums at once and a model do not answer in time on two processors.
+    let url = &server().url;
+    let keys = Config { api_keys: vec!["secret".into()], ..Config::default() };
+    let keyed = serve(Model::Demo, keys).url;
+    page("demo", url, &keyed, "page.mjs");
+    page("demo", url, &keyed, "failures.mjs");
+    let experts = serve(Model::Demo3, Config::default()).url;
+    page("demo3", &experts, &keyed, "page.mjs");
 }
