@@ -21,6 +21,9 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
         return Ok(output::line(args.settings.trim_end())?);
     }
     start_log(&args.log);
+    // Each connection is an open file, and many systems allow a process 1024 of them unless it asks for more. Where
+    // it may not have more, connections wait.
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
     let (listen, limits) = (&args.listen, &args.limits);
     let (photon, adapter) = load(&args.model, |builder| {
         let builder =

@@ -41,7 +41,8 @@ fn main() -> Result<()> {
             http.push(served.as_secs_f64() * 1000.0);
         }
     }
-    let mut added: Vec<f64> = http.iter().zip(&engine).map(|(http, engine)| http - engine).collect();
+    let mut added: Vec<f64> =
+        http.iter().zip(&engine).map(|(http, engine)| http - engine).collect();
     println!("engine {:.3} ms, http {:.3} ms", median(&mut engine), median(&mut http));
     println!("http adds {:.3} ms (median of {ROUNDS} pairs)", median(&mut added));
     Ok(())
@@ -62,7 +63,8 @@ fn serve(photon: Photon) -> Result<SocketAddr> {
 }
 
 fn ask(photon: &Photon) -> Result<()> {
-    let skill = Skill::Query { question: QUESTION.into(), reasoning: false, spatial_refs: Vec::new() };
+    let skill =
+        Skill::Query { question: QUESTION.into(), reasoning: false, spatial_refs: Vec::new() };
     let mut request = Request::new(skill, Some(ImageSource::Encoded(PICTURE.to_vec())));
     request.sampling.temperature = 0.0;
     photon.run(&request, &mut |_| {})?;

@@ -26,6 +26,7 @@ use tower_http::{
 use crate::{
     Config,
     auth::Keys,
+    body,
     error::{Problem, Refused},
     kserve,
     metrics::Metrics,
@@ -335,8 +336,16 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
 }
 
 async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    match app.admit(request.headers()) {
-        Ok(()) => next.run(request).await,
+    if let Err(problem) = app.admit(request.headers()) {
+        return problem.into_response();
+    }
+    if request.method() != Method::POST || !app.photon.is_full() {
+        return next.run(request).await;
+    }
+    // Making sense of what will be refused would take time from those that are answered. It is read all the same:
+    // a client that still sends when the connection closes may never see the refusal.
+    match body::discard(request, &app.config).await {
+        Ok(()) => Problem::full().into_response(),
         Err(problem) => problem.into_response(),
     }
 }

@@ -145,18 +145,31 @@ pub(crate) fn json(bytes: &[u8]) -> Result<Map<String, Value>, Problem> {
 
 /// All of a body.
 pub(crate) async fn bytes(request: Request, config: &Config) -> Result<Bytes, Problem> {
-    check_length(request.headers(), config)?;
-    let mut body = request.into_body();
     let mut bytes = BytesMut::new();
+    pieces(request, config, |piece| bytes.extend_from_slice(piece)).await?;
+    Ok(bytes.freeze())
+}
+
+/// Reads a body that nobody needs.
+pub(crate) async fn discard(request: Request, config: &Config) -> Result<(), Problem> {
+    pieces(request, config, |_| {}).await
+}
+
+/// The pieces of a body as they come, within limits.
+async fn pieces(
+    request: Request,
+    config: &Config,
+    mut take: impl FnMut(&[u8]),
+) -> Result<(), Problem> {
+    check_length(request.headers(), config)?;
+    let (mut body, mut left) = (request.into_body(), config.max_body_bytes);
     while let Some(frame) = in_time(config, body.frame()).await? {
         let broken = |_| Problem::invalid("the request's body broke off");
         let Ok(piece) = frame.map_err(broken)?.into_data() else { continue };
-        if bytes.len() + piece.len() > config.max_body_bytes {
-            return Err(too_large(config));
-        }
-        bytes.extend_from_slice(&piece);
+        left = left.checked_sub(piece.len()).ok_or_else(|| too_large(config))?;
+        take(&piece);
     }
-    Ok(bytes.freeze())
+    Ok(())
 }
 
 /// Refuses a body that says it is too large before it is sent.

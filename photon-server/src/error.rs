@@ -57,6 +57,11 @@ impl Problem {
         Problem { retry_after: Some(retry_after), ..problem }
     }
 
+    /// Too many requests wait.
+    pub(crate) fn full() -> Self {
+        Problem::busy("the server is busy; try again later", RETRY_SECONDS)
+    }
+
     pub(crate) fn deadline() -> Self {
         let message = "the deadline passed before the answer was complete";
         Problem::new(StatusCode::GATEWAY_TIMEOUT, "deadline", message)
@@ -128,9 +133,7 @@ impl From<RunError> for Problem {
                 Problem::new(StatusCode::BAD_REQUEST, "image_decode_failed", message)
                     .at("image_url")
             }
-            RunError::Busy { .. } => {
-                Problem::busy("the server is busy; try again later", RETRY_SECONDS)
-            }
+            RunError::Busy { .. } => Problem::full(),
             RunError::Deadline => Problem::deadline(),
             RunError::Cancelled | RunError::Stopped(_) => Problem::stopping(),
             // A path of this machine stands in the message.

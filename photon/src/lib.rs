@@ -268,6 +268,11 @@ impl Photon {
         Ok(folder.list()?.into_iter().map(|(name, _)| name).collect())
     }
 
+    /// Whether a request would be refused now because too many wait: worth asking before one is read.
+    pub fn is_full(&self) -> bool {
+        self.engine.queue.waiting() >= self.max_waiting()
+    }
+
     /// Most requests that wait.
     pub fn max_waiting(&self) -> usize {
         self.engine.queue.setup().max_waiting

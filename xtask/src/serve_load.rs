@@ -1,8 +1,9 @@
 //! `cargo xtask serve-load`: many clients against `photon serve`, from one to far more than it can answer.
 //!
-//! Each stage has so many clients in threads of this process, each asking about one of a few pictures again as
-//! soon as it has its answer; the last stages send far more than can be answered. What comes out is a table: answers
-//! a second, refusals, latencies of what was answered, and the server's memory.
+//! Each stage has so many clients in threads of this process, each asking about a picture that the server has not seen
+//! as soon as it has its answer; the last stage offers ten times what can be answered, on a clock. What comes out is a
+//! table: answers a second, refusals, latencies of what was answered, and the server's memory and processor time, since
+//! clients on the same machine take from it what they need themselves.
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Cursor, Read, Write},
@@ -11,7 +12,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{
         Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -39,6 +40,9 @@ pub(crate) struct Args {
     /// Pictures to ask about
     #[arg(long, default_value_t = 64)]
     pictures: u64,
+    /// Ask about the same pictures again, so that the server's cache answers most
+    #[arg(long)]
+    again: bool,
     /// Print a line of JSON per stage
     #[arg(long)]
     json: bool,
@@ -93,6 +97,16 @@ impl Server {
         let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
         Some(kib / 1024.0)
     }
+
+    /// Seconds that all its processors together spent on the process; `None` where the system does not say.
+    fn processor_seconds(&self) -> Option<f64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).ok()?;
+        // The name before may hold anything; the 12th and 13th field after it are ticks of 10 ms.
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+        let ticks: f64 = fields.next()?.parse().ok()?;
+        let of_system: f64 = fields.next()?.parse().ok()?;
+        Some((ticks + of_system) / 100.0)
+    }
 }
 
 impl Drop for Server {
@@ -113,7 +127,8 @@ struct Seen {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let bodies = (SEEDS..SEEDS + args.pictures).map(body).collect::<Result<Vec<_>>>()?;
+    let questions = (SEEDS..SEEDS + args.pictures).map(Question::about);
+    let questions = questions.collect::<Result<Vec<_>>>()?;
     let server = Server::start(args)?;
     let mut best = 0.0_f64;
     let mut rows = Vec::new();
@@ -121,60 +136,84 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(most > 0, "--clients names no stage");
     for &clients in &args.clients {
         let seconds = if clients == most { args.longest } else { args.seconds };
-        let row = stage(&server, &bodies, clients, None, seconds)?;
+        let row = stage(&server, &questions, args.again, Offer { clients, rate: None, seconds })?;
         best = best.max(row["answers_per_s"].as_f64().unwrap_or(0.0));
         show(args, &row);
         rows.push(row);
     }
     // Ten times what it can answer, offered by as many clients on a clock of their own.
-    let row = stage(&server, &bodies, most, Some(10.0 * best), args.seconds)?;
+    let offer = Offer { clients: most, rate: Some(10.0 * best), seconds: args.seconds };
+    let row = stage(&server, &questions, args.again, offer)?;
     show(args, &row);
     rows.push(row);
     for row in &rows {
         let wrong = row["errors"].as_u64().unwrap_or(0);
         ensure!(wrong == 0, "there were answers other than 200, 429 and 504: {row}");
     }
-    let last = rows.last().context("there was a stage")?;
-    let share = last["answers_per_s"].as_f64().unwrap_or(0.0) / best;
+    let share = |name: &str| {
+        let values = rows.iter().filter_map(|row| row[name].as_f64());
+        let best = values.clone().fold(0.0, f64::max);
+        values.last().map_or(f64::NAN, |last| 100.0 * last / best)
+    };
     if !args.json {
-        println!("answers under overload: {:.0} % of the best stage", 100.0 * share);
+        let (all, each) = (share("answers_per_s"), share("answers_per_processor_s"));
+        println!(
+            "under overload {all:.0} % of the best stage's answers a second, {each:.0} % of the best a processor's second"
+        );
     }
     Ok(())
 }
 
-/// A question about a drawn picture.
-fn body(seed: u64) -> Result<Vec<u8>> {
-    let scene = Scene::from_seed(seed);
-    let (width, height) = (scene.width, scene.height);
-    let mut png = Cursor::new(Vec::new());
-    let (pixels, rgb) = (scene.render(width, height), image::ExtendedColorType::Rgb8);
-    image::write_buffer_with_format(
-        &mut png,
-        &pixels,
-        width,
-        height,
-        rgb,
-        image::ImageFormat::Png,
-    )?;
-    let body = json!({
-        "question": "How many shapes are there?",
-        "image_url": STANDARD.encode(png.into_inner()),
-        "settings": { "temperature": 0, "max_tokens": 8 },
-    });
-    Ok(body.to_string().into_bytes())
+/// A question about a drawn picture: what stands around the number that makes the picture's file another one.
+struct Question {
+    before: String,
+    after: String,
 }
 
-/// Runs clients for a time; with `rate`, together they send so many requests a second, answered or not.
-fn stage(
-    server: &Server,
-    bodies: &[Vec<u8>],
+impl Question {
+    fn about(seed: u64) -> Result<Self> {
+        let scene = Scene::from_seed(seed);
+        let (width, height) = (scene.width, scene.height);
+        let mut png = Cursor::new(Vec::new());
+        let (pixels, rgb) = (scene.render(width, height), image::ExtendedColorType::Rgb8);
+        let format = image::ImageFormat::Png;
+        image::write_buffer_with_format(&mut png, &pixels, width, height, rgb, format)?;
+        let mut png = png.into_inner();
+        // What stands behind the end of a PNG is not looked at. Three bytes are four characters.
+        png.resize(png.len().next_multiple_of(3), 0);
+        let body = json!({
+            "question": "How many shapes are there?",
+            "image_url": STANDARD.encode(png) + "#",
+            "settings": { "temperature": 0, "max_tokens": 8 },
+        });
+        let body = body.to_string();
+        let (before, after) = body.split_once('#').context("the mark that was just put there")?;
+        Ok(Question { before: before.into(), after: after.into() })
+    }
+
+    fn body(&self, number: u64) -> String {
+        let number = STANDARD.encode(&number.to_be_bytes()[2..]);
+        [&self.before, &*number, &self.after].concat()
+    }
+}
+
+/// What a stage asks.
+#[derive(Clone, Copy)]
+struct Offer {
     clients: usize,
+    /// Requests a second of all clients together, answered or not; as soon as they can without it.
     rate: Option<f64>,
     seconds: f64,
-) -> Result<Value> {
+}
+
+/// Runs clients for a time.
+fn stage(server: &Server, questions: &[Question], again: bool, offer: Offer) -> Result<Value> {
+    let Offer { clients, rate, seconds } = offer;
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
     let seen = Mutex::new(Seen::default());
     let stop = AtomicBool::new(false);
     let begun = Instant::now();
+    let spent = server.processor_seconds();
     std::thread::scope(|scope| {
         for client in 0..clients {
             let (seen, stop) = (&seen, &stop);
@@ -190,22 +229,27 @@ fn stage(
                         next += every;
                     }
                     let asked = Instant::now();
-                    let status = ask(&server.address, &mut socket, &bodies[n % bodies.len()]);
+                    let number = if again { 0 } else { NUMBER.fetch_add(1, Ordering::Relaxed) };
+                    let body = questions[n % questions.len()].body(number);
+                    let status = ask(&server.address, &mut socket, body.as_bytes());
                     let ms = asked.elapsed().as_secs_f64() * 1000.0;
                     n += 1;
                     let mut seen = seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                     match status {
-                        Ok(200) => seen.latencies.push(ms),
-                        Ok(status) => *seen.others.entry(status).or_default() += 1,
+                        Ok((200, _)) => seen.latencies.push(ms),
+                        Ok((status, _)) => *seen.others.entry(status).or_default() += 1,
                         Err(_) => {
                             socket = None;
                             *seen.others.entry(0).or_default() += 1;
                         }
                     }
-                    // A client that is told to come again does not come at once.
-                    if matches!(status, Ok(429)) && rate.is_none() {
-                        drop(seen);
-                        std::thread::sleep(Duration::from_millis(50));
+                    drop(seen);
+                    // A client without a clock comes again when it is told to, and looks up when the stage ends.
+                    if let (Ok((_, Some(after))), None) = (status, rate) {
+                        let until = Instant::now() + after;
+                        while Instant::now() < until && !stop.load(Ordering::Relaxed) {
+                            std::thread::sleep(Duration::from_millis(20));
+                        }
                     }
                 }
             });
@@ -214,6 +258,7 @@ fn stage(
         stop.store(true, Ordering::Relaxed);
     });
     let took = begun.elapsed().as_secs_f64();
+    let spent = server.processor_seconds().zip(spent).map(|(after, before)| after - before);
     let mut seen = seen.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     seen.latencies.sort_by(f64::total_cmp);
     let at = |p: f64| {
@@ -227,6 +272,8 @@ fn stage(
         "clients": clients,
         "offered_per_s": rate,
         "answers_per_s": seen.latencies.len() as f64 / took,
+        "processors": spent.map(|spent| spent / took),
+        "answers_per_processor_s": spent.map(|spent| seen.latencies.len() as f64 / spent),
         "busy": busy,
         "late": late,
         "errors": others - busy - late,
@@ -242,13 +289,14 @@ fn show(args: &Args, row: &Value) {
     }
     let number = |name: &str| row[name].as_f64().unwrap_or(f64::NAN);
     println!(
-        "{:>4} clients{}: {:>7.1} answers/s, {:>6} busy, {:>3} late, {:>3} errors, p50 {:>7.1} ms, p99 {:>7.1} ms, \
+        "{:>4} clients{}: {:>7.1} answers/s of {:.2} processors, {:>6} busy, {:>3} late, {:>3} errors, p50 {:>7.1} ms, p99 {:>7.1} ms, \
          max {:>7.1} ms, {:>6.0} MiB",
         row["clients"],
         row["offered_per_s"]
             .as_f64()
             .map_or(String::new(), |rate| format!(", {rate:.0}/s offered")),
         number("answers_per_s"),
+        number("processors"),
         row["busy"],
         row["late"],
         row["errors"],
@@ -259,8 +307,12 @@ fn show(args: &Args, row: &Value) {
     );
 }
 
-/// One request over a connection that is kept; its status.
-fn ask(address: &str, socket: &mut Option<TcpStream>, body: &[u8]) -> Result<u16> {
+/// One request over a connection that is kept: its status, and when to come again.
+fn ask(
+    address: &str,
+    socket: &mut Option<TcpStream>,
+    body: &[u8],
+) -> Result<(u16, Option<Duration>)> {
     let socket = match socket {
         Some(socket) => socket,
         None => {
@@ -285,10 +337,12 @@ fn ask(address: &str, socket: &mut Option<TcpStream>, body: &[u8]) -> Result<u16
         bytes.extend_from_slice(&piece[..n]);
         let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
         let head = std::str::from_utf8(&bytes[..end])?.to_ascii_lowercase();
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
-        let length: usize = length.context("no length")?.trim().parse()?;
+        let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name));
+        let length: usize = field("content-length:").context("no length")?.trim().parse()?;
         if bytes.len() >= end + 4 + length {
-            return Ok(head.split(' ').nth(1).context("no status")?.parse()?);
+            let status = head.split(' ').nth(1).context("no status")?.parse()?;
+            let after = field("retry-after:").map(|seconds| seconds.trim().parse());
+            return Ok((status, after.transpose()?.map(Duration::from_secs)));
         }
     }
 }

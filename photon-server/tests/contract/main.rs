@@ -116,7 +116,7 @@ fn environment(
 
 /// Runs a script's checks and shows them.
 fn script(command: &mut Command) {
-    let Shared { url, grpc, kv_events, skills } = server();
+    let Running { url, grpc, kv_events, skills } = server();
     let command = command
         .env("PHOTON_URL", url)
         .env("PHOTON_GRPC", grpc)
