@@ -6,6 +6,9 @@
 mod device;
 pub mod driver;
 mod kernels;
+mod library;
+pub mod nvrtc;
+pub mod source;
 mod stream;
 
 pub use device::Gpu;
