@@ -26,7 +26,7 @@ const HEAD: &str = "\
 # CUDA 12 and 13. Written by `cargo xtask cuda-check --update`; `hot` or `cold` is kept. Only cold kernels may spill.
 ";
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
     /// Write what was found to the table
     #[arg(long)]
