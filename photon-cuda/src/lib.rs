@@ -1,15 +1,39 @@
 //! NVIDIA GPUs as a device.
 //!
-//! Builds without CUDA. What is above [`driver::Driver`] is the same for the real driver and for the
-//! simulator that runs the kernels on the processor.
+//! Builds without CUDA: the driver and its libraries are looked for when a device is opened, and their
+//! absence is an error that says what to do. Layers, from below: [`sys`] the driver's functions, [`ffi`]
+//! what is safe to call of them, [`driver`] what the backend asks for, [`stream`] and [`device`] what
+//! photon-core asks for, [`kernels`] the operations. What is above [`driver`] is the same for the real
+//! driver and for the simulator that runs the kernels on the processor.
 
+mod binaries;
+mod blas;
+mod cache;
 mod device;
+mod doctor;
 pub mod driver;
+mod ffi;
 mod kernels;
 mod library;
 pub mod nvrtc;
 pub mod source;
 mod stream;
+mod sys;
 
 pub use device::Gpu;
+pub use doctor::describe;
+pub use ffi::Ffi;
 pub use stream::{Graph, Stream};
+
+/// An NVIDIA GPU.
+pub type Cuda = Gpu<Ffi>;
+
+impl Cuda {
+    /// Opens a GPU by its ordinal.
+    ///
+    /// # Errors
+    /// [`photon_core::Error::Unavailable`] with the reason and what to do.
+    pub fn open(ordinal: usize) -> photon_core::Result<Self> {
+        Gpu::new(Ffi::open(ordinal)?)
+    }
+}

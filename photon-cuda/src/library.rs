@@ -71,11 +71,11 @@ pub(crate) fn names(stem: &str, majors: &[u32]) -> Vec<String> {
 
 /// Declares a table of functions looked up by name, and how to fill it.
 macro_rules! functions {
-    ($(#[$doc:meta])* $table:ident { $($name:ident: fn($($arg:ty),* $(,)?) -> $out:ty,)+ }) => {
+    ($(#[$doc:meta])* $vis:vis $table:ident { $($name:ident: fn($($arg:ty),* $(,)?) -> $out:ty,)+ }) => {
         $(#[$doc])*
         #[expect(non_snake_case, reason = "the library's own names")]
-        struct $table {
-            $($name: unsafe extern "C" fn($($arg),*) -> $out,)+
+        $vis struct $table {
+            $($vis $name: unsafe extern "C" fn($($arg),*) -> $out,)+
             /// Keeps the functions where they are.
             _library: libloading::Library,
         }
