@@ -436,7 +436,7 @@ impl Driver for Ffi {
             // SAFETY: both places are there to be written to; where it fails they stay zero.
             let _ = unsafe { (self.0.functions.cuMemGetInfo_v2)(&raw mut free, &raw mut total) };
         }
-        MemoryInfo { free_bytes: free as u64, total_bytes: total as u64 }
+        MemoryInfo { free_bytes: free as u64, total_bytes: total as u64, is_dedicated: true }
     }
 
     fn alloc(&self, bytes: usize) -> Result<Buffer> {
