@@ -14,7 +14,6 @@ DEVICE void sum_part(const LinearArgs& a, const uint8_t* const (&matrices)[ROWS]
   const int lane = threadIdx.x % 32, t = lane % 4;
   const uint32_t part = threadIdx.x / 32, tile = blockIdx.y;
   const uint32_t begin = part * a.part_blocks, end = min(begin + a.part_blocks, a.k_blocks);
-  const uint32_t bytes = a.format == FORMAT_F32 ? 4096 : a.format <= FORMAT_BF16 ? 2048 : a.format == FORMAT_INT4 ? 512 : 1024;
   for (uint32_t half = 2 * begin; half < 2 * end; half++) {
     float low[8], high[8];
 #pragma unroll
@@ -22,8 +21,7 @@ DEVICE void sum_part(const LinearArgs& a, const uint8_t* const (&matrices)[ROWS]
       if (r == 0 || matrices[r] != matrices[r - 1]) {
         if (!matrices[r]) continue;
         const float4 scales = a.format == FORMAT_INT4 ? *group_scales(a, matrices[r], tile, half, lane / 4) : float4{};
-        const uint8_t* block = matrices[r] + ((size_t)tile * a.k_blocks + half / 2) * bytes;
-        unpack_half(block, a.format, lane, half % 2, scales, low, high);
+        unpack_half(matrices[r], a.format, a.k_blocks, tile, half, scales, low, high);
       }
       if (!matrices[r]) continue;
       const uint32_t k = 32 * half + 8 * t;

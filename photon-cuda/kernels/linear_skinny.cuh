@@ -30,9 +30,10 @@ template <class F, int MT> struct Chunk {
       for (int m = 0; m < MT; m++) {
         // Past the last feature the last ones are read again, and dropped.
         const uint32_t at = min(tile + m, (a.n - 1) / BLOCK_N);
-        const uint8_t* p = matrix + ((size_t)at * a.k_blocks + block) * BLOCK_BYTES<F> + 16 * lane;
 #pragma unroll
-        for (int v = 0; v < VECTORS<F>; v++) codes[d][m][v] = ld_stream_16(p + 512 * v);
+        for (int v = 0; v < VECTORS<F>; v++) {
+          codes[d][m][v] = ld_stream_16(vector_of<F>(matrix, a.k_blocks, at, block, lane, v));
+        }
         if (F::GROUP_SCALES && d % 2 == 0) {
           const uint32_t half = min(2 * block + lane % 4, 2 * a.k_blocks - 1);
           scales[d / 2][m] = *group_scales(a, matrix, at, half, lane / 4);
@@ -100,8 +101,7 @@ DEVICE void multiply_block(const LinearArgs& a, float (&sums)[NT][MT][4], const 
         words[4 * v + 2] = chunk.codes[d][m][v].z;
         words[4 * v + 3] = chunk.codes[d][m][v].w;
       }
-      F::template fragment<T>(words + 2 * half * F::WORDS, fragments[m][0]);
-      F::template fragment<T>(words + (2 * half + 1) * F::WORDS, fragments[m][1]);
+      F::template fragments<T>(words + 2 * half * F::WORDS, fragments[m]);
       factors[m] = chunk.factors(d, m, half);
     }
 #pragma unroll

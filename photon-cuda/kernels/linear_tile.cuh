@@ -1,9 +1,9 @@
 // Linear layers of many rows, on tensor cores.
 //
 // A block of eight warps has 128 features and ROWS rows. Weights and activations pass through a ring of STAGES stages of 64
-// elements of k in shared memory, filled by cp.async two stages ahead. Weights lie there as they lie in memory, so a lane
-// reads its fragments as they are; quantized ones become 16-bit numbers on the way to the multiplication. Activations are
-// rows of 128 bytes, the two halves of odd ones exchanged, so that eight lanes that read two rows meet 32 different banks.
+// elements of k in shared memory, filled by cp.async two stages or more ahead. Codes lie there as they lie in memory, and
+// become 16-bit numbers on the way to the multiplication. Floats, weights and activations, are rows of 128 bytes, the two
+// halves of odd ones exchanged, so that eight lanes that read two rows meet 32 different banks.
 // A part of k that is done is added to `total`: see linear.cuh.
 //
 // Bytes: weights once per row tile, activations once per 128 features, from L2.  FLOPs: 2 n k rows, padded to tiles.
@@ -24,6 +24,9 @@ template <class F, int ROWS> struct Tile {
   static constexpr int WARPS_N = ROWS / 32, WARPS_M = 8 / WARPS_N, MT = TILE_M / WARPS_M, NT = 4;
 };
 
+// Where vector `vector` of row `row` of a stage's floats lies.
+DEVICE uint32_t swizzled(uint32_t row, uint32_t vector) { return 128 * row + 16 * (vector ^ (row % 2 * 4)); }
+
 // Starts the copies of block `block` of k to a stage: of 8 x 16 features from `tile` on, and of `rows` rows, those from
 // `first` on or those of `list`.
 template <class T, class F, int ROWS>
@@ -35,8 +38,14 @@ DEVICE void load_stage(const LinearArgs& a, const uint8_t* matrix, const uint32_
   for (int i = threadIdx.x; i < S::CODES / 16; i += TILE_THREADS) {
     const uint32_t m = tile + i / (BLOCK_BYTES<F> / 16);
     const bool valid = m * BLOCK_N < a.n;
-    const size_t at = ((size_t)m * a.k_blocks + block) * BLOCK_BYTES<F> + i % (BLOCK_BYTES<F> / 16) * 16;
-    cp_async_16_zfill(stage + 16 * i, matrix + (valid ? at : 0), valid);
+    uint32_t to = 16 * i;
+    size_t from = ((size_t)m * a.k_blocks + block) * BLOCK_BYTES<F> + i % (BLOCK_BYTES<F> / 16) * 16;
+    if (F::WORDS == 4) {
+      const uint32_t row = i / 8;
+      to = swizzled(row, i % 8);
+      from = ((size_t)(tile * BLOCK_N + row) * a.k_blocks + block) * (2 * BLOCK_K) + i % 8 * 16;
+    }
+    cp_async_16_zfill(stage + to, matrix + (valid ? from : 0), valid);
   }
   if (S::SCALES && threadIdx.x < S::SCALES / 16) {
     const uint32_t i = threadIdx.x, m = tile + i / 16;
@@ -47,7 +56,7 @@ DEVICE void load_stage(const LinearArgs& a, const uint8_t* matrix, const uint32_
 #pragma unroll
   for (int i = threadIdx.x; i < ROWS * 8; i += TILE_THREADS) {
     const uint32_t row = i / 8, vector = i % 8, k = block * BLOCK_K + 8 * vector;
-    uint8_t* to = stage + S::CODES + S::SCALES + 128 * row + 16 * (vector ^ (row % 2 * 4));
+    uint8_t* to = stage + S::CODES + S::SCALES + swizzled(row, vector);
     const bool valid = row < rows && k < a.k;
     const T* from = (const T*)a.x;
     if (valid) from += (size_t)(list ? list[row] / a.per_row : first + row) * a.x_stride + k;
@@ -74,7 +83,7 @@ DEVICE void multiply_stage(const uint8_t* stage, float (&sums)[4][Tile<F, ROWS>:
 #pragma unroll
     for (int i = 0; i < S::NT; i++) {
       const int row = row0 + 8 * i;
-      x[i] = *(const uint4*)(stage + S::CODES + S::SCALES + 128 * row + 16 * ((4 * half + t) ^ (row % 2 * 4)));
+      x[i] = *(const uint4*)(stage + S::CODES + S::SCALES + swizzled(row, 4 * half + t));
       sum_activations<T, F>(all[i], x[i]);
     }
 #pragma unroll
@@ -88,15 +97,15 @@ DEVICE void multiply_stage(const uint8_t* stage, float (&sums)[4][Tile<F, ROWS>:
       } else {
 #pragma unroll
         for (int i = 0; i < F::WORDS / 2; i++) {
-          const uint4 v = *(const uint4*)(block + 512 * (F::WORDS / 2 * half + i));
+          const uint32_t row = (m0 + m) * BLOCK_N + lane / 4 + 8 * i;
+          const uint4 v = *(const uint4*)(F::WORDS == 4 ? stage + swizzled(row, 4 * half + t) : block + 512 * half);
           words[4 * i] = v.x;
           words[4 * i + 1] = v.y;
           words[4 * i + 2] = v.z;
           words[4 * i + 3] = v.w;
         }
       }
-      F::template fragment<T>(words, fragments[0]);
-      F::template fragment<T>(words + F::WORDS, fragments[1]);
+      F::template fragments<T>(words, fragments);
       float4 factors = make_float4(0, 0, 0, 0);
       if (F::GROUP_SCALES) factors = *(const float4*)(stage + S::CODES + ((m0 + m) * 2 + half) * 128 + lane / 4 * 16);
 #pragma unroll

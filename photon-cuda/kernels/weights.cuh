@@ -1,23 +1,26 @@
 // How weight matrices lie on the device. One layout for every kernel, whether it has one row or ten thousand.
 //
-// A matrix is cut into blocks of 16 features by 64 elements of k: block after block along k, then the next 16 features; both
-// ends are padded with zeros. In a block, lane `l` of whatever warp comes along owns 32 elements, of features `l / 4` and
-// `l / 4 + 8`: those that `mma.m16n8k16` wants from it as its first operand. They come as vectors of 16 bytes, vector `v` of
-// lane `l` at `(32 v + l) 16`, so a warp reads 512 bytes at a time, straight into the registers of the multiplication: no
-// shared memory, no `ldmatrix`, no swizzle.
+// A matrix is cut into blocks of 16 features by 64 elements of k; both ends are padded with zeros. The multiplication is
+// `mma.m16n8k16` with the matrix as its first operand, so of a block, lane `l` of whatever warp comes along wants 32
+// elements, of features `l / 4` and `l / 4 + 8`. The order of k within a multiplication does not matter as long as both
+// operands agree, so it is chosen for the loads: with `t = l % 4`, a lane's elements of 32 consecutive `k` (a half of the
+// block) are `8 t .. 8 t + 8`. Of a row of 16-bit elements, activations or weights, that is one vector of 16 bytes.
 //
-// The order of k within a multiplication does not matter as long as both operands agree, so it is chosen for the
-// activations: with `t = l % 4`, a lane's elements of 32 consecutive `k` are `8 t .. 8 t + 8`, which for a row of
-// activations is one vector of 16 bytes. In full: element `i` of a lane is at feature `l / 4 + 8 (i / 2 % 2)` and
-// `k = 32 (i / 16) + 8 t + 4 (i / 8 % 2) + 2 (i / 4 % 2) + i % 2`. Eight of them, a step, are the four registers of one
-// multiplication.
+// Floats lie row by row, a row padded to whole blocks: a lane's half is a vector of either feature, straight from memory to
+// the registers of the multiplication, without shared memory, `ldmatrix` or swizzle; and the copy engine can read them too.
 //
-// Behind the blocks lie scales, f32: of int8 and fp8 one per feature; of int4, for each 16 features and each group along k,
+// Codes lie block after block along k, then the next 16 features. A lane's 32 elements come as vectors of 16 bytes, vector
+// `v` of lane `l` at `(32 v + l) 16`, so a warp reads 512 bytes at a time. Element `i` of a lane is at feature
+// `l / 4 + 8 (i / 2 % 2)` and `k = 32 (i / 16) + 8 t + 4 (i / 8 % 2) + 2 (i / 4 % 2) + i % 2`: eight of them, a step, are
+// the four registers of one multiplication, in order.
+//
+// Behind the codes lie scales, f32: of int8 and fp8 one per feature; of int4, for each 16 features and each group along k,
 // eight times the scale and offset of features `f` and `f + 8`. The Rust side is `kernels::weights`.
 #pragma once
 #include "elements.cuh"
 #include "ptx.cuh"
 
+// Of floats the numbers of their types.
 enum : uint32_t { FORMAT_F32, FORMAT_F16, FORMAT_BF16, FORMAT_INT8, FORMAT_FP8, FORMAT_INT4 };
 
 // Features and elements of k of a block.
@@ -42,15 +45,16 @@ template <> DEVICE void mma<f16>(float (&d)[4], const uint32_t (&a)[4], uint32_t
   mma_m16n8k16_f16(d, a, b);
 }
 
-// What a format is: `WORDS` registers of a lane hold a step, and `fragment` makes them the operand. Every code is a number
-// of bf16 and of f16, so nothing is rounded.
+// What a format is: `WORDS` registers of a lane hold a step, and `fragments` makes those of a half the operands of two
+// multiplications. Every code is a number of bf16 and of f16, so nothing is rounded.
 struct Float {
   static constexpr int WORDS = 4;
   static constexpr bool ROW_SCALES = false, GROUP_SCALES = false;
 
-  template <class T> DEVICE static void fragment(const uint32_t* words, uint32_t (&a)[4]) {
+  // Four words of either feature.
+  template <class T> DEVICE static void fragments(const uint32_t* words, uint32_t (&a)[2][4]) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) a[i] = words[i];
+    for (int i = 0; i < 8; i++) a[i / 4][i % 4] = words[i / 4 * 2 + i % 2 * 4 + i % 4 / 2];
   }
 };
 
@@ -59,9 +63,9 @@ struct Int8 {
   static constexpr bool ROW_SCALES = true, GROUP_SCALES = false;
 
   template <class T> DEVICE static uint32_t pair(uint32_t word, uint32_t bytes);
-  template <class T> DEVICE static void fragment(const uint32_t* words, uint32_t (&a)[4]) {
+  template <class T> DEVICE static void fragments(const uint32_t* words, uint32_t (&a)[2][4]) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) a[i] = pair<T>(words[i / 2], i % 2 ? 0x4342 : 0x4140);
+    for (int i = 0; i < 8; i++) a[i / 4][i % 4] = pair<T>(words[i / 2], i % 2 ? 0x4342 : 0x4140);
   }
 };
 
@@ -82,9 +86,9 @@ struct Fp8 {
   static constexpr bool ROW_SCALES = true, GROUP_SCALES = false;
 
   template <class T> DEVICE static uint32_t pair(uint32_t word, uint32_t bytes);
-  template <class T> DEVICE static void fragment(const uint32_t* words, uint32_t (&a)[4]) {
+  template <class T> DEVICE static void fragments(const uint32_t* words, uint32_t (&a)[2][4]) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) a[i] = pair<T>(words[i / 2], i % 2 ? 0x3424 : 0x1404);
+    for (int i = 0; i < 8; i++) a[i / 4][i % 4] = pair<T>(words[i / 2], i % 2 ? 0x3424 : 0x1404);
   }
 };
 
@@ -103,67 +107,60 @@ struct Int4 {
   static constexpr int WORDS = 1;
   static constexpr bool ROW_SCALES = false, GROUP_SCALES = true;
 
-  template <class T> DEVICE static void fragment(const uint32_t* words, uint32_t (&a)[4]);
+  template <class T> DEVICE static uint32_t pair(uint32_t codes);
+  template <class T> DEVICE static void fragments(const uint32_t* words, uint32_t (&a)[2][4]) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) a[i / 4][i % 4] = pair<T>(words[i / 4] >> 4 * (i % 4) & 0x000f000f);
+  }
 };
 
-template <> DEVICE void Int4::fragment<bf16>(const uint32_t* words, uint32_t (&a)[4]) {
-#pragma unroll
-  for (int i = 0; i < 4; i++) a[i] = fma2<bf16>((*words >> 4 * i & 0x000f000f) | 0x43004300, ONES<bf16>, 0xc300c300);
+template <> DEVICE uint32_t Int4::pair<bf16>(uint32_t codes) {
+  return fma2<bf16>(codes | 0x43004300, ONES<bf16>, 0xc300c300);
 }
-template <> DEVICE void Int4::fragment<f16>(const uint32_t* words, uint32_t (&a)[4]) {
-#pragma unroll
-  for (int i = 0; i < 4; i++) a[i] = fma2<f16>((*words >> 4 * i & 0x000f000f) | 0x64006400, ONES<f16>, 0xe400e400);
+template <> DEVICE uint32_t Int4::pair<f16>(uint32_t codes) {
+  return fma2<f16>(codes | 0x64006400, ONES<f16>, 0xe400e400);
 }
 
 // Vectors a lane reads of a block, and the bytes of it.
 template <class F> constexpr int VECTORS = F::WORDS;
 template <class F> constexpr int BLOCK_BYTES = F::WORDS * 512;
 
-// Lane `lane`'s elements of the half `half` (32 elements of k) of a block as f32, for kernels that multiply those: of feature
-// `lane / 4` and of feature `lane / 4 + 8`, eight consecutive ones of k from `8 (lane % 4)` on. Scales of rows are not applied,
-// those of groups are: `scales` holds scale and offset of either feature.
-DEVICE void unpack_half(const uint8_t* block, uint32_t format, int lane, int half, float4 scales,
-                                   float (&low)[8], float (&high)[8]) {
-  float e[16];
-  const uint4* vectors = (const uint4*)block + lane;
-  if (format == FORMAT_F32) {
-#pragma unroll
-    for (int v = 0; v < 4; v++) {
-      const uint4 bits = vectors[32 * (4 * half + v)];
-      const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-      for (int i = 0; i < 4; i++) e[4 * v + i] = __uint_as_float(words[i]);
-    }
-  } else if (format == FORMAT_F16 || format == FORMAT_BF16) {
-#pragma unroll
-    for (int v = 0; v < 2; v++) {
-      const uint4 bits = vectors[32 * (2 * half + v)];
-      const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const float2 pair = format == FORMAT_F16 ? unpack2<f16>(words[i]) : unpack2<bf16>(words[i]);
-        e[8 * v + 2 * i] = pair.x;
-        e[8 * v + 2 * i + 1] = pair.y;
-      }
-    }
-  } else if (format == FORMAT_INT4) {
-    const uint4 bits = *vectors;
-    const uint32_t words[2] = {half ? bits.z : bits.x, half ? bits.w : bits.y};
-#pragma unroll
-    for (int i = 0; i < 16; i++) {
-      const float code = (float)(words[i / 8] >> (4 * (i % 8 / 2) + 16 * (i % 2)) & 15);
-      const bool upper = i / 2 % 2;
-      e[i] = fmaf(code, upper ? scales.z : scales.x, upper ? scales.w : scales.y);
-    }
-  } else {
-    const uint4 bits = vectors[32 * half];
-    const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-    for (int i = 0; i < 16; i++) {
-      const uint8_t code = (uint8_t)(words[i / 4] >> 8 * (i % 4));
-      e[i] = format == FORMAT_INT8 ? (float)(int8_t)code : from_fp8(code);
-    }
+// Where lane `lane` finds vector `v` of block `block` of 16 features `tile`; a matrix has `k_blocks` blocks along k.
+template <class F>
+DEVICE const uint8_t* vector_of(const uint8_t* matrix, uint32_t k_blocks, uint32_t tile, uint32_t block, int lane, int v) {
+  if (F::WORDS < 4) return matrix + ((size_t)tile * k_blocks + block) * BLOCK_BYTES<F> + 512 * v + 16 * lane;
+  const size_t row = tile * BLOCK_N + lane / 4 + v % 2 * 8;
+  return matrix + (row * k_blocks + block) * (2 * BLOCK_K) + v / 2 * 64 + 16 * (lane % 4);
+}
+
+// As f32, for kernels that multiply those: the elements of k from `32 half + 8 (lane % 4)` on of features `lane / 4` and
+// `lane / 4 + 8` of 16, where `half` counts halves of blocks. Scales of rows are not applied, those of groups are: `scales`
+// holds scale and offset of either feature.
+DEVICE void unpack_half(const uint8_t* matrix, uint32_t format, uint32_t k_blocks, uint32_t tile, uint32_t half, float4 scales,
+                        float (&low)[8], float (&high)[8]) {
+  const int lane = threadIdx.x % 32;
+  if (format <= FORMAT_BF16) {
+    const size_t at = ((size_t)tile * BLOCK_N + lane / 4) * k_blocks * BLOCK_K + 32 * half + 8 * (lane % 4);
+    load8(matrix, at, format, 8, 16, low);
+    load8(matrix, at + (size_t)8 * k_blocks * BLOCK_K, format, 8, 16, high);
+    return;
   }
+  const bool is_int4 = format == FORMAT_INT4;
+  const uint8_t* block = matrix + ((size_t)tile * k_blocks + half / 2) * (is_int4 ? 512 : 1024);
+  const uint4 bits = *(const uint4*)(block + (is_int4 ? 0 : half % 2 * 512) + 16 * lane);
+  const bool second = is_int4 && half % 2;
+  const uint32_t words[4] = {second ? bits.z : bits.x, second ? bits.w : bits.y, bits.z, bits.w};
 #pragma unroll
-  for (int i = 0; i < 16; i++) (i / 2 % 2 ? high : low)[i / 8 * 4 + i / 4 % 2 * 2 + i % 2] = e[i];
+  for (int i = 0; i < 16; i++) {
+    const bool upper = i / 2 % 2;
+    float x;
+    if (is_int4) {
+      const float code = (float)(words[i / 8] >> (4 * (i % 8 / 2) + 16 * (i % 2)) & 15);
+      x = fmaf(code, upper ? scales.z : scales.x, upper ? scales.w : scales.y);
+    } else {
+      const uint8_t code = (uint8_t)(words[i / 4] >> 8 * (i % 4));
+      x = format == FORMAT_INT8 ? (float)(int8_t)code : from_fp8(code);
+    }
+    (upper ? high : low)[i / 8 * 4 + i / 4 % 2 * 2 + i % 2] = x;
+  }
 }
