@@ -27,6 +27,7 @@ struct LinearArgs {
   uint32_t k_blocks, part_blocks, parts;
   uint32_t scales, group_shift;  // bytes from a matrix to its scales; int4: 2^group_shift halves of blocks share them
   uint32_t matrix_bytes, count, per_row;  // of groups: matrices, and rows of out to a row of x
+  uint32_t padding;
 };
 
 // Matrix `group`.

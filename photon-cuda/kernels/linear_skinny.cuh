@@ -188,7 +188,8 @@ constexpr uint32_t SKINNY_GROUPED_ROWS = 128;
 template <class T, class F, int NT> DEVICE void skinny_grouped(const LinearArgs& a) {
   DYNAMIC_SHARED(float, shared);
   __shared__ int32_t groups[SKINNY_GROUPED_ROWS];
-  __shared__ uint32_t is_first[SKINNY_GROUPED_ROWS], list[SKINNY_GROUPED_ROWS];
+  __shared__ uint32_t is_first[SKINNY_GROUPED_ROWS];
+  __shared__ uint32_t list[SKINNY_GROUPED_ROWS];
   const uint32_t lane = threadIdx.x % 32;
   for (uint32_t i = threadIdx.x; i < SKINNY_GROUPED_ROWS; i += blockDim.x) {
     const int32_t group = i < a.rows ? a.groups[i] : -1;

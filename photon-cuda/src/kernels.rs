@@ -13,6 +13,7 @@ use photon_core::{
 use crate::{device::Gpu, driver::Driver};
 
 mod attention;
+mod elements;
 mod experts;
 mod gate;
 mod image;
@@ -21,6 +22,7 @@ mod norm;
 mod rope;
 mod rows;
 mod sample;
+mod weights;
 
 macro_rules! kernels {
     ($($family:ident::$name:ident($op:ident))+) => {

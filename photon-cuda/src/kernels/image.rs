@@ -1,14 +1,47 @@
 //! Pictures: patches in, stitched crops out.
-use photon_core::{Cx, PatchEmbed, Patchify, StitchPool};
+use bytemuck::{Pod, Zeroable};
+use photon_core::{Activation, Cx, PatchEmbed, Patchify, StitchPool};
 
+use super::{
+    elements::{type_code, u32_of},
+    linear,
+};
 use crate::{device::Gpu, driver::Driver};
 
-pub(crate) fn patchify<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, _op: Patchify<'_, Gpu<L>>) {
-    cx.stream.missing("patchify");
+/// `PatchifyArgs` of `patchify.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct PatchifyArgs {
+    out: u64,
+    crops: u64,
+    rows: u32,
+    size: u32,
+    patch: u32,
+    out_stride: u32,
+    out_type: u32,
+    padding: u32,
 }
 
-pub(crate) fn patch_embed<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, _op: PatchEmbed<'_, Gpu<L>>) {
-    cx.stream.missing("patch_embed");
+pub(crate) fn patchify<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: Patchify<'_, Gpu<L>>) {
+    let Patchify { out, crops, patch } = op;
+    let args = PatchifyArgs {
+        out: cx.stream.address(out),
+        crops: cx.stream.address(crops),
+        rows: u32_of(out.rows()),
+        size: u32_of(crops.shape().dims()[1]),
+        patch: u32_of(patch),
+        out_stride: u32_of(out.row_stride()),
+        out_type: type_code(out.dtype()),
+        padding: 0,
+    };
+    cx.stream.launch("patchify", [args.rows, 1, 1], [128, 1, 1], 0, &args);
+}
+
+/// The positions are added where the sums are stored: they are not tiled before, and not rounded.
+pub(crate) fn patch_embed<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: PatchEmbed<'_, Gpu<L>>) {
+    let PatchEmbed { out, crops, patch, w, bias, positions, scratch } = op;
+    patchify(cx, Patchify { out: scratch, crops, patch });
+    linear::run(cx, out, scratch, w, Some(bias), Activation::None, Some(positions));
 }
 
 pub(crate) fn stitch_pool<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, _op: StitchPool<'_, Gpu<L>>) {
