@@ -655,6 +655,23 @@ impl Ffi {
         Ok(Stream { gpu: self.clone(), raw, capturing: false, scratch: None })
     }
 
+    /// Copies all of a buffer to another that is as large.
+    pub(crate) fn copy_within(
+        &self,
+        stream: &mut Stream,
+        from: &Buffer,
+        to: &Buffer,
+    ) -> Result<()> {
+        assert_eq!(from.len(), to.len(), "copy_within");
+        self.0.enter("copying")?;
+        // SAFETY: both are as long as said, and freeing them waits for the device.
+        let code = unsafe {
+            let copy = self.0.functions.cuMemcpyDtoDAsync_v2;
+            copy(to.address(), from.address(), from.len(), stream.raw)
+        };
+        self.0.check(code, "copying")
+    }
+
     fn mark(&self, stream: &Stream, flags: u32) -> Result<Event> {
         let mut raw = ptr::null_mut();
         // SAFETY: `raw` is there to be written to.

@@ -9,6 +9,7 @@
 mod binaries;
 mod blas;
 mod cache;
+mod ceilings;
 mod device;
 mod doctor;
 pub mod driver;
@@ -20,6 +21,7 @@ pub mod source;
 mod stream;
 mod sys;
 
+pub use ceilings::Ceilings;
 pub use device::Gpu;
 pub use doctor::describe;
 pub use ffi::Ffi;

@@ -6,6 +6,8 @@ mod ci;
 mod cuda_check;
 mod demo_eval;
 mod fuzz;
+mod gpu_check;
+mod gpu_run;
 mod serve_load;
 mod tidy;
 
@@ -33,6 +35,11 @@ enum Task {
     Tidy,
     /// Compile every CUDA kernel for every architecture, compare registers and spills with the table
     CudaCheck(cuda_check::Args),
+    /// Pack what a GPU's machine needs to check Photon, without Rust or a network there
+    GpuCheck(gpu_check::Args),
+    /// What a bundle's `run` does
+    #[command(hide = true)]
+    GpuRun(gpu_run::Args),
     /// Draw pictures the demo model never saw, ask the engine about them, print a table
     DemoEval(demo_eval::Args),
     /// Load `photon serve` with many clients and far more requests than it can answer, print a table
@@ -56,6 +63,8 @@ fn main() -> ExitCode {
         Task::Ci => ci::run(),
         Task::Tidy => tidy::run(root()),
         Task::CudaCheck(args) => cuda_check::run(&args),
+        Task::GpuCheck(args) => gpu_check::run(&args),
+        Task::GpuRun(args) => gpu_run::run(&args),
         Task::DemoEval(args) => demo_eval::run(&args),
         Task::ServeLoad(args) => serve_load::run(&args),
         Task::GoldenEval => cargo(&[
