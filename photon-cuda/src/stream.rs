@@ -16,7 +16,7 @@ use photon_core::{Error, Result, Tensor, Weight};
 
 use crate::{
     device::Gpu,
-    driver::{Driver, Gemm, Launch, Memory},
+    driver::{Driver, Launch, Memory},
 };
 
 /// Scratch memory of a stream, in bytes.
@@ -197,12 +197,6 @@ impl<L: Driver> Stream<L> {
         // its source declares); addresses in them came from `Self::address`, which holds the memory or, as
         // freeing waits for the device, need not; `Cx` has checked that shapes fit their tensors.
         self.attempt(|driver, raw| unsafe { driver.launch(raw, launch) });
-    }
-
-    /// Multiplies by a library, if there is one and it is the right one for this; `false` if not.
-    pub(crate) fn gemm(&mut self, gemm: &Gemm) -> bool {
-        // SAFETY: as in `Self::enqueue`.
-        self.attempt(|driver, raw| unsafe { driver.gemm(raw, gemm) }).unwrap_or(true)
     }
 
     /// Latches that there is no kernel for an operation.
