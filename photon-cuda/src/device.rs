@@ -12,19 +12,30 @@ use crate::{
     stream::{Graph, Stream},
 };
 
+/// Set to 1, it lets rows have other bits among many than among few, where that is faster: see
+/// `kernels/linear.rs`.
+const FAST_VARIABLE: &str = "PHOTON_CUDA_FAST";
+
 /// A GPU. Cloning shares it.
 #[derive(Clone, Debug)]
 pub struct Gpu<L: Driver> {
     driver: L,
     /// Weights go to the device on a stream of their own.
     loader: Arc<Mutex<Stream<L>>>,
+    is_fast: bool,
 }
 
 impl<L: Driver> Gpu<L> {
     /// A device on `driver`.
     pub fn new(driver: L) -> Result<Self> {
         let loader = Arc::new(Mutex::new(Stream::open(&driver)?));
-        Ok(Gpu { driver, loader })
+        let is_fast = std::env::var_os(FAST_VARIABLE).is_some_and(|value| value == "1");
+        Ok(Gpu { driver, loader, is_fast })
+    }
+
+    /// Whether speed counts more than that a row has the same bits in every batch.
+    pub(crate) fn is_fast(&self) -> bool {
+        self.is_fast
     }
 
     /// What kernels are chosen by.

@@ -8,6 +8,9 @@
 //! That is why a vendor's library has no place here: it sums in another order for every number of rows, and it rounds twice
 //! where a bias of another type than the output is added. It also is why no activations are rounded to 8 bits, though some
 //! tensor cores would be twice as fast with them: a weight's format says how the weight is rounded, and nothing else is.
+//!
+//! One kernel does not keep the promise: `linear_wgmma`, for many rows on sm_90, whose multiplications take other sixteen
+//! elements of k together. It is used where `PHOTON_CUDA_FAST=1` asks for it.
 use bytemuck::{Pod, Zeroable};
 use photon_core::{
     Activation, Cx, DType, Error, GroupedLinear, Linear, Result, Tensor, Weight, WeightData,
@@ -16,11 +19,11 @@ use photon_core::{
 
 use super::{
     elements::{activation_code, alignment, type_code, u32_of},
-    weights::{BLOCK_N, Layout, is_exact_in, pack as pack_weights},
+    weights::{BLOCK_K, BLOCK_N, Layout, is_exact_in, pack as pack_weights},
 };
 use crate::{
     device::Gpu,
-    driver::Driver,
+    driver::{Driver, TensorMap, TensorMapBits},
     stream::{COUNTER_BYTES, Stream, WORKSPACE_BYTES},
 };
 
@@ -260,6 +263,17 @@ pub(super) fn run<L: Driver>(
         return stream.launch("linear_any", grid, [split.threads(), 1, 1], 0, &args);
     };
     if rows > SKINNY_ROWS && n > SKINNY_N {
+        let is_wgmma = cx.device.is_fast() && matches!(w.format(), WeightFormat::Float(_));
+        if is_wgmma && let Some((wgmma, features)) = WgmmaArgs::new(cx.device, &args, x.dtype()) {
+            let kernel = match (x.dtype(), features) {
+                (DType::Bf16, 128) => "linear_wgmma_128_bf16",
+                (DType::Bf16, _) => "linear_wgmma_256_bf16",
+                (_, 128) => "linear_wgmma_128_f16",
+                _ => "linear_wgmma_256_f16",
+            };
+            let blocks = (wgmma.row_tiles * wgmma.feature_tiles).min(u32_of(multiprocessors));
+            return stream.launch(kernel, [blocks, 1, 1], [384, 1, 1], WGMMA_BYTES, &wgmma);
+        }
         let grid = [u32_of(n.div_ceil(TILE)), u32_of(rows.div_ceil(TILE)), 1];
         return stream.launch(names.tile, grid, [256, 1, 1], names.tile_bytes(TILE), &args);
     }
@@ -271,6 +285,52 @@ pub(super) fn run<L: Driver>(
     let grid = [u32_of(n.div_ceil(features * BLOCK_N)), u32_of(rows.div_ceil(8 * units)), 1];
     let shared = skinny_bytes(split, features, units);
     stream.launch(kernel, grid, [split.threads(), 1, 1], shared, &args);
+}
+
+/// `WgmmaArgs` of `linear_wgmma.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct WgmmaArgs {
+    x: TensorMapBits,
+    w: TensorMapBits,
+    linear: LinearArgs,
+    row_tiles: u32,
+    feature_tiles: u32,
+    padding: [u32; 8],
+}
+
+/// Shared memory of its kernels: 192 KiB of stages, room for the output, and what begins at a multiple of 1 KiB.
+const WGMMA_BYTES: u32 = (192 << 10) + 8 * 16 * 36 * 4 + 1024;
+
+impl WgmmaArgs {
+    /// The arguments and the features of a tile, if this is sm_90 and its copy engine can read the activations.
+    fn new<L: Driver>(gpu: &Gpu<L>, args: &LinearArgs, dtype: DType) -> Option<(Self, usize)> {
+        let facts = gpu.facts();
+        if facts.capability != (9, 0) || args.x_align < 16 || facts.shared_bytes < WGMMA_BYTES {
+            return None;
+        }
+        let (rows, n) = (args.rows as usize, args.n as usize);
+        let row_tiles = rows.div_ceil(TILE);
+        // The larger tile reads less, if there are enough of it.
+        let is_large = row_tiles * n.div_ceil(256) >= facts.multiprocessors as usize;
+        let features = if is_large { 256 } else { 128 };
+        let size = dtype.size() as u64;
+        let map = |address, cols: u32, rows: usize, stride: u64, tile_rows: usize| {
+            let dims = [u64::from(cols), rows as u64];
+            let tile = [u32_of(BLOCK_K), u32_of(tile_rows)];
+            gpu.tensor_map(&TensorMap { address, dtype, dims, row_bytes: stride * size, tile })
+        };
+        let stride = u64::from(args.k_blocks) * BLOCK_K as u64;
+        let wgmma = WgmmaArgs {
+            x: map(args.x, args.k, rows, u64::from(args.x_stride), TILE)?,
+            w: map(args.w, u32_of(stride as usize), n, stride, features)?,
+            linear: *args,
+            row_tiles: u32_of(row_tiles),
+            feature_tiles: u32_of(n.div_ceil(features)),
+            padding: [0; 8],
+        };
+        Some((wgmma, features))
+    }
 }
 
 /// `GroupRowsArgs` of `experts.cu`.
