@@ -25,6 +25,22 @@ impl Source {
         HEADERS
     }
 
+    /// This file and every header it includes, those of its headers, too.
+    fn with_headers(self) -> Vec<Source> {
+        let mut list = vec![self];
+        let mut next = 0;
+        while let Some(source) = list.get(next) {
+            let lines = source.text.lines().filter_map(|line| line.trim().strip_prefix("#include"));
+            let names: Vec<&str> = lines.map(|name| name.trim().trim_matches('"')).collect();
+            let is_new =
+                |h: &&Source| names.contains(&h.name) && list.iter().all(|s| s.name != h.name);
+            let new: Vec<Source> = HEADERS.iter().filter(is_new).copied().collect();
+            list.extend(new);
+            next += 1;
+        }
+        list
+    }
+
     /// The file's name without its ending.
     pub fn stem(&self) -> &'static str {
         self.name.split('.').next().unwrap_or(self.name)
@@ -89,12 +105,12 @@ pub struct Compiled<'a> {
 }
 
 impl Compiled<'_> {
-    /// `linear-sm_90a-cuda12-0123456789abcdef.cubin`: the digest is that of the source, every header and
-    /// the options.
+    /// `linear-sm_90a-cuda12-0123456789abcdef.cubin`: the digest is that of the source, the
+    /// headers it includes and the options.
     pub fn file_name(&self) -> String {
         let Compiled { source, target, cuda_major, flavor } = self;
         let mut hasher = blake3::Hasher::new();
-        let texts = HEADERS.iter().chain([source]).flat_map(|s| [s.name, s.text]);
+        let texts = source.with_headers().into_iter().flat_map(|s| [s.name, s.text]);
         for part in texts.chain(OPTIONS.iter().copied()) {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part.as_bytes());
@@ -115,6 +131,14 @@ mod tests {
         assert_eq!(names(12), "sm_80 sm_86 sm_87 sm_89 sm_90a sm_100a sm_101a sm_120a");
         assert_eq!(names(13), "sm_80 sm_86 sm_87 sm_89 sm_90a sm_100a sm_110a sm_120a");
         assert_eq!(Target::of((10, 1)).name(12), "sm_101a");
+    }
+
+    #[test]
+    fn headers_of_headers_are_found_once() {
+        let text = "  #include \"types.cuh\"\n#include \"ptx.cuh\"\n";
+        let names: Vec<_> =
+            Source { name: "a.cu", text }.with_headers().iter().map(|s| s.name).collect();
+        assert_eq!(names, ["a.cu", "ptx.cuh", "types.cuh"]);
     }
 
     #[test]
