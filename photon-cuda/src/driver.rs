@@ -108,7 +108,8 @@ pub struct TensorMapBits(pub [u64; 16]);
 /// A handle to device memory. Cloning shares; the last drop frees.
 #[expect(clippy::len_without_is_empty, reason = "nobody asks whether device memory is empty")]
 pub trait Memory: Clone + Debug + Send + Sync + 'static {
-    /// Where it begins, for the device. A multiple of 256.
+    /// Where it begins, for the device. A multiple of 256, or of 16 on the simulator, which puts a page that
+    /// cannot be touched at the end.
     fn address(&self) -> u64;
     /// Bytes.
     fn len(&self) -> usize;

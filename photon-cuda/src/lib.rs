@@ -17,14 +17,20 @@ mod ffi;
 mod kernels;
 mod library;
 pub mod nvrtc;
+#[cfg(any(test, feature = "sim"))]
+mod sim;
 pub mod source;
 mod stream;
 mod sys;
+#[cfg(test)]
+mod tests;
 
 pub use ceilings::Ceilings;
 pub use device::Gpu;
 pub use doctor::describe;
 pub use ffi::Ffi;
+#[cfg(any(test, feature = "sim"))]
+pub use sim::Sim;
 pub use stream::{Graph, Stream};
 
 /// An NVIDIA GPU.
@@ -37,5 +43,20 @@ impl Cuda {
     /// [`photon_core::Error::Unavailable`] with the reason and what to do.
     pub fn open(ordinal: usize) -> photon_core::Result<Self> {
         Gpu::new(Ffi::open(ordinal)?)
+    }
+}
+
+/// The kernels on the processor, for tests.
+#[cfg(any(test, feature = "sim"))]
+pub type SimCuda = Gpu<Sim>;
+
+#[cfg(any(test, feature = "sim"))]
+impl SimCuda {
+    /// Opens the simulator.
+    ///
+    /// # Errors
+    /// If there is too little memory.
+    pub fn open() -> photon_core::Result<Self> {
+        Gpu::new(Sim::open())
     }
 }
