@@ -199,11 +199,6 @@ impl<L: Driver> Stream<L> {
         self.attempt(|driver, raw| unsafe { driver.launch(raw, launch) });
     }
 
-    /// Latches that there is no kernel for an operation.
-    pub(crate) fn missing(&mut self, operation: &str) {
-        self.fail(operation, "this backend has no kernel for it".into());
-    }
-
     /// Calls the driver, unless the stream has failed; latches its failure.
     fn attempt<T>(&mut self, call: impl FnOnce(&L, &mut L::Stream) -> Result<T>) -> Option<T> {
         let Stream { raw, driver, failed, .. } = self;

@@ -2,23 +2,35 @@
 //!
 //! Few requests, as a simulated GPU is slow; the suite of photon-conformance is what checks kernels.
 use photon::{
-    Budget, CaptionLength, DType, Device, EngineOptions, EngineStats, Image, Model, Photon, Request,
-    Response, Sampling, Skill,
+    Answer, Budget, CaptionLength, DType, Device, EngineOptions, EngineStats, Image, Model, Photon,
+    Request, Response, Sampling, Skill,
 };
 
-use super::golden::{self, DATA};
+use super::golden;
 
 fn build(device: Device, model: Model, dtype: DType, options: &EngineOptions) -> Photon {
     let options = EngineOptions { dtype: Some(dtype), ..options.clone() };
     Photon::builder().model(model).device(device).options(options).build().unwrap()
 }
 
-fn question(skill: Skill, image: &Image, max_tokens: usize) -> Request {
+fn question(skill: Skill, image: Option<&Image>, max_tokens: usize) -> Request {
     Request {
         sampling: Sampling::GREEDY,
         budget: Budget { max_tokens, max_objects: 2 },
-        ..Request::new(skill, Some(image.clone()))
+        ..Request::new(skill, image.cloned())
     }
+}
+
+/// Coordinates, in bins of 1024.
+fn bins(answer: &Answer) -> Vec<f32> {
+    let places: Vec<f32> = match answer {
+        Answer::Detect { objects } => {
+            objects.iter().flat_map(|o| [o.x_min, o.y_min, o.x_max, o.y_max]).collect()
+        }
+        Answer::Point { points } => points.iter().flat_map(|p| [p.x, p.y]).collect(),
+        _ => Vec::new(),
+    };
+    places.into_iter().map(|place| 1024.0 * place).collect()
 }
 
 /// All at once, so that steps have rows of several requests.
@@ -36,7 +48,12 @@ fn same(model: &Model, dtype: DType, requests: &[Request]) -> EngineStats {
     for (i, (got, want)) in got.iter().zip(&want).enumerate() {
         let what = format!("{model:?} {dtype}, request {i}");
         assert_eq!(got.tokens, want.tokens, "{what}");
-        assert_eq!(format!("{:?}", got.answer), format!("{:?}", want.answer), "{what}");
+        let (got, want) = (bins(&got.answer), bins(&want.answer));
+        assert_eq!(got.len(), want.len(), "{what}");
+        // In 16 bits the largest of 1024 logits is often a close thing.
+        let most = if dtype == DType::F32 { 0.01 } else { 8.0 };
+        let far = got.iter().zip(&want).find(|(a, b)| (*a - *b).abs() > most);
+        assert_eq!(far, None, "{what}: bins {got:?}, on the processor {want:?}");
     }
     gpu.stats()
 }
@@ -48,10 +65,10 @@ fn the_demo_models_answer_as_on_the_processor() {
     )
     .unwrap();
     let requests = [
-        question(Skill::Caption { length: CaptionLength::Short }, &image, 8),
-        question(golden::query("what color is the square?"), &image, 4),
-        question(Skill::Detect { object: "square".into() }, &image, 8),
-        question(Skill::Point { object: "circle".into(), spatial_refs: vec![] }, &image, 8),
+        question(Skill::Caption { length: CaptionLength::Short }, Some(&image), 8),
+        question(golden::query("what color is the square?"), Some(&image), 4),
+        question(Skill::Detect { object: "square".into() }, Some(&image), 8),
+        question(Skill::Point { object: "circle".into(), spatial_refs: vec![] }, Some(&image), 8),
     ];
     for (_, model) in Model::BUILT_IN {
         for dtype in [DType::F32, DType::Bf16] {
@@ -61,12 +78,12 @@ fn the_demo_models_answer_as_on_the_processor() {
     }
 }
 
+/// A question without a picture: 27 layers of vision would take minutes.
 #[test]
 fn the_golden_models_answer_as_on_the_processor() {
-    let path = format!("{DATA}/images/small_200x150.png");
-    let image = Image::open(path.as_ref()).unwrap();
+    let question = question(golden::query("what is a photon?"), None, 6);
     for name in ["moondream2", "moondream3"] {
         let (_folder, model) = golden::golden_model(name);
-        same(&model, DType::F32, &[question(golden::query("what is this?"), &image, 3)]);
+        same(&model, DType::F32, std::slice::from_ref(&question));
     }
 }
