@@ -123,7 +123,7 @@ pub(crate) struct ModelArgs {
 
 #[derive(Clone, Debug, ClapArgs)]
 pub(crate) struct DeviceArgs {
-    /// Where to run: `auto` or `cpu`
+    /// Where to run: `auto`, `cpu`, or in a build with CUDA `cuda` or `cuda:N`
     #[arg(long, default_value = "auto", env = "PHOTON_DEVICE")]
     pub(crate) device: Device,
     /// Type of weights; the model's own by default
@@ -140,7 +140,7 @@ pub(crate) struct DeviceArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     #[arg(env = "PHOTON_THREADS")]
     pub(crate) threads: Option<u16>,
-    /// Memory for keys and values, such as 4GiB; by the machine's memory by default
+    /// Memory for keys and values, such as 4GiB; by the device's memory by default
     #[arg(long, value_name = "SIZE", env = "PHOTON_KV_MEMORY", value_parser = memory)]
     pub(crate) kv_memory: Option<u64>,
 }

@@ -94,7 +94,11 @@ impl Device for Naive {
     }
 
     fn memory(&self) -> MemoryInfo {
-        MemoryInfo { free_bytes: MAX_BYTES as u64, total_bytes: MAX_BYTES as u64 }
+        MemoryInfo {
+            free_bytes: MAX_BYTES as u64,
+            total_bytes: MAX_BYTES as u64,
+            is_dedicated: true,
+        }
     }
 
     fn alloc(&self, bytes: usize) -> Result<Buffer> {

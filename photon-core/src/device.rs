@@ -16,6 +16,8 @@ pub struct MemoryInfo {
     pub free_bytes: u64,
     /// Bytes in all.
     pub total_bytes: u64,
+    /// Whether it is the device's own, so that it may be filled: main memory is everybody's.
+    pub is_dedicated: bool,
 }
 
 /// A processor with its own memory and ordered queues of work. Cloning shares the device.

@@ -173,6 +173,7 @@ pub(crate) fn memory_info() -> MemoryInfo {
     MemoryInfo {
         free_bytes: field("MemAvailable:").unwrap_or(unknown),
         total_bytes: field("MemTotal:").unwrap_or(unknown),
+        is_dedicated: false,
     }
 }
 
@@ -187,13 +188,13 @@ pub(crate) fn memory_info() -> MemoryInfo {
         (Ok(pages), Ok(page)) => pages.saturating_mul(page),
         _ => u64::MAX,
     };
-    MemoryInfo { free_bytes: total_bytes, total_bytes }
+    MemoryInfo { free_bytes: total_bytes, total_bytes, is_dedicated: false }
 }
 
 /// What the system has: unknown here, so nothing is refused beforehand.
 #[cfg(not(unix))]
 pub(crate) fn memory_info() -> MemoryInfo {
-    MemoryInfo { free_bytes: u64::MAX, total_bytes: u64::MAX }
+    MemoryInfo { free_bytes: u64::MAX, total_bytes: u64::MAX, is_dedicated: false }
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 //! by [`start`], which leaves a thread behind that knows it.
 use std::str::FromStr;
 
+use photon_core::Kernels;
+
 use crate::{
     BuildError, Model,
     bench::{BenchOptions, BenchReport},
@@ -13,31 +15,79 @@ use crate::{
 /// Where to run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// The best device this build and machine have.
+    /// The best device this build and machine have: a GPU that can be used, or else the processor.
     #[default]
     Auto,
     /// The processor.
     Cpu,
     /// The processor, recording and replaying its work as a GPU would: for tests.
     Tape,
+    /// An NVIDIA GPU, by its ordinal.
+    Cuda(u16),
+    /// The kernels for NVIDIA GPUs on the processor, slowly: for tests.
+    SimCuda,
 }
+
+/// The names of the devices of this build, for messages.
+const NAMES: &str =
+    if cfg!(feature = "cuda") { "auto, cpu, cuda or cuda:N" } else { "auto or cpu" };
 
 impl FromStr for Device {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "auto" => Ok(Device::Auto),
-            "cpu" => Ok(Device::Cpu),
-            "tape" => Ok(Device::Tape),
-            _ => Err(format!("no device {name:?} in this build: auto or cpu")),
+        let ordinal = name.strip_prefix("cuda:").and_then(|n| n.parse().ok());
+        match (name, ordinal) {
+            ("auto", _) => Ok(Device::Auto),
+            ("cpu", _) => Ok(Device::Cpu),
+            ("tape", _) => Ok(Device::Tape),
+            ("cuda", _) if cfg!(feature = "cuda") => Ok(Device::Cuda(0)),
+            (_, Some(ordinal)) if cfg!(feature = "cuda") => Ok(Device::Cuda(ordinal)),
+            ("sim-cuda", _) if cfg!(feature = "sim") => Ok(Device::SimCuda),
+            ("cuda", _) | (_, Some(_)) => {
+                Err("this build has no CUDA; build it with --features cuda".into())
+            }
+            _ => Err(format!("no device {name:?} in this build: {NAMES}")),
         }
     }
+}
+
+/// Something to do on a device whatever its type.
+trait Task {
+    type Output;
+    fn on<D: Kernels>(self, device: D) -> Result<Self::Output, BuildError>;
 }
 
 #[cfg(feature = "cpu")]
 fn cpu(options: &EngineOptions) -> photon_core::Result<photon_cpu::Cpu> {
     photon_cpu::Cpu::open(photon_cpu::CpuOptions { threads: options.threads, isa: None })
+}
+
+/// Opens the device and does the task there.
+fn run<T: Task>(device: Device, options: &EngineOptions, task: T) -> Result<T::Output, BuildError> {
+    match device {
+        Device::Auto => {
+            #[cfg(feature = "cuda")]
+            if let Ok(gpu) = photon_cuda::Cuda::open(0) {
+                return task.on(gpu);
+            }
+            run(Device::Cpu, options, task)
+        }
+        #[cfg(feature = "cpu")]
+        Device::Cpu => task.on(cpu(options)?),
+        #[cfg(feature = "cpu")]
+        Device::Tape => task.on(photon_cpu::Tape::new(cpu(options)?)),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(ordinal) => task.on(photon_cuda::Cuda::open(ordinal.into())?),
+        #[cfg(feature = "sim")]
+        Device::SimCuda => task.on(photon_cuda::SimCuda::open()?),
+        #[cfg(not(all(feature = "cpu", feature = "cuda", feature = "sim")))]
+        _ => {
+            let _ = (options, task);
+            let why = format!("this build has no backend for {device:?}; enable its feature");
+            Err(BuildError::NoDevice(why))
+        }
+    }
 }
 
 /// Opens the device, loads the model, starts the engine.
@@ -47,20 +97,16 @@ pub(crate) fn start(
     options: &EngineOptions,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Started, BuildError> {
-    match device {
-        #[cfg(feature = "cpu")]
-        Device::Auto | Device::Cpu => engine::start(cpu(options)?, model, options, progress),
-        #[cfg(feature = "cpu")]
-        Device::Tape => {
-            let tape = photon_cpu::Tape::new(cpu(options)?);
-            engine::start(tape, model, options, progress)
-        }
-        #[cfg(not(feature = "cpu"))]
-        Device::Auto | Device::Cpu | Device::Tape => {
-            let _ = (model, options, progress);
-            Err(BuildError::NoDevice("this build has no backend; enable the feature cpu".into()))
+    struct Start<'a>(&'a Model, &'a EngineOptions, &'a mut dyn FnMut(u64, u64));
+
+    impl Task for Start<'_> {
+        type Output = Started;
+
+        fn on<D: Kernels>(self, device: D) -> Result<Started, BuildError> {
+            engine::start(device, self.0, self.1, self.2)
         }
     }
+    run(device, options, Start(model, options, progress))
 }
 
 /// Measures a model of real size on a device; see [`crate::bench`].
@@ -70,22 +116,16 @@ pub(crate) fn bench(
     options: &EngineOptions,
     progress: &mut dyn FnMut(&str),
 ) -> Result<BenchReport, BuildError> {
-    match device {
-        #[cfg(feature = "cpu")]
-        Device::Auto | Device::Cpu => {
-            crate::bench::measure(cpu(options)?, bench, options, progress)
-        }
-        #[cfg(feature = "cpu")]
-        Device::Tape => {
-            let tape = photon_cpu::Tape::new(cpu(options)?);
-            crate::bench::measure(tape, bench, options, progress)
-        }
-        #[cfg(not(feature = "cpu"))]
-        Device::Auto | Device::Cpu | Device::Tape => {
-            let _ = (bench, options, progress);
-            Err(BuildError::NoDevice("this build has no backend; enable the feature cpu".into()))
+    struct Bench<'a>(&'a BenchOptions, &'a EngineOptions, &'a mut dyn FnMut(&str));
+
+    impl Task for Bench<'_> {
+        type Output = BenchReport;
+
+        fn on<D: Kernels>(self, device: D) -> Result<BenchReport, BuildError> {
+            crate::bench::measure(device, self.0, self.1, self.2)
         }
     }
+    run(device, options, Bench(bench, options, progress))
 }
 
 /// What a machine offers one backend.
@@ -107,5 +147,7 @@ pub fn doctor() -> Vec<Doctor> {
                 .map(|cpu| photon_cpu::describe(&cpu).to_string())
                 .map_err(|error| error.to_string()),
         },
+        #[cfg(feature = "cuda")]
+        Doctor { device: "cuda", found: photon_cuda::describe() },
     ]
 }

@@ -169,7 +169,10 @@ impl<D: Kernels> Rig<'_, D> {
             (self.progress)(&name);
             let crops = noise(bytes * tiling.num_crops());
             let jobs = [EncodeJob { tiling, crops: &crops, slot: 0 }];
-            let phase = phase(name, self.bench.repeats, || self.runner.encode(&jobs))?;
+            let phase = phase(name, self.bench.repeats, || {
+                let done = self.runner.encode(&jobs)?;
+                self.runner.device.wait(&done)
+            })?;
             self.phases.push(phase);
         }
         Ok(())

@@ -26,7 +26,7 @@ use std::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, TryRecvError},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use photon_core::Kernels;
@@ -85,6 +85,15 @@ pub(crate) struct Engine<D: Kernels> {
     counts: EngineStats,
 }
 
+/// Pictures being encoded.
+struct Encoding<D: Kernels> {
+    done: D::Event,
+    /// Giving the work to the device: all of it, where the device is the processor.
+    took: Duration,
+    /// Whose pictures.
+    seqs: Vec<SeqId>,
+}
+
 impl<D: Kernels> Engine<D> {
     /// Serves until the queue is closed and what it asks for is done; the body of the thread.
     pub(crate) fn run(mut self) {
@@ -128,12 +137,13 @@ impl<D: Kernels> Engine<D> {
             }
             self.start_rows();
             self.load_adapters();
-            self.encode_images()?;
+            let encoding = self.encode_images()?;
             let begun = Instant::now();
             let step = self.record_step()?;
             self.deliver();
+            let waited = encoding.map_or(Ok(Duration::ZERO), |encoding| self.encoded(encoding))?;
             self.runner.finish(step, &mut self.drew)?;
-            self.counts.device_us += begun.elapsed().as_micros() as u64;
+            self.counts.device_us += (begun.elapsed() - waited).as_micros() as u64;
             self.handle();
             self.count();
         }
@@ -268,8 +278,9 @@ impl<D: Kernels> Engine<D> {
         }
     }
 
-    /// Encodes the pictures that the step computes, unless their embeddings are on the device.
-    fn encode_images(&mut self) -> photon_core::Result<()> {
+    /// Encodes the pictures that the step computes, unless their embeddings are on the device. The device
+    /// may still be at it when this returns.
+    fn encode_images(&mut self) -> photon_core::Result<Option<Encoding<D>>> {
         self.image_slots.start_step();
         let crop_config = &self.queue.setup().crops;
         let (mut jobs, mut seqs) = (Vec::new(), Vec::new());
@@ -285,22 +296,30 @@ impl<D: Kernels> Engine<D> {
             }
         }
         if jobs.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let begun = Instant::now();
-        self.runner.encode(&jobs)?;
-        let took = ms(begun);
+        let done = self.runner.encode(&jobs)?;
         self.counts.images_encoded += jobs.len() as u64;
-        self.counts.vision_us += (took * 1000.0) as u64;
         drop(jobs);
         seqs.dedup();
-        for seq in seqs {
+        Ok(Some(Encoding { done, took: begun.elapsed(), seqs }))
+    }
+
+    /// Waits for pictures that were encoded; how long.
+    fn encoded(&mut self, encoding: Encoding<D>) -> photon_core::Result<Duration> {
+        let begun = Instant::now();
+        self.runner.device.wait(&encoding.done)?;
+        let waited = begun.elapsed();
+        let took = encoding.took + waited;
+        self.counts.vision_us += took.as_micros() as u64;
+        for seq in encoding.seqs {
             let sequence = self.sequences.get_mut(&seq).expect("it has a row");
             let crops = sequence.pictures.iter().map(|shown| shown.picture.num_crops());
             sequence.metrics.crops = crops.sum();
-            sequence.metrics.vision_time_ms += took;
+            sequence.metrics.vision_time_ms += took.as_secs_f64() * 1000.0;
         }
-        Ok(())
+        Ok(waited)
     }
 
     fn record_step(&mut self) -> photon_core::Result<Step<D>> {

@@ -3,13 +3,14 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{cargo, root, tidy};
+use crate::{cargo, cuda_check, root, tidy};
 
 pub(crate) fn run() -> Result<()> {
     std::env::set_current_dir(root())?;
     step("format", || cargo(&["fmt", "--all", "--", "--check"]))?;
     step("tidy", || tidy::run(root()))?;
     step("tests", || cargo(&["test", "--workspace", "--all-features"]))?;
+    step("CUDA kernels", || cuda_check::run(&cuda_check::Args::default()))?;
     step("clippy", || {
         let all = ["--workspace", "--all-targets", "--all-features"];
         cargo(&[&["clippy"][..], &all, &["--", "-D", "warnings"]].concat())

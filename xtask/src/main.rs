@@ -3,8 +3,11 @@
 #![forbid(unsafe_code)]
 
 mod ci;
+mod cuda_check;
 mod demo_eval;
 mod fuzz;
+mod gpu_check;
+mod gpu_run;
 mod serve_load;
 mod tidy;
 
@@ -30,6 +33,13 @@ enum Task {
     Ci,
     /// Check what compilers do not: crate edges, unsafe, conformance cases, dead files
     Tidy,
+    /// Compile every CUDA kernel for every architecture, compare registers and spills with the table
+    CudaCheck(cuda_check::Args),
+    /// Pack what a GPU's machine needs to check Photon, without Rust or a network there
+    GpuCheck(gpu_check::Args),
+    /// What a bundle's `run` does
+    #[command(hide = true)]
+    GpuRun(gpu_run::Args),
     /// Draw pictures the demo model never saw, ask the engine about them, print a table
     DemoEval(demo_eval::Args),
     /// Load `photon serve` with many clients and far more requests than it can answer, print a table
@@ -52,6 +62,9 @@ fn main() -> ExitCode {
     let done = match Args::parse().task {
         Task::Ci => ci::run(),
         Task::Tidy => tidy::run(root()),
+        Task::CudaCheck(args) => cuda_check::run(&args),
+        Task::GpuCheck(args) => gpu_check::run(&args),
+        Task::GpuRun(args) => gpu_run::run(&args),
         Task::DemoEval(args) => demo_eval::run(&args),
         Task::ServeLoad(args) => serve_load::run(&args),
         Task::GoldenEval => cargo(&[

@@ -18,8 +18,13 @@ const EDGES: &[(&str, &[&str])] = &[
     ("photon-sched", &["photon-kv"]),
     ("photon-models", &["photon-core"]),
     ("photon-cpu", &["photon-core"]),
+    ("photon-cuda", &["photon-core", "photon-simt"]),
+    ("photon-simt", &[]),
     ("photon-conformance", &["photon-core"]),
-    ("photon", &["photon-core", "photon-kv", "photon-sched", "photon-models", "photon-cpu"]),
+    (
+        "photon",
+        &["photon-core", "photon-kv", "photon-sched", "photon-models", "photon-cpu", "photon-cuda"],
+    ),
     ("photon-server", &["photon"]),
     ("photon-cli", &["photon", "photon-server"]),
     ("demo-model", &[]),
@@ -27,8 +32,9 @@ const EDGES: &[(&str, &[&str])] = &[
     ("xtask", &["demo-model"]),
 ];
 
-/// Where unsafe code may be: the backends, and the one line that maps a file.
-const UNSAFE_HOMES: &[&str] = &["photon-cpu/", "photon-models/src/checkpoint/mapped.rs"];
+/// Where unsafe code may be: the backends, what simulates them, and the one line that maps a file.
+const UNSAFE_HOMES: &[&str] =
+    &["photon-cpu/", "photon-cuda/", "photon-simt/", "photon-models/src/checkpoint/mapped.rs"];
 
 const LONG_FILE: usize = 500;
 const LONG_FUNCTION: usize = 70;

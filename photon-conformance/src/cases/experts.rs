@@ -124,6 +124,36 @@ pub(crate) fn grouped_linear<D: Kernels>(device: &D, options: &Options) {
     }
 }
 
+/// More rows than any backend streams weights for, of every type; bad groups skip their rows.
+pub(crate) fn grouped_linear_many_rows<D: Kernels>(device: &D, options: &Options) {
+    let rig = &mut Rig::new(device, options);
+    let mut seed = 84_500;
+    for &x in options.floats {
+        for &w in options.weights {
+            for (rows, per_row, count, n, k) in [(75, 2, 5, 144, 200), (300, 1, 7, 40, 36)] {
+                seed += 1;
+                let (accumulate, poison) = (seed % 2 == 0, seed % 3 != 0);
+                let (out, sparse) = (x, 17);
+                let shape = Config {
+                    rows,
+                    per_row,
+                    count,
+                    n,
+                    k,
+                    x,
+                    w,
+                    out,
+                    accumulate,
+                    poison,
+                    sparse,
+                    seed,
+                };
+                check_grouped(rig, shape);
+            }
+        }
+    }
+}
+
 /// Shapes of Moondream 3, with fewer experts: a decode step, and a prefill.
 pub(crate) fn grouped_linear_real<D: Kernels>(device: &D, options: &Options) {
     let rig = &mut Rig::new(device, options);
@@ -160,14 +190,18 @@ pub(crate) fn grouped_linear_invariance<D: Kernels>(device: &D, options: &Option
     }
     let rig = &mut Rig::new(device, options);
     let mut seed = 85_000;
-    for (n, k) in [(33, 65), (129, 588), (16, 2048)] {
-        for &w_type in options.weights {
+    // The last of them are more rows than any backend streams weights for.
+    for (n, k, rows, per_row) in
+        [(33, 65, 40, 2), (129, 588, 40, 2), (16, 2048, 40, 2), (33, 200, 75, 3), (272, 65, 150, 1)]
+    {
+        for (&w_type, &x_type) in
+            options.weights.iter().flat_map(|w| options.floats.iter().map(move |x| (w, x)))
+        {
             seed += 1;
-            let (rows, per_row, count) = (40, 2, 3);
-            let (x_type, out_type) = (options.float(0), options.float(0));
+            let (count, out_type) = (3, x_type);
             let label = Label {
                 op: "grouped_linear alone and in a batch",
-                about: format!("n {n}, k {k}; w {w_type}"),
+                about: format!("n {n}, k {k}, {rows} by {per_row}; w {w_type}, x {x_type}"),
                 seed,
             };
             let rng = &mut Rng::new(seed);

@@ -144,6 +144,21 @@ pub(crate) fn real_shapes<D: Kernels>(device: &D, options: &Options) {
     }
 }
 
+/// More rows and features than any backend streams weights for, and k on both sides of their steps.
+pub(crate) fn many_rows<D: Kernels>(device: &D, options: &Options) {
+    let rig = &mut Rig::new(device, options);
+    let mut seed = 25_000;
+    for (x, out) in options.pairs() {
+        for &w in options.weights {
+            for (rows, n, k) in [(161, 272, 200), (129, 300, 36), (130, 257, 130)] {
+                let flags = seed as usize * 13 % 32;
+                check(rig, Config { rows, n, k, x, w, out, flags, sparse: 97, seed });
+                seed += 1;
+            }
+        }
+    }
+}
+
 /// A row alone has the bits it has among others.
 pub(crate) fn batch_invariance<D: Kernels>(device: &D, options: &Options) {
     if !options.batch_invariant {
@@ -151,12 +166,18 @@ pub(crate) fn batch_invariance<D: Kernels>(device: &D, options: &Options) {
     }
     let rig = &mut Rig::new(device, options);
     let mut seed = 30_000;
-    for (n, k) in [(1, 33), (65, 65), (33, 7), (129, 588), (720, 1152), (16, 2048)] {
+    let shapes =
+        [(1, 33), (65, 65), (33, 7), (129, 588), (720, 1152), (16, 2048), (272, 200), (1040, 65)];
+    for (n, k) in shapes {
         for (x_type, out_type) in options.pairs() {
             for &w_type in options.weights {
                 seed += 1;
                 let rng = &mut Rng::new(seed);
-                let rows = [2, 3, 8, 17, 65][seed as usize % 5];
+                // The last two have more rows than any backend streams weights for.
+                let rows = match n {
+                    272 | 1040 => [33, 129, 161][seed as usize % 3],
+                    _ => [2, 3, 8, 17, 65][seed as usize % 5],
+                };
                 let about =
                     format!("rows {rows}, n {n}, k {k}; x {x_type}, w {w_type}, out {out_type}");
                 let label = Label { op: "linear alone and in a batch", about, seed };

@@ -223,7 +223,8 @@ impl<D: Kernels> Runner<D> {
     }
 
     /// Encodes and projects pictures into their slots. Their crops share passes, whoever they belong to.
-    pub(crate) fn encode(&mut self, jobs: &[EncodeJob<'_>]) -> Result<()> {
+    /// Ordered before the steps that follow; the event fires when it is done.
+    pub(crate) fn encode(&mut self, jobs: &[EncodeJob<'_>]) -> Result<D::Event> {
         let mut first = 0;
         while first < jobs.len() {
             let mut crops = 0;
@@ -240,7 +241,7 @@ impl<D: Kernels> Runner<D> {
             self.encode_group(&jobs[first..first + count]);
             first += count;
         }
-        self.device.wait(&self.device.submit(&mut self.stream)?)
+        self.device.submit(&mut self.stream)
     }
 
     /// Pictures whose crops fit `features` together.

@@ -43,20 +43,20 @@ pub struct EngineOptions {
     pub kv_dtype: Option<DType>,
     /// Order of the passes of a resize.
     pub resize: ResizeOrder,
-    /// Most requests computed at once; 16 by default.
+    /// Most requests computed at once; 16 by default, 64 on a device with memory of its own.
     pub max_seqs: Option<usize>,
-    /// Most tokens computed in a step; 1,024 by default. A picture's 730 positions are never cut.
+    /// Most tokens computed in a step; 1,024 by default, 4,096 on a device with memory of its own. A picture's 730 positions are never cut.
     pub token_budget: Option<usize>,
     /// Slots per block of the cache; 16 by default.
     pub block_size: Option<usize>,
     /// Bytes of the key-value cache. By default room for `max_seqs` full contexts and as much again for
-    /// what is kept, but at most a quarter of the free memory.
+    /// what is kept, but at most a quarter of the free memory, or two thirds of what a device has of its own.
     pub kv_memory: Option<u64>,
     /// Most requests waiting; 512 by default.
     pub max_waiting: Option<usize>,
     /// Threads that decode, cut and tokenize; one per core if `None`, at most 8.
     pub workers: Option<usize>,
-    /// Crops encoded in one pass; 4 by default.
+    /// Crops encoded in one pass; 4 by default, those of a picture on a device with memory of its own.
     pub crops_per_pass: Option<usize>,
     /// Adapters that requests will name: there is room for all of them, whatever their rank.
     pub adapters: Vec<PathBuf>,
@@ -77,10 +77,7 @@ pub struct EngineOptions {
 }
 
 const BLOCK_SIZE: usize = 16;
-const MAX_SEQS: usize = 16;
-const TOKEN_BUDGET: usize = 1024;
 const MAX_WAITING: usize = 512;
-const CROPS_PER_PASS: usize = 4;
 const ADAPTER_RANK: usize = 16;
 /// Every row may draw so many more tokens, and there is room for all of their logits.
 const MAX_DRAFT: usize = 64;
@@ -91,6 +88,24 @@ const NAMED_ADAPTERS: usize = 8;
 /// Pictures whose embeddings stay on the device: for what was preempted or evicted, and for other
 /// tenants. 6 MB each in Moondream 2 with f32 activations.
 const IMAGE_SLOTS: usize = 8;
+
+/// How large steps are where nothing was asked for.
+struct Defaults {
+    max_seqs: usize,
+    token_budget: usize,
+    crops_per_pass: usize,
+    /// The part of the free memory that keys and values may take: numerator, denominator.
+    kv_share: [u64; 2],
+}
+
+impl Defaults {
+    /// A processor's caches hold no more, and its memory is everybody's.
+    const SHARED: Defaults =
+        Defaults { max_seqs: 16, token_budget: 1024, crops_per_pass: 4, kv_share: [1, 4] };
+    /// A GPU is idle with less; activations are what the last third is for.
+    const DEDICATED: Defaults =
+        Defaults { max_seqs: 64, token_budget: 4096, crops_per_pass: usize::MAX, kv_share: [2, 3] };
+}
 
 /// A running engine, as its handle knows it.
 #[derive(Debug)]
@@ -149,15 +164,18 @@ impl Sizes {
         precision: Precision,
         options: &EngineOptions,
     ) -> Result<Sizes, BuildError> {
+        let memory = device.memory();
+        let defaults = if memory.is_dedicated { Defaults::DEDICATED } else { Defaults::SHARED };
         let block_size = options.block_size.unwrap_or(BLOCK_SIZE).max(1);
-        let max_seqs = options.max_seqs.unwrap_or(MAX_SEQS).max(1);
-        let token_budget = options.token_budget.unwrap_or(TOKEN_BUDGET).max(max_seqs);
+        let max_seqs = options.max_seqs.unwrap_or(defaults.max_seqs).max(1);
+        let token_budget = options.token_budget.unwrap_or(defaults.token_budget).max(max_seqs);
         let block_bytes = KvCache::<D>::bytes_per_block(&config.text, block_size, precision.kv);
         let context_blocks = config.text.max_context.div_ceil(block_size);
         let num_blocks = match options.kv_memory {
             Some(bytes) => (bytes / block_bytes) as usize,
             None => {
-                let room = (device.memory().free_bytes / 4 / block_bytes) as usize;
+                let [part, whole] = defaults.kv_share;
+                let room = (memory.free_bytes / whole * part / block_bytes) as usize;
                 (2 * max_seqs * context_blocks).min(room).max(context_blocks + 1) + 1
             }
         };
@@ -183,7 +201,7 @@ impl Sizes {
                 image_slots: IMAGE_SLOTS,
                 crops_per_pass: options
                     .crops_per_pass
-                    .unwrap_or(CROPS_PER_PASS)
+                    .unwrap_or(defaults.crops_per_pass)
                     .clamp(1, max_crops),
                 max_crops,
                 adapter_slots,

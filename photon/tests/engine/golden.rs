@@ -71,7 +71,7 @@ fn run(photon: &Photon, skill: Skill, image: Option<&Image>) -> Response {
     photon.run(&request, &mut |_| {}).unwrap()
 }
 
-fn query(question: &str) -> Skill {
+pub(crate) fn query(question: &str) -> Skill {
     Skill::Query { question: question.into(), reasoning: false, spatial_refs: vec![] }
 }
 

@@ -14,6 +14,8 @@ mod mixture;
 mod requests;
 mod segment;
 mod serving;
+#[cfg(feature = "sim")]
+mod simulated;
 
 /// SplitMix64.
 struct Rng(u64);

@@ -1,0 +1,102 @@
+//! Functions of single elements.
+use bytemuck::{Pod, Zeroable};
+use photon_core::{Activate, Cx, GatedGelu, Tau, Tensor};
+
+use super::elements::{activation_code, alignment, type_code, u32_of};
+use crate::{device::Gpu, driver::Driver, stream::Stream};
+
+/// `GateArgs` of `gate.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct GateArgs {
+    out: u64,
+    x: u64,
+    rows: u32,
+    dim: u32,
+    out_stride: u32,
+    x_stride: u32,
+    out_type: u32,
+    x_type: u32,
+    out_align: u32,
+    x_align: u32,
+    gate_align: u32,
+    activation: u32,
+}
+
+impl GateArgs {
+    fn new<L: Driver>(stream: &mut Stream<L>, out: &Tensor<Gpu<L>>, x: &Tensor<Gpu<L>>) -> Self {
+        GateArgs {
+            out: stream.address(out),
+            x: stream.address(x),
+            rows: u32_of(out.rows()),
+            dim: u32_of(out.cols()),
+            out_stride: u32_of(out.row_stride()),
+            x_stride: u32_of(x.row_stride()),
+            out_type: type_code(out.dtype()),
+            x_type: type_code(x.dtype()),
+            out_align: alignment(out),
+            x_align: alignment(x),
+            gate_align: 0,
+            activation: 0,
+        }
+    }
+
+    /// Blocks of 128 threads of eight columns each.
+    fn grid(&self) -> [u32; 3] {
+        [self.rows, self.dim.div_ceil(8 * 128), 1]
+    }
+}
+
+pub(crate) fn activate<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: Activate<'_, Gpu<L>>) {
+    let Activate { out, x, activation } = op;
+    let mut args = GateArgs::new(cx.stream, out, x);
+    args.activation = activation_code(activation);
+    cx.stream.launch("activate_rows", args.grid(), [128, 1, 1], 0, &args);
+}
+
+pub(crate) fn gated_gelu<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: GatedGelu<'_, Gpu<L>>) {
+    let GatedGelu { out, x } = op;
+    let mut args = GateArgs::new(cx.stream, out, x);
+    args.gate_align = alignment(&x.col_range(out.cols()..x.cols()));
+    cx.stream.launch("gated_gelu", args.grid(), [128, 1, 1], 0, &args);
+}
+
+/// `TauArgs` of `tau.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct TauArgs {
+    qkv: u64,
+    scores: u64,
+    alpha: u64,
+    positions: u64,
+    heads: u32,
+    head_dim: u32,
+    qkv_stride: u32,
+    scores_stride: u32,
+    qkv_type: u32,
+    scores_type: u32,
+    align: u32,
+    padding: u32,
+}
+
+pub(crate) fn tau<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: Tau<'_, Gpu<L>>) {
+    let Tau { qkv, scores, alpha, positions, heads } = op;
+    let head_dim = qkv.cols() / (3 * heads);
+    let head_bytes = u32_of(head_dim * qkv.dtype().size());
+    let args = TauArgs {
+        qkv: cx.stream.address(qkv),
+        scores: cx.stream.address(scores),
+        alpha: cx.stream.address(alpha),
+        positions: cx.stream.address(positions),
+        heads: u32_of(heads),
+        head_dim: u32_of(head_dim),
+        qkv_stride: u32_of(qkv.row_stride()),
+        scores_stride: u32_of(scores.row_stride()),
+        qkv_type: type_code(qkv.dtype()),
+        scores_type: type_code(scores.dtype()),
+        align: alignment(qkv).min(1 << head_bytes.trailing_zeros()),
+        padding: 0,
+    };
+    let shared_bytes = 2 * args.heads * 4;
+    cx.stream.launch("tau", [u32_of(qkv.rows()), 1, 1], [256, 1, 1], shared_bytes, &args);
+}

@@ -1,0 +1,17 @@
+//! Every case of the suite on the simulated GPU.
+use std::sync::LazyLock;
+
+use photon_conformance::Options;
+
+use crate::SimCuda;
+
+/// Shared by all cases, as a machine has one.
+static GPU: LazyLock<SimCuda> = LazyLock::new(|| SimCuda::open().expect("the simulator"));
+
+const PROMISES: Options = Options { batch_invariant: true, chunk_invariant: true, ..Options::FULL };
+
+mod simulated {
+    use super::{GPU, PROMISES};
+
+    photon_conformance::suite!(GPU.clone(), PROMISES);
+}

@@ -1,0 +1,262 @@
+//! Compiles the engine and every kernel source as host C++, and the table of the kernels found.
+//!
+//! Only what changed is compiled: an object's name carries the hash of all that went into it. Kernels of the tests with
+//! lines marked `// planted NAME: replacement` are compiled once more for every NAME, with the replacement instead.
+#![allow(clippy::print_stdout, reason = "what cargo is told")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env,
+    error::Error,
+    fs,
+    hash::{DefaultHasher, Hash, Hasher},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+#[path = "src/source.rs"]
+#[allow(dead_code, reason = "shared with the crate's own tests")]
+mod source;
+
+#[path = "src/cuda_source.rs"]
+mod cuda_source;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Folders of CUDA kernels, from the workspace's: what is tested, and what tests the simulator.
+const CUDA: &[&str] = &["photon-cuda/kernels", "photon-simt/kernels"];
+
+/// A C++ file to compile.
+struct Unit {
+    name: String,
+    path: PathBuf,
+    /// Of everything that goes into the object.
+    hash: u64,
+}
+
+struct Build {
+    root: PathBuf,
+    out: PathBuf,
+    shim: PathBuf,
+    shim_hash: u64,
+    compiler: cc::Tool,
+}
+
+fn main() {
+    if let Err(error) = run() {
+        println!("cargo::error=photon-simt: {error}");
+        std::process::exit(1);
+    }
+}
+
+fn run() -> Result<()> {
+    let manifest = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
+    let root = manifest.parent().ok_or("no workspace")?.to_owned();
+    let shim = manifest.join("shim");
+    println!("cargo::rerun-if-changed={}", shim.display());
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=src/source.rs");
+    println!("cargo::rerun-if-changed=src/cuda_source.rs");
+    let compiler = configured().try_get_compiler()?;
+    let mut texts = Vec::new();
+    for file in files(&shim, "")? {
+        texts.push(fs::read(file)?);
+    }
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let build = Build { root, out, shim, shim_hash: hash(&texts), compiler };
+    let mut units = Vec::new();
+    for name in ["engine", "warp"] {
+        let path = build.shim.join(format!("simt/{name}.cpp"));
+        units.push(Unit { name: name.into(), path, hash: build.shim_hash });
+    }
+    let mut tables = Vec::new();
+    for folder in CUDA {
+        let path = build.root.join(folder);
+        println!("cargo::rerun-if-changed={}", path.display());
+        if path.is_dir() {
+            for file in files(&path, "cu")? {
+                build.cuda(&file, &mut units, &mut tables)?;
+            }
+        }
+    }
+    units.push(build.write("registry", &registry(&tables))?);
+    build.compile(&units)
+}
+
+/// The compiler and what all units are compiled with.
+fn configured() -> cc::Build {
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++20").opt_level(2).warnings(false).debug(false);
+    // Line tables, for the places of faults; the same results with and without fused instructions.
+    build
+        .flag("-g1")
+        .flag("-ffp-contract=off")
+        .flag("-fno-strict-aliasing")
+        .flag("-fno-exceptions");
+    // A large frame touches its pages in order, so that it meets the page that ends the stack.
+    build.flag("-fstack-clash-protection");
+    build.flag("-ftls-model=initial-exec").flag("-Wno-unknown-pragmas").flag("-Wno-attributes");
+    #[cfg(target_arch = "x86_64")]
+    if env::var("TARGET") == env::var("HOST")
+        && std::is_x86_feature_detected!("avx2")
+        && std::is_x86_feature_detected!("fma")
+        && std::is_x86_feature_detected!("f16c")
+    {
+        build.flag("-mavx2").flag("-mfma").flag("-mf16c");
+    }
+    build
+}
+
+fn hash(of: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    of.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Files below a folder whose names end so, in order.
+fn files(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(files(&path, extension)?);
+        } else if extension.is_empty() || path.extension().is_some_and(|e| e == extension) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Which replacements a source has lines for.
+fn planted(text: &str) -> BTreeSet<String> {
+    let marks = text.lines().filter_map(|line| line.split_once("// planted ")?.1.split_once(':'));
+    marks.map(|(name, _)| name.trim().to_owned()).collect()
+}
+
+/// The source with the replacements of that name made.
+fn plant(text: &str, name: &str) -> String {
+    let mark = format!("// planted {name}:");
+    let line = |line: &str| line.split_once(&mark).map_or(line, |(_, instead)| instead).to_owned();
+    text.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn registry(tables: &[String]) -> String {
+    let declared: String = tables
+        .iter()
+        .map(|t| format!("extern \"C\" const simt::Table simt_table_{t};\n"))
+        .collect();
+    let listed: String = tables.iter().map(|t| format!("&simt_table_{t}, ")).collect();
+    format!(
+        "#include \"simt/engine.hpp\"\n{declared}extern \"C\" const simt::Table* const simt_tables[];\n\
+         const simt::Table* const simt_tables[] = {{{listed}nullptr}};\n"
+    )
+}
+
+impl Build {
+    /// One source, and its planted variants.
+    fn cuda(&self, file: &Path, units: &mut Vec<Unit>, tables: &mut Vec<String>) -> Result<()> {
+        let text = fs::read_to_string(file)?;
+        let stem = file.file_stem().and_then(|s| s.to_str()).ok_or("a file without name")?;
+        let mut variants = vec![(stem.to_owned(), String::new(), text.clone())];
+        for name in planted(&text) {
+            variants.push((format!("{stem}__{name}"), format!("!{name}"), plant(&text, &name)));
+        }
+        for (stem, suffix, text) in variants {
+            let translated = cuda_source::translate(&self.preprocess(file, &text)?)?;
+            let unit = self.write(&stem, &cuda_source::unit(&stem, &suffix, &translated))?;
+            units.push(unit);
+            tables.push(stem);
+        }
+        Ok(())
+    }
+
+    /// The source without its macros, with line markers relative to the workspace.
+    fn preprocess(&self, file: &Path, text: &str) -> Result<String> {
+        let relative = file.strip_prefix(&self.root)?;
+        let input = self.out.join("input.cu");
+        fs::write(&input, format!("# 1 \"{}\"\n{text}\n", relative.display()))?;
+        let mut command = Command::new(self.compiler.path());
+        command.current_dir(&self.root).args(["-E", "-x", "c++", "-std=c++20"]);
+        command.args([
+            "-DPHOTON_SIM",
+            "-DPHOTON_SIM_PREPROCESS",
+            "-D__CUDA_ARCH__=890",
+            "-D__CUDACC__",
+        ]);
+        command.args(["-I", "photon-simt/shim", "-I"]).arg(relative.parent().unwrap_or(relative));
+        command.args(["-I", "photon-cuda/kernels"]).arg(&input);
+        let output = command.output().map_err(|e| format!("{:?}: {e}", self.compiler.path()))?;
+        if !output.status.success() {
+            let message = String::from_utf8_lossy(&output.stderr);
+            return Err(format!("{} cannot be preprocessed:\n{message}", relative.display()).into());
+        }
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<Unit> {
+        let path = self.out.join(format!("{name}.cpp"));
+        if fs::read_to_string(&path).ok().as_deref() != Some(text) {
+            fs::write(&path, text)?;
+        }
+        Ok(Unit { name: name.to_owned(), path, hash: hash(&(text, self.shim_hash)) })
+    }
+
+    /// Objects that are not there yet, as many at once as there are processors; then the library.
+    fn compile(&self, units: &[Unit]) -> Result<()> {
+        let flags: Vec<_> = self.compiler.args().to_vec();
+        let objects: BTreeMap<PathBuf, &Unit> = units
+            .iter()
+            .map(|unit| {
+                let key = hash(&(unit.hash, &flags));
+                (self.out.join(format!("{}-{key:016x}.o", unit.name)), unit)
+            })
+            .collect();
+        for old in files(&self.out, "o")? {
+            if !objects.contains_key(&old) {
+                fs::remove_file(old)?;
+            }
+        }
+        let missing: Vec<_> = objects.iter().filter(|(object, _)| !object.exists()).collect();
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        let threads = std::thread::available_parallelism()?.get().min(missing.len());
+        let failures: Vec<String> = std::thread::scope(|scope| {
+            let work = || {
+                let mut failures = Vec::new();
+                loop {
+                    let at = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    let Some((object, unit)) = missing.get(at) else { return failures };
+                    failures.extend(self.compile_one(unit, object).err().map(|e| e.to_string()));
+                }
+            };
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            workers.into_iter().flat_map(|w| w.join().expect("a worker panicked")).collect()
+        });
+        if !failures.is_empty() {
+            return Err(failures.join("\n").into());
+        }
+        let mut library = configured();
+        for object in objects.keys() {
+            library.object(object);
+        }
+        library.try_compile("photon_simt_kernels")?;
+        Ok(())
+    }
+
+    fn compile_one(&self, unit: &Unit, object: &Path) -> Result<()> {
+        let mut command = self.compiler.to_command();
+        // The engine's own arithmetic is worth more: it multiplies the matrices.
+        if unit.name == "warp" {
+            command.arg("-O3");
+        }
+        command.current_dir(&self.root);
+        command.arg(format!("-ffile-prefix-map={}=.", self.root.display()));
+        command.arg("-I").arg(&self.shim).arg("-c").arg(&unit.path).arg("-o").arg(object);
+        let output = command.output()?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let message = String::from_utf8_lossy(&output.stderr);
+        Err(format!("{} does not compile:\n{message}", unit.name).into())
+    }
+}

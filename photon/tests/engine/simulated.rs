@@ -1,0 +1,89 @@
+//! The engine on the simulated GPU: real kernels, real graphs, the same tokens as on the processor.
+//!
+//! Few requests, as a simulated GPU is slow; the suite of photon-conformance is what checks kernels.
+use photon::{
+    Answer, Budget, CaptionLength, DType, Device, EngineOptions, EngineStats, Image, Model, Photon,
+    Request, Response, Sampling, Skill,
+};
+
+use super::golden;
+
+fn build(device: Device, model: Model, dtype: DType, options: &EngineOptions) -> Photon {
+    let options = EngineOptions { dtype: Some(dtype), ..options.clone() };
+    Photon::builder().model(model).device(device).options(options).build().unwrap()
+}
+
+fn question(skill: Skill, image: Option<&Image>, max_tokens: usize) -> Request {
+    Request {
+        sampling: Sampling::GREEDY,
+        budget: Budget { max_tokens, max_objects: 2 },
+        ..Request::new(skill, image.cloned())
+    }
+}
+
+/// Coordinates, in bins of 1024.
+fn bins(answer: &Answer) -> Vec<f32> {
+    let places: Vec<f32> = match answer {
+        Answer::Detect { objects } => {
+            objects.iter().flat_map(|o| [o.x_min, o.y_min, o.x_max, o.y_max]).collect()
+        }
+        Answer::Point { points } => points.iter().flat_map(|p| [p.x, p.y]).collect(),
+        _ => Vec::new(),
+    };
+    places.into_iter().map(|place| 1024.0 * place).collect()
+}
+
+/// All at once, so that steps have rows of several requests.
+fn answers(photon: &Photon, requests: &[Request]) -> Vec<Response> {
+    let tickets: Vec<_> = requests.iter().map(|r| photon.submit(r.clone()).unwrap()).collect();
+    tickets.into_iter().map(|ticket| ticket.wait().unwrap()).collect()
+}
+
+#[track_caller]
+fn same(model: &Model, dtype: DType, requests: &[Request]) -> EngineStats {
+    let options = EngineOptions { max_seqs: Some(4), ..EngineOptions::default() };
+    let cpu = build(Device::Cpu, model.clone(), dtype, &options);
+    let gpu = build(Device::SimCuda, model.clone(), dtype, &options);
+    let (want, got) = (answers(&cpu, requests), answers(&gpu, requests));
+    for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+        let what = format!("{model:?} {dtype}, request {i}");
+        assert_eq!(got.tokens, want.tokens, "{what}");
+        let (got, want) = (bins(&got.answer), bins(&want.answer));
+        assert_eq!(got.len(), want.len(), "{what}");
+        // In 16 bits the largest of 1024 logits is often a close thing.
+        let most = if dtype == DType::F32 { 0.01 } else { 8.0 };
+        let far = got.iter().zip(&want).find(|(a, b)| (*a - *b).abs() > most);
+        assert_eq!(far, None, "{what}: bins {got:?}, on the processor {want:?}");
+    }
+    gpu.stats()
+}
+
+#[test]
+fn the_demo_models_answer_as_on_the_processor() {
+    let image = Image::open(
+        concat!(env!("CARGO_MANIFEST_DIR"), "/demo/expected/1099511627779.png").as_ref(),
+    )
+    .unwrap();
+    let requests = [
+        question(Skill::Caption { length: CaptionLength::Short }, Some(&image), 8),
+        question(golden::query("what color is the square?"), Some(&image), 4),
+        question(Skill::Detect { object: "square".into() }, Some(&image), 8),
+        question(Skill::Point { object: "circle".into(), spatial_refs: vec![] }, Some(&image), 8),
+    ];
+    for (_, model) in Model::BUILT_IN {
+        for dtype in [DType::F32, DType::Bf16] {
+            let stats = same(&model, dtype, &requests);
+            assert!(stats.graph_replays > 0, "{stats:?}");
+        }
+    }
+}
+
+/// A question without a picture: 27 layers of vision would take minutes.
+#[test]
+fn the_golden_models_answer_as_on_the_processor() {
+    let question = question(golden::query("what is a photon?"), None, 6);
+    for name in ["moondream2", "moondream3"] {
+        let (_folder, model) = golden::golden_model(name);
+        same(&model, DType::F32, std::slice::from_ref(&question));
+    }
+}

@@ -1,0 +1,257 @@
+//! Compiles every CUDA kernel for every architecture, with the compilers of CUDA 12 and 13, without a GPU.
+//!
+//! NVRTC comes from PyPI's wheels, into a folder under `target`: build tools, which we may use and not pass
+//! on. A warning is an error. What ptxas says of registers, spills and shared memory is compared with
+//! `photon-cuda/kernels/resources.tsv`: more than there fails, and so does a spill in a kernel that is not
+//! `cold`. Compilations are kept by the digest of their sources, so only what changed is compiled again.
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::root;
+
+/// Compilers: the major version of CUDA, PyPI's package, and the library in it.
+const COMPILERS: &[(&str, &str, &str)] = &[
+    ("12", "nvidia-cuda-nvrtc-cu12==12.9.86", "nvidia/cuda_nvrtc/lib/libnvrtc.so.12"),
+    ("13", "nvidia-cuda-nvrtc==13.5.37", "nvidia/cu13/lib/libnvrtc.so.13"),
+];
+
+const TABLE: &str = "photon-cuda/kernels/resources.tsv";
+const HEAD: &str = "\
+# What ptxas gives each kernel, for each architecture: registers/spilled bytes/static shared bytes, the larger of
+# CUDA 12 and 13. Written by `cargo xtask cuda-check --update`; `hot` or `cold` is kept. Only cold kernels may spill.
+";
+
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Args {
+    /// Write what was found to the table
+    #[arg(long)]
+    update: bool,
+    /// Only these architectures, such as 80 or 90a; the table is not compared then
+    targets: Vec<String>,
+}
+
+/// Registers, spilled bytes, static shared bytes.
+type Resources = [u32; 3];
+/// By kernel, then by architecture.
+type Found = BTreeMap<String, BTreeMap<String, Resources>>;
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let tables = match compile(&args.targets)? {
+        Ok(tables) => tables,
+        Err(why) => return not_checked(&why),
+    };
+    let found = read(&tables)?;
+    ensure!(!found.is_empty(), "no kernel was compiled");
+    if args.targets.is_empty() {
+        compare(&found, args.update)?;
+    }
+    println!("cuda-check: {} kernels, {} binaries", found.len(), tables.len());
+    Ok(())
+}
+
+/// Where there is no compiler: an error on the gate's machine, a remark elsewhere.
+fn not_checked(why: &str) -> Result<()> {
+    if std::env::var_os("CI").is_some_and(|ci| ci == "true") {
+        bail!("the CUDA kernels cannot be checked: {why}");
+    }
+    println!("cuda-check: NOT CHECKED: {why}");
+    Ok(())
+}
+
+/// Where the compiled kernels are.
+pub(crate) fn binaries() -> PathBuf {
+    root().join("target/cuda-kernels")
+}
+
+/// Compiles what is not compiled yet; the tables of what ptxas said, one per binary. The inner error says
+/// why there is no compiler.
+pub(crate) fn compile(targets: &[String]) -> Result<Result<Vec<PathBuf>, String>> {
+    let mut tables = Vec::new();
+    for (major, package, library) in COMPILERS {
+        let nvrtc = match compiler(major, package, library) {
+            Ok(nvrtc) => nvrtc,
+            Err(error) => return Ok(Err(format!("{error:#}"))),
+        };
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let output = Command::new(cargo)
+            .current_dir(root())
+            .args(["run", "--quiet", "-p", "photon-cuda", "--example", "compile", "--"])
+            .args([&nvrtc, &binaries()])
+            .args(targets)
+            .stderr(std::process::Stdio::inherit())
+            .output()
+            .context("cannot run cargo")?;
+        ensure!(output.status.success(), "kernels do not compile with CUDA {major}: see above");
+        tables.extend(String::from_utf8(output.stdout)?.lines().map(PathBuf::from));
+    }
+    Ok(Ok(tables))
+}
+
+/// Path of a compiler's library, which is downloaded if it is not there.
+fn compiler(major: &str, package: &str, library: &str) -> Result<PathBuf> {
+    let folder = root().join("target/cuda-wheels").join(major);
+    let path = folder.join(library);
+    if path.is_file() {
+        return Ok(path);
+    }
+    println!("cuda-check: downloading {package}");
+    let output = Command::new("python3")
+        .args(["-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"])
+        .args(["--only-binary", ":all:", "--target"])
+        .arg(&folder)
+        .arg(package)
+        .output()
+        .context("cannot run python3 -m pip, which downloads NVIDIA's compiler")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "cannot download {package}: {}", said.trim());
+    ensure!(path.is_file(), "{package} has no {library}");
+    Ok(path)
+}
+
+/// Reads the tables, taking the larger numbers where both compilers say something.
+fn read(tables: &[PathBuf]) -> Result<Found> {
+    let mut found = Found::new();
+    for path in tables {
+        let name = path.file_name().and_then(|name| name.to_str()).context("a table's name")?;
+        let target = name.split("-sm_").nth(1).and_then(|rest| rest.split('-').next());
+        // Thor, as CUDA 12 called it.
+        let target = target.context("a table's name")?.replace("101a", "110a");
+        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        for line in text.lines() {
+            let [kernel, numbers @ ..] = &line.split('\t').collect::<Vec<_>>()[..] else {
+                continue;
+            };
+            let by_target = found.entry((*kernel).to_owned()).or_default();
+            let entry = by_target.entry(target.clone()).or_default();
+            for (largest, number) in entry.iter_mut().zip(numbers) {
+                *largest = (*largest).max(number.parse().with_context(|| name.to_owned())?);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// A row of the committed table.
+struct Row {
+    is_hot: bool,
+    cells: Vec<Resources>,
+}
+
+fn compare(found: &Found, update: bool) -> Result<()> {
+    let path = root().join(TABLE);
+    let text = std::fs::read_to_string(&path).unwrap_or_default();
+    let rows = parse(&text)?;
+    let is_hot = |kernel: &str| rows.get(kernel).is_none_or(|row| row.is_hot);
+    if update {
+        std::fs::write(&path, write(found, is_hot)).with_context(|| TABLE.to_owned())?;
+    }
+    let mut problems = Vec::new();
+    for (kernel, by_target) in found {
+        let row = rows.get(kernel);
+        if row.is_none() && !update {
+            problems.push(format!("{kernel} is not in the table"));
+        }
+        for (i, (target, now)) in sorted(by_target).into_iter().enumerate() {
+            if is_hot(kernel) && now[1] > 0 {
+                problems
+                    .push(format!("{kernel} spills {} bytes on sm_{target}, and is hot", now[1]));
+            }
+            let before = row.and_then(|row| row.cells.get(i)).copied();
+            let grew = before.is_some_and(|before| now.iter().zip(before).any(|(n, b)| *n > b));
+            if grew && !update {
+                let before = before.map(|cell| show(&cell)).unwrap_or_default();
+                problems.push(format!("{kernel} on sm_{target}: {} after {before}", show(now)));
+            }
+        }
+    }
+    let gone = rows.keys().filter(|kernel| !found.contains_key(*kernel) && !update);
+    problems.extend(gone.map(|kernel| format!("{kernel} is in the table, and nowhere else")));
+    for problem in &problems {
+        println!("cuda-check: {problem}");
+    }
+    ensure!(
+        problems.is_empty(),
+        "{} problems; where more is wanted, `cargo xtask cuda-check --update`",
+        problems.len()
+    );
+    Ok(())
+}
+
+/// Oldest architecture first: 90a before 100a.
+fn sorted(by_target: &BTreeMap<String, Resources>) -> Vec<(&String, &Resources)> {
+    let mut list: Vec<_> = by_target.iter().collect();
+    list.sort_by_key(|(target, _)| target.trim_end_matches('a').parse::<u32>().unwrap_or(0));
+    list
+}
+
+fn show(cell: &Resources) -> String {
+    cell.map(|n| n.to_string()).join("/")
+}
+
+fn write(found: &Found, is_hot: impl Fn(&str) -> bool) -> String {
+    let mut text = HEAD.to_owned();
+    let targets = found.values().next().map(sorted).unwrap_or_default();
+    let names: Vec<&str> = targets.iter().map(|(target, _)| target.as_str()).collect();
+    text += &format!("kernel\t\t{}\n", names.join("\t"));
+    for (kernel, by_target) in found {
+        let hot = if is_hot(kernel) { "hot" } else { "cold" };
+        let cells: Vec<String> = sorted(by_target).iter().map(|(_, cell)| show(cell)).collect();
+        text += &format!("{kernel}\t{hot}\t{}\n", cells.join("\t"));
+    }
+    text
+}
+
+fn parse(text: &str) -> Result<BTreeMap<String, Row>> {
+    let lines = text.lines().filter(|line| !line.starts_with('#')).skip(1);
+    let row = |line: &str| {
+        let mut cells = line.split('\t');
+        let kernel = cells.next()?.to_owned();
+        let is_hot = match cells.next()? {
+            "hot" => true,
+            "cold" => false,
+            _ => return None,
+        };
+        let cell = |cell: &str| {
+            let numbers: Vec<u32> = cell.split('/').map_while(|n| n.parse().ok()).collect();
+            Resources::try_from(numbers).ok()
+        };
+        Some((kernel, Row { is_hot, cells: cells.map(cell).collect::<Option<_>>()? }))
+    };
+    lines.map(|line| row(line).with_context(|| format!("{TABLE}: {line:?}"))).collect()
+}
+
+/// Copies the binaries made of the sources as they are now.
+pub(crate) fn copy_to(tables: &[PathBuf], folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    for table in tables {
+        let binary = table.with_extension("gz");
+        let name = binary.file_name().context("a binary's name")?;
+        std::fs::copy(&binary, folder.join(name)).with_context(|| binary.display().to_string())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(cells: &[(&str, Resources)]) -> Found {
+        let by_target = cells.iter().map(|(target, cell)| ((*target).to_owned(), *cell)).collect();
+        Found::from([("rows".to_owned(), by_target)])
+    }
+
+    #[test]
+    fn the_table_is_read_as_it_was_written() {
+        let text = write(&found(&[("100a", [40, 0, 16]), ("90a", [32, 8, 0])]), |_| false);
+        assert!(text.contains("kernel\t\t90a\t100a\nrows\tcold\t32/8/0\t40/0/16\n"), "{text}");
+        let rows = parse(&text).unwrap();
+        assert!(!rows["rows"].is_hot);
+        assert_eq!(rows["rows"].cells, [[32, 8, 0], [40, 0, 16]]);
+        assert!(parse("kernel\nrows\twarm\t1/2/3\n").is_err());
+    }
+}
