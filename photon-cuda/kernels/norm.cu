@@ -18,7 +18,6 @@ struct LayerNormArgs {
 // of 8 and at most 256 TURNS; rows begin at multiples of 16 bytes.
 template <class T, int TURNS, int WARPS> DEVICE void norm_warp(const LayerNormArgs& a) {
   const uint32_t row = blockIdx.x * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
-  grid_wait();  // Launched before its predecessor ends: what is saved is the launch, of the order of the norm itself in a decode step.
   if (row >= a.rows) return;
   const uint4* x = (const uint4*)((const T*)a.x + (size_t)row * a.x_stride);
   float v[TURNS][8];
