@@ -18,13 +18,26 @@ use std::{
 #[allow(dead_code, reason = "shared with the crate's own tests")]
 mod source;
 
+#[path = "src/rewrite.rs"]
+mod rewrite;
+
 #[path = "src/cuda_source.rs"]
 mod cuda_source;
 
+#[path = "src/metal_source.rs"]
+#[allow(dead_code, reason = "the checked form is wanted by an example only")]
+mod metal_source;
+
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Folders of CUDA kernels, from the workspace's: what is tested, and what tests the simulator.
-const CUDA: &[&str] = &["photon-cuda/kernels", "photon-simt/kernels"];
+/// Folders of kernels, from the workspace's: what is tested, and what tests the simulator.
+const FOLDERS: &[&str] = &["photon-cuda/kernels", "photon-metal/kernels", "photon-simt/kernels"];
+
+/// Flags of the preprocessing pass, by the language's file extension.
+const LANGUAGES: &[(&str, &[&str])] = &[
+    ("cu", &["-D__CUDA_ARCH__=890", "-D__CUDACC__", "-I", "photon-cuda/kernels"]),
+    ("metal", &["-D__METAL__", "-D__METAL_VERSION__=310", "-I", "photon-simt/shim/metal"]),
+];
 
 /// A C++ file to compile.
 struct Unit {
@@ -55,8 +68,9 @@ fn run() -> Result<()> {
     let shim = manifest.join("shim");
     println!("cargo::rerun-if-changed={}", shim.display());
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=src/source.rs");
-    println!("cargo::rerun-if-changed=src/cuda_source.rs");
+    for module in ["source", "rewrite", "cuda_source", "metal_source"] {
+        println!("cargo::rerun-if-changed=src/{module}.rs");
+    }
     let compiler = configured().try_get_compiler()?;
     let mut texts = Vec::new();
     for file in files(&shim, "")? {
@@ -65,17 +79,17 @@ fn run() -> Result<()> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let build = Build { root, out, shim, shim_hash: hash(&texts), compiler };
     let mut units = Vec::new();
-    for name in ["engine", "warp"] {
+    for name in ["engine", "land", "warp"] {
         let path = build.shim.join(format!("simt/{name}.cpp"));
         units.push(Unit { name: name.into(), path, hash: build.shim_hash });
     }
     let mut tables = Vec::new();
-    for folder in CUDA {
+    for folder in FOLDERS {
         let path = build.root.join(folder);
         println!("cargo::rerun-if-changed={}", path.display());
-        if path.is_dir() {
-            for file in files(&path, "cu")? {
-                build.cuda(&file, &mut units, &mut tables)?;
+        for (extension, flags) in LANGUAGES {
+            for file in if path.is_dir() { files(&path, extension)? } else { Vec::new() } {
+                build.kernels(&file, extension, flags, &mut units, &mut tables)?;
             }
         }
     }
@@ -141,21 +155,31 @@ fn plant(text: &str, name: &str) -> String {
     text.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
+/// Lists of the tables, those of Metal, whose names say so, apart.
 fn registry(tables: &[String]) -> String {
-    let declared: String = tables
-        .iter()
-        .map(|t| format!("extern \"C\" const simt::Table simt_table_{t};\n"))
-        .collect();
-    let listed: String = tables.iter().map(|t| format!("&simt_table_{t}, ")).collect();
-    format!(
-        "#include \"simt/engine.hpp\"\n{declared}extern \"C\" const simt::Table* const simt_tables[];\n\
-         const simt::Table* const simt_tables[] = {{{listed}nullptr}};\n"
-    )
+    let (metal, cuda): (Vec<_>, Vec<_>) = tables.iter().partition(|t| t.starts_with("metal_"));
+    let mut out = "#include \"simt/engine.hpp\"\n".to_owned();
+    for (list, tables) in [("simt_tables", cuda), ("simt_metal_tables", metal)] {
+        for table in &tables {
+            out += &format!("extern \"C\" const simt::Table simt_table_{table};\n");
+        }
+        let listed: String = tables.iter().map(|t| format!("&simt_table_{t}, ")).collect();
+        out += &format!("extern \"C\" const simt::Table* const {list}[];\n");
+        out += &format!("const simt::Table* const {list}[] = {{{listed}nullptr}};\n");
+    }
+    out
 }
 
 impl Build {
     /// One source, and its planted variants.
-    fn cuda(&self, file: &Path, units: &mut Vec<Unit>, tables: &mut Vec<String>) -> Result<()> {
+    fn kernels(
+        &self,
+        file: &Path,
+        extension: &str,
+        flags: &[&str],
+        units: &mut Vec<Unit>,
+        tables: &mut Vec<String>,
+    ) -> Result<()> {
         let text = fs::read_to_string(file)?;
         let stem = file.file_stem().and_then(|s| s.to_str()).ok_or("a file without name")?;
         let mut variants = vec![(stem.to_owned(), String::new(), text.clone())];
@@ -163,29 +187,29 @@ impl Build {
             variants.push((format!("{stem}__{name}"), format!("!{name}"), plant(&text, &name)));
         }
         for (stem, suffix, text) in variants {
-            let translated = cuda_source::translate(&self.preprocess(file, &text)?)?;
-            let unit = self.write(&stem, &cuda_source::unit(&stem, &suffix, &translated))?;
-            units.push(unit);
-            tables.push(stem);
+            let preprocessed = self.preprocess(file, flags, &text)?;
+            let (table, text) = if extension == "metal" {
+                let unit = metal_source::translate(&preprocessed)?;
+                (format!("metal_{stem}"), metal_source::unit(&stem, &suffix, &unit))
+            } else {
+                let unit = cuda_source::translate(&preprocessed)?;
+                (stem.clone(), cuda_source::unit(&stem, &suffix, &unit))
+            };
+            units.push(self.write(&table, &text)?);
+            tables.push(table);
         }
         Ok(())
     }
 
     /// The source without its macros, with line markers relative to the workspace.
-    fn preprocess(&self, file: &Path, text: &str) -> Result<String> {
+    fn preprocess(&self, file: &Path, flags: &[&str], text: &str) -> Result<String> {
         let relative = file.strip_prefix(&self.root)?;
-        let input = self.out.join("input.cu");
+        let input = self.out.join("input");
         fs::write(&input, format!("# 1 \"{}\"\n{text}\n", relative.display()))?;
         let mut command = Command::new(self.compiler.path());
         command.current_dir(&self.root).args(["-E", "-x", "c++", "-std=c++20"]);
-        command.args([
-            "-DPHOTON_SIM",
-            "-DPHOTON_SIM_PREPROCESS",
-            "-D__CUDA_ARCH__=890",
-            "-D__CUDACC__",
-        ]);
-        command.args(["-I", "photon-simt/shim", "-I"]).arg(relative.parent().unwrap_or(relative));
-        command.args(["-I", "photon-cuda/kernels"]).arg(&input);
+        command.args(["-DPHOTON_SIM", "-DPHOTON_SIM_PREPROCESS", "-I", "photon-simt/shim"]);
+        command.arg("-I").arg(relative.parent().unwrap_or(relative)).args(flags).arg(&input);
         let output = command.output().map_err(|e| format!("{:?}: {e}", self.compiler.path()))?;
         if !output.status.success() {
             let message = String::from_utf8_lossy(&output.stderr);

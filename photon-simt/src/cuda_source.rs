@@ -3,9 +3,12 @@
 //! Rewritten: a kernel's `extern "C" __global__` (it becomes a function of the file's namespace) and every
 //! `__shared__` array (it becomes a reference into the simulator's arena). The rest is macros of `shim/simt/cuda.hpp`.
 //! Refused, with file and line: kernels spelled otherwise, assembly, shared memory that the arena cannot hold.
-use std::{collections::BTreeMap, fmt::Write, ops::Range};
+use std::{fmt::Write, ops::Range};
 
-use crate::source::{Kind, Result, Source};
+use crate::{
+    rewrite::{Edits, apply, arena, declarator},
+    source::{Kind, Result, Source},
+};
 
 /// What a table says of a kernel.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,7 +33,7 @@ pub(crate) struct Unit {
 /// Reads a preprocessed source.
 pub(crate) fn translate(preprocessed: &str) -> Result<Unit> {
     let source = Source::new(preprocessed)?;
-    let mut edits = BTreeMap::new();
+    let mut edits = Edits::new();
     let mut kernels = Vec::new();
     for at in 0..source.tokens.len() {
         match source.tokens[at].text.as_str() {
@@ -43,26 +46,6 @@ pub(crate) fn translate(preprocessed: &str) -> Result<Unit> {
         }
     }
     Ok(Unit { body: apply(&source, &edits), kernels: kernels.into_iter().flatten().collect() })
-}
-
-/// Replacements of ranges of tokens, by where they begin.
-type Edits = BTreeMap<usize, (usize, String)>;
-
-fn apply(source: &Source, edits: &Edits) -> String {
-    let (mut out, mut at) = (String::new(), 0);
-    while at < source.tokens.len() {
-        if let Some((end, text)) = edits.get(&at) {
-            out.push_str(text);
-            // Lines stay where they are, for messages and the debugger.
-            let lost = source.tokens[at..*end].iter().filter(|t| t.text == "\n").count();
-            out.extend(std::iter::repeat_n('\n', lost));
-            at = *end;
-        } else {
-            out.push_str(&source.tokens[at].text);
-            at += 1;
-        }
-    }
-    out
 }
 
 /// `extern "C" __global__ void __launch_bounds__(N) name(const Args a) { ... }`, or a declaration of it.
@@ -135,8 +118,8 @@ fn fields(source: &Source, name: &str, place: &str) -> Result<Vec<(String, Strin
         }
         let declarators = source.split(member, ",")?;
         let mut of_all = String::new();
-        for (i, declarator) in declarators.into_iter().enumerate() {
-            let (kind, word, rest) = declarator_of(source, declarator)?;
+        for (i, one) in declarators.into_iter().enumerate() {
+            let (kind, word, rest) = declarator(source, one)?;
             if i == 0 {
                 of_all = kind;
             }
@@ -152,31 +135,6 @@ impl Source {
             .find(|&i| self.is(i, "{"))
             .ok_or_else(|| format!("{}: no `{{` follows", self.place(at)))
     }
-}
-
-/// `T name[N][M]`: the type, the name, the dimensions.
-fn declarator_of(source: &Source, range: Range<usize>) -> Result<(String, String, String)> {
-    let (mut name, mut at, mut angles) = (None, range.start, 0);
-    let mut dimensions = range.end;
-    while at < range.end {
-        let token = &source.tokens[at];
-        match token.text.as_str() {
-            "<" => angles += 1,
-            ">" => angles -= 1,
-            "[" | "=" | "{" if angles == 0 => {
-                dimensions = at;
-                break;
-            }
-            "(" => at = source.closing(at)?,
-            _ if token.kind == Kind::Word && angles == 0 => name = Some(at),
-            _ => {}
-        }
-        at += 1;
-    }
-    let name = name.ok_or_else(|| format!("{}: a declaration without name", source.place(at)))?;
-    let kind = source.text(range.start..name);
-    let end = (dimensions..range.end).find(|&i| source.is(i, "=")).unwrap_or(range.end);
-    Ok((kind, source.tokens[name].text.clone(), source.text(dimensions..end)))
 }
 
 /// `alignas(16) __shared__ T a[N], b[M];`: references to what the arena has for each.
@@ -213,25 +171,7 @@ fn shared(source: &Source, at: usize, edits: &mut Edits) -> Result<()> {
         align = source.text(open + 1..close);
         first = source.after(close);
     }
-    let (mut out, mut of_all) = (String::new(), String::new());
-    for (i, part) in source.split(first..end, ",")?.into_iter().enumerate() {
-        if part.clone().any(|i| source.is(i, "=")) {
-            return Err(format!(
-                "{place}: shared memory cannot be initialized where it is declared"
-            ));
-        }
-        let (kind, name, dimensions) = declarator_of(source, part)?;
-        if i == 0 {
-            of_all = kind;
-        }
-        // The local struct tells instances of a template apart.
-        write!(
-            out,
-            "using simt_type_{name} = {of_all} {dimensions}; struct simt_tag_{name} {{}}; auto& {name} = \
-             ::simt::shared<simt_tag_{name}, ({align}), simt_type_{name}>(\"{name}\");"
-        )
-        .expect("a string grows");
-    }
+    let out = arena(source, first..end, &align)?;
     edits.insert(begin, (end + 1, out));
     Ok(())
 }

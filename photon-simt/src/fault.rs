@@ -14,6 +14,13 @@ pub struct Fault {
     pub message: String,
 }
 
+impl Fault {
+    /// Of a launch that did not begin.
+    pub(crate) fn refused(kernel: &str, message: String) -> Self {
+        Self { kernel: kernel.to_owned(), block: None, thread: None, message }
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "kernel {}", self.kernel)?;

@@ -28,10 +28,19 @@
 
 pub mod cuda;
 mod fault;
+mod launch;
 mod memory;
+pub mod metal;
+mod raw;
+mod record;
 
+// The build's own, here for their tests.
 #[cfg(test)]
 mod cuda_source;
+#[cfg(test)]
+mod metal_source;
+#[cfg(test)]
+mod rewrite;
 #[cfg(test)]
 mod source;
 

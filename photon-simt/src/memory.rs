@@ -5,8 +5,13 @@
 use std::{
     collections::BTreeMap,
     ptr::NonNull,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
+
+use crate::record;
 
 /// What the bytes around a buffer hold.
 const BAND: u8 = 0xa5;
@@ -41,6 +46,12 @@ fn page() -> usize {
     usize::try_from(size).expect("pages have a size")
 }
 
+/// Where a mapping had best lie: anywhere, or, if launches are kept, where another program will find the place free too.
+fn hint(len: usize) -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0x7ea0_0000_0000);
+    if record::is_on() { NEXT.fetch_add(len, Ordering::Relaxed) } else { 0 }
+}
+
 impl Memory {
     /// Memory that nobody has written: all ones.
     ///
@@ -61,10 +72,9 @@ impl Memory {
         let inner = len.next_multiple_of(ALIGN).next_multiple_of(page).max(page);
         let mapping_len = inner + 2 * page;
         let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: a new mapping at an address of the system's choice touches no memory of ours.
-        let mapping = unsafe {
-            libc::mmap(std::ptr::null_mut(), mapping_len, libc::PROT_NONE, private, -1, 0)
-        };
+        let hint = std::ptr::without_provenance_mut(hint(mapping_len));
+        // SAFETY: a new mapping where nothing is touches no memory of ours.
+        let mapping = unsafe { libc::mmap(hint, mapping_len, libc::PROT_NONE, private, -1, 0) };
         assert!(mapping != libc::MAP_FAILED, "no memory for a device buffer of {len} bytes");
         let mapping = NonNull::new(mapping.cast::<u8>()).expect("mmap gives no null");
         // SAFETY: one page into a mapping of at least three.
@@ -184,20 +194,36 @@ fn check_band(start: usize, len: usize) -> Result<(), i64> {
     Ok(())
 }
 
-/// Of the buffers that a kernel's argument points into, the first whose surroundings were written to.
-pub(crate) fn check_arguments(args: &[u8]) -> Option<(usize, i64)> {
+/// Of the buffers that words point into, the first whose surroundings were written to: its length, and where.
+pub(crate) fn check_surroundings(words: impl Iterator<Item = u64>) -> Option<(usize, i64)> {
     let buffers = buffers();
+    let mut all = pointed_into(&buffers, words);
+    all.find_map(|(start, len)| check_band(start, len).err().map(|offset| (len, offset)))
+}
+
+/// Beginnings and bytes of the buffers that a kernel's argument points into, each once.
+pub(crate) fn of_arguments(args: &[u8]) -> BTreeMap<usize, Vec<u8>> {
+    let buffers = buffers();
+    let bytes = |(start, len): (usize, usize)| {
+        let mut bytes = vec![0; len];
+        let from = std::ptr::with_exposed_provenance::<u8>(start);
+        // SAFETY: `buffers` lists mapped buffers only, and holds its lock meanwhile.
+        unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), len) };
+        (start, bytes)
+    };
     let words = args.chunks_exact(8).map(|w| u64::from_ne_bytes(w.try_into().expect("8 bytes")));
-    for word in words {
-        let Ok(address) = usize::try_from(word) else { continue };
-        if let Some((&start, &len)) = buffers.range(..=address).next_back()
-            && address <= start + len
-            && let Err(offset) = check_band(start, len)
-        {
-            return Some((len, offset));
-        }
-    }
-    None
+    pointed_into(&buffers, words).map(bytes).collect()
+}
+
+fn pointed_into(
+    buffers: &BTreeMap<usize, usize>,
+    words: impl Iterator<Item = u64>,
+) -> impl Iterator<Item = (usize, usize)> {
+    words.filter_map(|word| {
+        let address = usize::try_from(word).ok()?;
+        let (&start, &len) = buffers.range(..=address).next_back()?;
+        (address <= start + len).then_some((start, len))
+    })
 }
 
 /// What an address is near to, in words.
@@ -253,12 +279,12 @@ mod tests {
             let memory = Memory::zeroed(len);
             assert_eq!(memory.check(), Ok(()));
             let at = memory.start().wrapping_add_signed(isize::try_from(offset).unwrap());
-            let args = memory.address().to_ne_bytes();
-            assert_eq!(check_arguments(&args), None);
+            let check = || check_surroundings([memory.address()].into_iter());
+            assert_eq!(check(), None);
             // SAFETY: the bands of a buffer are mapped.
             unsafe { std::ptr::with_exposed_provenance_mut::<u8>(at).write_volatile(0) };
             assert_eq!(memory.check(), Err(offset));
-            assert_eq!(check_arguments(&args), Some((len, offset)));
+            assert_eq!(check(), Some((len, offset)));
         }
     }
 

@@ -9,6 +9,7 @@ mod fuzz;
 mod gpu_check;
 mod gpu_run;
 mod serve_load;
+mod simt;
 mod tidy;
 
 use std::{
@@ -46,6 +47,10 @@ enum Task {
     ServeLoad(serve_load::Args),
     /// Print what formats of weights, and of keys and values, cost on the golden models
     GoldenEval,
+    /// Run the kernels' tests on the processor under clang's address, undefined and thread sanitizers
+    SimtSanitize,
+    /// Check the address spaces of Metal's kernels with clang, as C++ for OpenCL
+    MslCheck,
     /// Feed bytes that nobody would write to everything that reads files (needs cargo-fuzz)
     Fuzz(fuzz::Args),
     /// Write the tiny synthetic checkpoint that the golden outputs were recorded with
@@ -76,6 +81,8 @@ fn main() -> ExitCode {
             "--example",
             "golden_eval",
         ]),
+        Task::SimtSanitize => simt::sanitize(),
+        Task::MslCheck => simt::msl_check(),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::GoldenCheckpoint { out, family } => golden_checkpoint(&out, &family),
     };

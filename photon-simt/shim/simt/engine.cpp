@@ -295,6 +295,15 @@ uint8_t* guarded(size_t bytes) {
   return begin + size;
 }
 
+void poison_bytes(uint8_t* at, size_t bytes, uint8_t with) {
+#if SIMT_TSAN
+  // Its memset would count as a write of the lane that came first.
+  for (volatile uint8_t* p = at; p < at + bytes; p++) *p = with;
+#else
+  memset(at, with, bytes);
+#endif
+}
+
 SIMT_QUIET void before_switch(void** fake, Lane* to, Worker& w) {
 #if SIMT_TSAN
   __tsan_switch_to_fiber(to ? to->sanitizer : w.main_sanitizer, 1);
@@ -399,6 +408,7 @@ void fail(Site site, const char* format, ...) {
 
 Dim3 block_index() { return current->block->index; }
 const Shape& shape() { return here->launch->shape; }
+const void* arguments() { return here->launch->args; }
 
 // ---- Order
 
@@ -625,7 +635,7 @@ SIMT_QUIET void* shared(uint32_t id, size_t bytes, size_t align) {
   if (block.static_bytes + w.launch->dynamic_bytes > w.launch->shared_limit)
     fail({}, "%zu bytes of `__shared__` arrays and %u of dynamic shared memory, where a block can have %u", block.static_bytes,
          w.launch->dynamic_bytes, w.launch->shared_limit);
-  memset(region.data, w.poison, region.bytes);
+  poison_bytes(region.data, region.bytes, w.poison);
   return region.data;
 }
 
@@ -639,13 +649,6 @@ void* dynamic_shared() {
 // ---- Copies in the background
 
 namespace {
-
-// Not quiet: the race detector is to see both ends.
-__attribute__((noinline)) void land(void* to, const void* from, uint32_t bytes, uint32_t valid) {
-  uint32_t* t = static_cast<uint32_t*>(to);
-  const uint32_t* f = static_cast<const uint32_t*>(from);
-  for (uint32_t i = 0; i < bytes / 4; i++) t[i] = i < valid / 4 ? f[i] : 0;
-}
 
 SIMT_QUIET bool next_copy(Copies& c, size_t end, Copy& copy) {
   if (c.done == end) return false;
@@ -731,14 +734,16 @@ SIMT_QUIET void enter_lane() {
 }
 
 SIMT_QUIET void reset_stack(Lane& lane) {
+  // Stacks begin at multiples of a page; were their ends so too, the lanes of a warp would share a few lines of the cache.
+  char* const end = lane.stack + STACK - lane.thread % 16 * 17 * 64;
 #if defined(__x86_64__)
-  void** sp = reinterpret_cast<void**>(lane.stack + STACK);
+  void** sp = reinterpret_cast<void**>(end);
   *--sp = nullptr;  // Where a call would return to: 8 past a multiple of 16, as a function expects.
   *--sp = reinterpret_cast<void*>(&enter_lane);
   for (int i = 0; i < 6; i++) *--sp = nullptr;
   lane.sp = sp;
 #else
-  char* sp = lane.stack + STACK - 160;
+  char* sp = end - 160;
   memset(sp, 0, 160);
   const void* entry = reinterpret_cast<void*>(&enter_lane);
   memcpy(sp + 88, &entry, sizeof entry);
@@ -800,7 +805,7 @@ void Worker::begin(Block& block, Dim3 index) {
     if (!block.dynamic_end) block.dynamic_end = guarded(MAX_DYNAMIC);
     const size_t bytes = round_up(launch->dynamic_bytes, 128);
     block.dynamic = block.dynamic_end - bytes;
-    memset(block.dynamic, poison, bytes);
+    poison_bytes(block.dynamic, bytes, poison);
   }
   for (uint32_t i = 0; i < block.num_warps; i++) {
     Warp& warp = block.warps[i];

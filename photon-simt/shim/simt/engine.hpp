@@ -7,8 +7,10 @@
 #include <cstdint>
 #include <cstring>
 
+// Or given on the command line, to the engine itself, whose accesses no detector is to see.
 #if defined(__has_feature)
 #if __has_feature(thread_sanitizer)
+#undef SIMT_TSAN
 #define SIMT_TSAN 1
 #endif
 #if __has_feature(address_sanitizer)
@@ -91,6 +93,8 @@ extern constinit thread_local Lane* current;
 
 Dim3 block_index();
 const Shape& shape();
+// The launch's argument, as its kernel was given it.
+const void* arguments();
 
 // Waits until all lanes of `mask` that have not returned are here, then makes of what they gave what each gets.
 void meet(uint32_t mask, Site site, Combine combine);
@@ -125,6 +129,7 @@ inline T& shared(const char* name) {
 
 // Copies that run on while the thread computes: they land now, or when waited for, as the seed says.
 void copy_async(void* to, const void* from, uint32_t bytes, uint32_t valid, Site site);
+void land(void* to, const void* from, uint32_t bytes, uint32_t valid);
 void copy_async_commit();
 void copy_async_wait(uint32_t groups);
 

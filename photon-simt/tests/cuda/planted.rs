@@ -40,14 +40,16 @@ fn defined(x: &Inputs) -> Vec<f64> {
 /// The largest error of a build of the kernel under a seed.
 fn error(kernel: &str, seed: u64) -> Result<f64, Fault> {
     let x = inputs();
-    let bf16 = |m: &[f32]| buffer(&m.iter().map(|x| (x.to_bits() >> 16) as u16).collect::<Vec<_>>());
+    let bf16 =
+        |m: &[f32]| buffer(&m.iter().map(|x| (x.to_bits() >> 16) as u16).collect::<Vec<_>>());
     let [q, k, v] = [&x.q, &x.k, &x.v].map(|m| bf16(m));
     let out = Memory::new(x.q.len() * 4);
     let addresses = [q.address(), k.address(), v.address(), out.address()];
     let numbers = [N as i32, SCALE.to_bits() as i32];
     let grid = [(N / 64) as u32, HEADS as u32, 1];
     launch(kernel, grid, 128, 0, (&addresses, &numbers), seed)?;
-    let errors = floats(&out).into_iter().zip(defined(&x)).map(|(got, x)| (f64::from(got) - x).abs());
+    let errors =
+        floats(&out).into_iter().zip(defined(&x)).map(|(got, x)| (f64::from(got) - x).abs());
     // NaN, which unwritten memory reads as, is the largest of errors.
     Ok(errors.fold(0.0, |a, b| if a > b || a.is_nan() { a } else { b }))
 }
