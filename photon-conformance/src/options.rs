@@ -14,6 +14,9 @@ pub struct Options {
     /// Relative error of each product beyond that of f32, for matrix units that round their inputs:
     /// 2^-11 for TF32. Zero where all arithmetic is f32.
     pub product_error: f64,
+    /// Whether an attention of 16-bit queries rounds what each value's share is to their type, as matrix
+    /// units want it.
+    pub rounded_shares: bool,
     /// Whether a row of a linear layer, a layer norm or a paged attention has the same bits whatever
     /// else is in the batch. If not, those cases say that they were skipped.
     pub batch_invariant: bool,
@@ -39,9 +42,15 @@ impl Options {
             WeightFormat::Int4 { group: 128 },
         ],
         product_error: 0.0,
+        rounded_shares: false,
         batch_invariant: false,
         chunk_invariant: false,
     };
+
+    /// What an attention of such queries may round shares to.
+    pub(crate) fn share_type(&self, queries: DType) -> DType {
+        if self.rounded_shares { queries } else { DType::F32 }
+    }
 
     /// One of the float types; different ones as `i` counts up.
     pub(crate) fn float(&self, i: usize) -> DType {

@@ -6,7 +6,7 @@ pub(crate) mod sample;
 
 use photon_core::{Activation, DType, WeightFormat};
 
-use crate::rig::{Value, decode};
+use crate::rig::{Value, decode, half_ulp};
 
 /// One element of a linear layer: `x` and `w` are the two rows, `old` what the output held.
 pub(crate) fn linear(
@@ -122,8 +122,14 @@ pub(crate) fn patchify(crops: &[u8], size: usize, patch: usize, row: usize, col:
     Value { value, magnitude: 3.0, terms: 1, extra: 0.0 }
 }
 
-/// Attention of one query head over the keys and values it sees, which are not none.
-pub(crate) fn attend(q: &[f64], seen: &[(&[f64], &[f64])], scale: f64) -> Vec<Value> {
+/// Attention of one query head over the keys and values it sees, which are not none. Shares of values may
+/// be rounded to `share_type`.
+pub(crate) fn attend(
+    q: &[f64],
+    seen: &[(&[f64], &[f64])],
+    scale: f64,
+    share_type: DType,
+) -> Vec<Value> {
     let dot = |k: &[f64]| -> f64 { q.iter().zip(k).map(|(q, k)| q * k).sum() };
     let size = |k: &[f64]| -> f64 { q.iter().zip(k).map(|(q, k)| (q * k).abs()).sum() };
     let scores: Vec<f64> = seen.iter().map(|(k, _)| scale * dot(k)).collect();
@@ -140,7 +146,16 @@ pub(crate) fn attend(q: &[f64], seen: &[(&[f64], &[f64])], scale: f64) -> Vec<Va
             let terms = seen.len().max(q.len());
             // Weights too small for a normal f32 may count as nothing.
             let sizes = seen.iter().map(|(_, v)| v[d].abs()).sum::<f64>();
-            let extra = f64::from(f32::MIN_POSITIVE) * sizes;
+            let mut extra = f64::from(f32::MIN_POSITIVE) * sizes;
+            if share_type != DType::F32 {
+                // Rounding errors are independent: at most six standard deviations of their sum.
+                let errors = || {
+                    let shares = weights.iter().zip(seen);
+                    shares.map(|(w, (_, v))| half_ulp(share_type, w / total) * v[d].abs())
+                };
+                let spread = errors().map(|error| error * error).sum::<f64>().sqrt();
+                extra += errors().sum::<f64>().min(6.0 * spread);
+            }
             Value { value: parts().sum(), magnitude, terms, extra }
         })
         .collect()

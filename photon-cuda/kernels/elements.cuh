@@ -20,6 +20,13 @@ template <> DEVICE float from_float<float>(float x) { return x; }
 template <> DEVICE f16 from_float<f16>(float x) { return __float2half_rn(x); }
 template <> DEVICE bf16 from_float<bf16>(float x) { return __float2bfloat16_rn(x); }
 
+// What a kernel begins with that may be launched early (`Stream::launch_early`): from here on everything launched before is
+// seen, and what comes after may get ready. Every thread calls it, before it touches memory.
+DEVICE void enter() {
+  grid_wait();
+  grid_launch_next();
+}
+
 // Element `i` of an array of floats of this type.
 DEVICE float load(const void* p, size_t i, uint32_t type) {
   if (type == TYPE_F32) return ((const float*)p)[i];

@@ -17,6 +17,7 @@ struct LayerNormArgs {
 // One warp a row, eight columns a lane and turn, in registers.  grid = rows / WARPS, block = 32 WARPS. `dim` is a multiple
 // of 8 and at most 256 TURNS; rows begin at multiples of 16 bytes.
 template <class T, int TURNS, int WARPS> DEVICE void norm_warp(const LayerNormArgs& a) {
+  enter();
   const uint32_t row = blockIdx.x * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (row >= a.rows) return;
   const uint4* x = (const uint4*)((const T*)a.x + (size_t)row * a.x_stride);
@@ -71,6 +72,7 @@ extern "C" __global__ void __launch_bounds__(128) layer_norm_f16_2048(const Laye
 
 // Any types and any dim: one block a row, which it reads three times.  grid = rows, block = 256.
 extern "C" __global__ void __launch_bounds__(256) layer_norm(const LayerNormArgs a) {
+  enter();
   alignas(16) __shared__ float means[8];
   alignas(16) __shared__ float variances[8];
   const size_t x = (size_t)blockIdx.x * a.x_stride, out = (size_t)blockIdx.x * a.out_stride;

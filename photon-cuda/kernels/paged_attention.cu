@@ -83,6 +83,7 @@ template <class T, class F> struct Prompt {
 };
 
 template <class T, class F> DEVICE void prompt(const PagedAttentionArgs& a) {
+  enter();
   constexpr bool IS_SCALED = F::IS_SCALED;
   alignas(16) __shared__ T keys[2 * TILE * HEAD];
   alignas(16) __shared__ T values[2 * TILE * HEAD];

@@ -117,6 +117,7 @@ DEVICE void join(const float* partial, size_t stride, uint32_t count, float4& an
 }
 
 template <class T, class F> DEVICE void few(const PagedAttentionArgs& a) {
+  enter();
   constexpr bool IS_SCALED = F::IS_SCALED;
   alignas(16) __shared__ float partials[SPLIT_WARPS * FEW * PARTIAL];
   alignas(16) __shared__ uint32_t is_last[4];

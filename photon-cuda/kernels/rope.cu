@@ -29,6 +29,7 @@ DEVICE float rotated(const RopeStoreArgs& a, size_t at, const float* turns, uint
 // One warp a head of a token.  grid = (tokens, (heads + 2 kv_heads) / WARPS), block = 32 WARPS. Bound by bytes: q is read and
 // written, k and v are read and their cache rows written.
 extern "C" __global__ void __launch_bounds__(32 * ROPE_WARPS) rope_store(const RopeStoreArgs a) {
+  enter();
   const uint32_t token = blockIdx.x, lane = threadIdx.x % 32;
   const uint32_t head = blockIdx.y * ROPE_WARPS + threadIdx.x / 32;
   const uint32_t position = (uint32_t)a.positions[token];

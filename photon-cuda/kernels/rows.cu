@@ -28,6 +28,7 @@ DEVICE bool ends_of(const RowsArgs& a, uint32_t i, uint32_t& from, uint32_t& to)
 
 // Rows of one type, bit for bit, in units of 1, 2, 4 or 16 bytes.  grid = (rows, units / 128), block = 128.
 template <class Unit> DEVICE void move_units(const RowsArgs& a) {
+  enter();
   const uint32_t column = blockIdx.y * 128 + threadIdx.x;
   uint32_t from, to;
   if (column >= a.columns || !ends_of(a, blockIdx.x, from, to)) return;
@@ -41,6 +42,7 @@ extern "C" __global__ void __launch_bounds__(128) move_rows_16(const RowsArgs a)
 
 // Rows of floats of another type.  grid = (rows, columns / 128), block = 128.
 extern "C" __global__ void __launch_bounds__(128) convert_rows(const RowsArgs a) {
+  enter();
   const uint32_t column = blockIdx.y * 128 + threadIdx.x;
   uint32_t from, to;
   if (column >= a.columns || !ends_of(a, blockIdx.x, from, to)) return;
@@ -59,6 +61,7 @@ struct FourierArgs {
 
 // A thread has one feature of a row.  grid = (rows, features / 128), block = 128.
 extern "C" __global__ void __launch_bounds__(128) fourier(const FourierArgs a) {
+  enter();
   const uint32_t row = blockIdx.x, feature = blockIdx.y * 128 + threadIdx.x;
   if (feature >= a.features) return;
   float turns = 0.0f;

@@ -382,6 +382,7 @@ template <class T> struct Row {
 };
 
 template <class T> DEVICE void sample_row(const SampleArgs& a) {
+  enter();
   alignas(16) __shared__ Shared shared[1];
   DYNAMIC_SHARED(float, staged);
   const uint32_t row_index = blockIdx.x;

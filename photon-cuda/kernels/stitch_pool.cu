@@ -32,6 +32,7 @@ DEVICE uint32_t tile_of(const StitchPoolArgs& a, uint32_t& at, uint32_t tiles) {
 // A thread has eight columns of a cell, in both halves.  grid = (grid^2, dim / 8 / 128), block = 128. Every patch of the map
 // is read about once, every element of out written once: 13 crops of 1152 in bf16 are 25 MB.
 extern "C" __global__ void __launch_bounds__(128) stitch_pool(const StitchPoolArgs a) {
+  enter();
   const uint32_t cell = blockIdx.x, column = (blockIdx.y * 128 + threadIdx.x) * 8;
   if (column >= a.dim) return;
   const int count = (int)(a.dim - column);

@@ -16,6 +16,7 @@ struct TauArgs {
 // One block a token: a factor for each head of q and of v first, then eight elements a thread and turn.  grid = tokens,
 // block = 256, dynamic shared memory: 2 heads floats. Bound by bytes: q and v read and written once.
 extern "C" __global__ void __launch_bounds__(256) tau(const TauArgs a) {
+  enter();
   DYNAMIC_SHARED(float, factors);
   const uint32_t token = blockIdx.x, width = a.heads * a.head_dim;
   const int32_t position = a.positions[token];

@@ -167,8 +167,10 @@ impl Nvrtc {
         if code == 0 {
             return Ok(());
         }
-        // SAFETY: any code may be asked for; the answer is a static string.
-        let text = unsafe { CStr::from_ptr((self.functions.nvrtcGetErrorString)(code)) };
+        // SAFETY: any code may be asked for.
+        let text = unsafe { (self.functions.nvrtcGetErrorString)(code) };
+        // SAFETY: the answer is a static string, whatever the code.
+        let text = unsafe { CStr::from_ptr(text) };
         Err(format!("{doing}: NVRTC says {}", text.to_string_lossy()))
     }
 }

@@ -294,7 +294,7 @@ impl<L: Driver> Stream<L> {
         if self.capture.is_some() {
             self.fail("capturing", "work was submitted inside a capture".into());
         }
-        let event = self.attempt(|driver, raw| driver.record(raw));
+        let event = self.attempt(L::record);
         if self.capture.is_none() {
             self.deferred.clear();
             self.deferred_graphs.clear();
@@ -312,7 +312,7 @@ impl<L: Driver> Stream<L> {
         if self.capture.is_some() {
             self.fail("capturing", "a capture was begun inside a capture".into());
         }
-        self.attempt(|driver, raw| driver.begin_capture(raw));
+        self.attempt(L::begin_capture);
         self.outcome()?;
         self.capture = Some(Held { memory: Vec::new(), pinned: Vec::new() });
         record(self);

@@ -8,7 +8,8 @@ use crate::SimCuda;
 /// Shared by all cases, as a machine has one.
 static GPU: LazyLock<SimCuda> = LazyLock::new(|| SimCuda::open().expect("the simulator"));
 
-const PROMISES: Options = Options { batch_invariant: true, chunk_invariant: true, ..Options::FULL };
+const PROMISES: Options =
+    Options { batch_invariant: true, chunk_invariant: true, rounded_shares: true, ..Options::FULL };
 
 mod simulated {
     use super::{GPU, PROMISES};

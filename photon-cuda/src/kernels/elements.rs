@@ -25,7 +25,7 @@ pub(super) fn activation_code(activation: Activation) -> u32 {
 
 /// Bytes that the beginning of every row is a multiple of, up to 16. Memory begins at a multiple of 256.
 pub(super) fn alignment<D: Device>(t: &Tensor<D>) -> u32 {
-    let bits = t.offset() | t.row_stride() * t.dtype().size() | 16;
+    let bits = t.offset() | (t.row_stride() * t.dtype().size()) | 16;
     1 << bits.trailing_zeros()
 }
 

@@ -98,5 +98,5 @@ pub(crate) fn tau<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: Tau<'_, Gpu<L>>) {
         padding: 0,
     };
     let shared_bytes = 2 * args.heads * 4;
-    cx.stream.launch("tau", [u32_of(qkv.rows()), 1, 1], [256, 1, 1], shared_bytes, &args);
+    cx.stream.launch_early("tau", [u32_of(qkv.rows()), 1, 1], [256, 1, 1], shared_bytes, &args);
 }

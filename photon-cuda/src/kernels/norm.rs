@@ -46,7 +46,7 @@ pub(crate) fn layer_norm<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: LayerNorm<'_, G
     let aligned = [&*out, x, w, b].into_iter().all(|t| alignment(t) == 16 || t.rows() == 1);
     let aligned = aligned && [args.out, args.x, args.w, args.b].iter().all(|at| at % 16 == 0);
     let kernel = match (out.dtype(), args.dim) {
-        (dtype, _) if dtype != x.dtype() || !aligned || args.dim % 8 != 0 => None,
+        (dtype, _) if dtype != x.dtype() || !aligned || !args.dim.is_multiple_of(8) => None,
         (DType::Bf16, ..=1280) => Some("layer_norm_bf16_1280"),
         (DType::Bf16, ..=2048) => Some("layer_norm_bf16_2048"),
         (DType::F16, ..=1280) => Some("layer_norm_f16_1280"),
@@ -56,8 +56,8 @@ pub(crate) fn layer_norm<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: LayerNorm<'_, G
     match kernel {
         Some(kernel) => {
             let grid = [args.rows.div_ceil(WARPS), 1, 1];
-            cx.stream.launch(kernel, grid, [32 * WARPS, 1, 1], 0, &args);
+            cx.stream.launch_early(kernel, grid, [32 * WARPS, 1, 1], 0, &args);
         }
-        None => cx.stream.launch("layer_norm", [args.rows, 1, 1], [256, 1, 1], 0, &args),
+        None => cx.stream.launch_early("layer_norm", [args.rows, 1, 1], [256, 1, 1], 0, &args),
     }
 }

@@ -57,5 +57,5 @@ pub(crate) fn rope_store<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: RopeStore<'_, G
         padding: 0,
     };
     let grid = [u32_of(qkv.rows()), (args.heads + 2 * args.kv_heads).div_ceil(WARPS), 1];
-    cx.stream.launch("rope_store", grid, [32 * WARPS, 1, 1], 0, &args);
+    cx.stream.launch_early("rope_store", grid, [32 * WARPS, 1, 1], 0, &args);
 }

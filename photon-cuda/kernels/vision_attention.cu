@@ -16,6 +16,7 @@
 constexpr uint32_t VISION_QUERIES = 128;
 
 template <class T, int DIM, int TILE> DEVICE void vision(const AttentionArgs& a) {
+  enter();
   static_assert(DIM % 8 == 0 && TILE % 16 == 0, "whole vectors, whole steps");
   constexpr int STRIDE = DIM % 16 == 0 ? DIM + 8 : DIM, STEPS = (DIM + 15) / 16, COLUMNS = DIM / 8, VECTORS = DIM / 8;
   constexpr bool HAS_HALF = DIM % 16 != 0;
