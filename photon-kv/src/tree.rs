@@ -276,11 +276,12 @@ impl Tree {
             is_listed: false,
         });
         self.num_blocks += blocks.len() as u32;
-        if self.events.is_some() && keys.len() == blocks.len() * self.block_size {
-            let before = self.node(parent).blocks.last().copied();
+        let before = self.node(parent).blocks.last().copied();
+        if let Some(events) = &mut self.events
+            && keys.len() == blocks.len() * self.block_size
+        {
             let (keys, blocks) = (keys.to_vec(), blocks.to_vec());
-            let stored = CacheEvent::Stored { namespace, parent: before, keys, blocks };
-            self.events.as_mut().expect("just looked").push(stored);
+            events.push(CacheEvent::Stored { namespace, parent: before, keys, blocks });
         }
         let first = self.first_block(id);
         let old = self.node_mut(parent).children.insert(first, id);

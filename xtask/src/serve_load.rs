@@ -151,8 +151,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ensure!(wrong == 0, "there were answers other than 200, 429 and 504: {row}");
     }
     let share = |name: &str| {
-        let values = rows.iter().filter_map(|row| row[name].as_f64());
-        let best = values.clone().fold(0.0, f64::max);
+        let values: Vec<f64> = rows.iter().filter_map(|row| row[name].as_f64()).collect();
+        let best = values.iter().copied().fold(0.0, f64::max);
         values.last().map_or(f64::NAN, |last| 100.0 * last / best)
     };
     if !args.json {
