@@ -126,9 +126,8 @@ async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<Respo
     let body = Body::read(request, &app.config).await?;
     let fields = Fields::new(&body.map);
     // Spaces around a text are tokens too.
-    let text = match fields.get("content") {
-        Some(Value::String(text)) => text,
-        _ => return Err(fields.wrong("content", "a string").into()),
+    let Some(Value::String(text)) = fields.get("content") else {
+        return Err(fields.wrong("content", "a string").into());
     };
     app.check_text(text, "content")?;
     let tokens = app.photon.tokenize(text)?;

@@ -37,7 +37,7 @@ pub(crate) fn keep(kernel: &str, shape: Shape, args: &[u8], options: Options) {
         return;
     }
     let buffers = memory::of_arguments(args);
-    if buffers.values().map(|bytes| bytes.len()).sum::<usize>() > MAX_BYTES {
+    if buffers.values().map(Vec::len).sum::<usize>() > MAX_BYTES {
         return;
     }
     shapes.push(shape);

@@ -431,14 +431,13 @@ pub(crate) fn real_shapes<D: Kernels>(device: &D, options: &Options) {
     }
 }
 
-/// Every pair of types, counted: with heads of 64, for which backends have kernels of their own, and with any.
+/// Every pair of types: with heads of 64, for which backends have kernels of their own, and with any.
 fn pairs_with_heads(
     options: &Options,
-) -> impl Iterator<Item = (usize, (DType, DType, (usize, usize, usize)))> + use<> {
+) -> impl Iterator<Item = (DType, DType, (usize, usize, usize))> + use<> {
     let pairs = options.cache_pairs().enumerate();
     let heads = |i: usize| [HEADS[1 + i % 2 * 2], HEADS[i % HEADS.len()]];
-    let all = pairs.flat_map(move |(i, (q, cache))| heads(i).map(|heads| (q, cache, heads)));
-    all.enumerate()
+    pairs.flat_map(move |(i, (q, cache))| heads(i).map(|heads| (q, cache, heads)))
 }
 
 /// A row alone has the bits it has among others.
@@ -450,7 +449,7 @@ pub(crate) fn batch_invariance<D: Kernels>(device: &D, options: &Options) {
     let mixed = vec![row(1, 65), with_span(9, 40, 31, 38), row(1, 1), row(1, 300), row(33, 33)];
     let decode = (0..17).map(|i| row(1, 1 + 37 * i)).collect();
     for (i, rows) in [mixed, decode].into_iter().enumerate() {
-        for (j, (q, cache, (heads, kv_heads, head_dim))) in pairs_with_heads(options) {
+        for (j, (q, cache, (heads, kv_heads, head_dim))) in pairs_with_heads(options).enumerate() {
             let seed = 88_000 + (30 * i + j) as u64;
             let c = Config {
                 heads,
@@ -486,7 +485,7 @@ pub(crate) fn chunk_invariance<D: Kernels>(device: &D, options: &Options) {
     }
     let rig = &mut Rig::new(device, options);
     for (i, (len, span)) in [(70, 0..0), (150, 0..33), (300, 70..113)].into_iter().enumerate() {
-        for (j, (q, cache, (heads, kv_heads, head_dim))) in pairs_with_heads(options) {
+        for (j, (q, cache, (heads, kv_heads, head_dim))) in pairs_with_heads(options).enumerate() {
             let seed = 89_000 + (30 * i + j) as u64;
             let c = Config {
                 heads,
