@@ -3,7 +3,8 @@
 // A block has MT x 16 features and up to 8 NT rows; each of its warps streams one part of k from memory to the registers of
 // the multiplication, eight vectors of 16 bytes per lane ahead of what it multiplies, which is 32 to 64 KiB under way per
 // SM. Activations come from L1 and L2, 16 bytes per lane for every 32 elements of k. At the end the warps hand their sums
-// over through shared memory and the block adds the parts in order: see linear.cuh.
+// over through shared memory and the block adds the parts in order: see linear.cuh. Where the device can, a kernel starts
+// while the one before it runs, and has its first weights under way when that is done.
 //
 // Bytes: the matrix once per row tile, activations once per block.  FLOPs: 2 n k rows, padded to multiples of 8 rows.
 // grid = (features / (16 MT), rows / (8 NT)), block = 32 parts, shared = SKINNY_SHARED.
@@ -52,6 +53,27 @@ template <class F, int MT> struct Chunk {
   }
 };
 
+// The words of half a block among the vectors a lane has of it.
+template <class F> struct Half {
+  uint32_t words[2 * F::WORDS];
+
+  DEVICE Half(const uint4 (&codes)[VECTORS<F>], int half) {
+    if constexpr (F::WORDS == 1) {
+      words[0] = half ? codes[0].z : codes[0].x;
+      words[1] = half ? codes[0].w : codes[0].y;
+    } else {
+#pragma unroll
+      for (int i = 0; i < F::WORDS / 2; i++) {
+        const uint4 v = codes[F::WORDS / 2 * half + i];
+        words[4 * i] = v.x;
+        words[4 * i + 1] = v.y;
+        words[4 * i + 2] = v.z;
+        words[4 * i + 3] = v.w;
+      }
+    }
+  }
+};
+
 // The sums of 32 activations of each of 8 rows, where the lanes need them: a multiplication with ones. Of int4 only.
 template <class T, class F> DEVICE void sum_activations(float (&all)[4], uint4 x) {
   if constexpr (F::GROUP_SCALES) {
@@ -86,22 +108,15 @@ template <class T, class F, int MT, int NT>
 DEVICE void multiply_block(const LinearArgs& a, float (&sums)[NT][MT][4], const Chunk<F, MT>& chunk, int d,
                            const uint32_t (&x)[NT], uint32_t block, bool whole) {
   const uint32_t t = threadIdx.x % 4;
-#pragma unroll
+  // Unrolled, int4 would take more registers than there are.
+#pragma unroll(F::GROUP_SCALES ? 1 : 2)
   for (int half = 0; half < 2; half++) {
     const uint32_t k = block * BLOCK_K + 32 * half + 8 * t;
     uint32_t fragments[MT][2][4];
     float4 factors[MT];
 #pragma unroll
     for (int m = 0; m < MT; m++) {
-      uint32_t words[4 * F::WORDS];
-#pragma unroll
-      for (int v = 0; v < VECTORS<F>; v++) {
-        words[4 * v] = chunk.codes[d][m][v].x;
-        words[4 * v + 1] = chunk.codes[d][m][v].y;
-        words[4 * v + 2] = chunk.codes[d][m][v].z;
-        words[4 * v + 3] = chunk.codes[d][m][v].w;
-      }
-      F::template fragments<T>(words + 2 * half * F::WORDS, fragments[m]);
+      F::template fragments<T>(Half<F>(chunk.codes[d][m], half).words, fragments[m]);
       factors[m] = chunk.factors(d, m, half);
     }
 #pragma unroll
@@ -138,6 +153,8 @@ DEVICE void skinny_rows(const LinearArgs& a, const uint8_t* matrix, const uint32
   const uint32_t begin = part * a.part_blocks, stop = min(begin + a.part_blocks, a.k_blocks);
   Chunk<F, MT> next;
   next.load(a, matrix, tile, begin, stop);
+  // Weights of linear layers are never written; what else is read may still be on its way.
+  if (!list) grid_wait();
   for (uint32_t block = begin; block < stop; block += next.DEPTH) {
     const Chunk<F, MT> now = next;
     next.load(a, matrix, tile, block + next.DEPTH, stop);
@@ -175,6 +192,7 @@ DEVICE void skinny_rows(const LinearArgs& a, const uint8_t* matrix, const uint32
 
 template <class T, class F, int MT, int NT> DEVICE void skinny(const LinearArgs& a) {
   DYNAMIC_SHARED(float, shared);
+  grid_launch_next();
   const uint32_t first = blockIdx.y * 8 * NT;
   skinny_rows<T, F, MT, NT>(a, a.w, nullptr, first, min(first + 8 * NT, a.rows), shared);
 }
