@@ -85,10 +85,18 @@ fn build(clang: &str, folder: &Path, name: &str, sanitizers: &str) -> Result<Pat
             sources.push(path);
         }
     }
-    let mut linked = Vec::new();
-    for source in &sources {
-        let stem = source.file_stem().ok_or("a source without name")?;
-        let object = objects.join(stem).with_extension("o");
+    let shim_time = newest(&shim)?;
+    let object = |source: &PathBuf| {
+        let stem = source.file_stem().unwrap_or_default();
+        let of = if source.starts_with(&shim) { "shim" } else { "kernels" };
+        objects.join(format!("{of}-{}.o", stem.to_string_lossy()))
+    };
+    let compile = |source: &PathBuf| -> std::result::Result<(), String> {
+        let object = object(source);
+        let time = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
+        if time(&object) > time(source) && time(&object) > Some(shim_time) {
+            return Ok(());
+        }
         let mut command = Command::new(clang);
         command.args([
             "-std=c++20",
@@ -99,7 +107,9 @@ fn build(clang: &str, folder: &Path, name: &str, sanitizers: &str) -> Result<Pat
             "-w",
         ]);
         // The engine's accesses are one thread's in turn, and not what is looked for.
-        let engine = stem == "engine" || stem == "warp";
+        let engine = ["engine.cpp", "warp.cpp"]
+            .iter()
+            .any(|file| source.ends_with(Path::new("simt").join(file)));
         if engine && name == "thread" {
             command.arg("-DSIMT_TSAN=1");
         } else {
@@ -108,14 +118,35 @@ fn build(clang: &str, folder: &Path, name: &str, sanitizers: &str) -> Result<Pat
                 .args(["-fno-sanitize=alignment,vptr,function", "-fno-sanitize-recover=undefined"]);
         }
         command.arg("-I").arg(&shim).arg("-c").arg(source).arg("-o").arg(&object);
-        expect(&mut command)?;
-        linked.push(object);
-    }
+        expect(&mut command).map_err(|e| e.to_string())
+    };
+    let half = sources.len() / 2;
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| sources[half..].iter().try_for_each(compile));
+        sources[..half].iter().try_for_each(compile)?;
+        other.join().expect("compiling does not panic")
+    })?;
+    let linked: Vec<PathBuf> = sources.iter().map(object).collect();
     let program = folder.join(format!("../replay-{name}"));
     let mut command = Command::new(clang);
     command.arg(format!("-fsanitize={sanitizers}")).args(&linked).arg("-o").arg(&program);
     expect(command.args(["-lpthread", "-lm"]))?;
     Ok(program)
+}
+
+/// When anything in a folder last changed.
+fn newest(folder: &Path) -> Result<std::time::SystemTime> {
+    let mut newest = std::time::UNIX_EPOCH;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let time = if entry.file_type()?.is_dir() {
+            self::newest(&entry.path())?
+        } else {
+            entry.metadata()?.modified()?
+        };
+        newest = newest.max(time);
+    }
+    Ok(newest)
 }
 
 fn expect(command: &mut Command) -> Result<()> {

@@ -14,7 +14,7 @@ extern "C" __global__ void __launch_bounds__(128) atomics(const AtomicsArgs a) {
   atomicMax(a.out + 1, i);
   atomicMin(a.out + 2, i);
   atomicInc(a.out + 3, 7);
-  uint32_t seen = a.out[4];
+  uint32_t seen = ld_acquire(a.out + 4);
   for (uint32_t old; (old = atomicCAS(a.out + 4, seen, seen + 1)) != seen;) seen = old;
   atomicAdd(reinterpret_cast<float*>(a.out + 5), 0.5f);
   __syncthreads();

@@ -736,6 +736,10 @@ SIMT_QUIET void enter_lane() {
 SIMT_QUIET void reset_stack(Lane& lane) {
   // Stacks begin at multiples of a page; were their ends so too, the lanes of a warp would share a few lines of the cache.
   char* const end = lane.stack + STACK - lane.thread % 16 * 17 * 64;
+#if SIMT_ASAN
+  // Frames that were left, not returned from, have marked their surroundings.
+  __asan_unpoison_memory_region(lane.stack, STACK);
+#endif
 #if defined(__x86_64__)
   void** sp = reinterpret_cast<void**>(end);
   *--sp = nullptr;  // Where a call would return to: 8 past a multiple of 16, as a function expects.

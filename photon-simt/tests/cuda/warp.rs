@@ -4,7 +4,7 @@ use photon_simt::{Memory, cuda};
 
 const THREADS: usize = 96;
 
-/// What `lanes` in `kernels/warp.cu` writes, by the CUDA manual, in its order.
+/// What `lanes` in `kernels/lanes.cu` writes, by the CUDA manual, in its order.
 fn defined(x: &[u32], width: usize, by: usize) -> Vec<Vec<u32>> {
     let warp = |i: usize| &x[i / 32 * 32..i / 32 * 32 + 32];
     let lane = |i: usize| i % 32;
