@@ -1,4 +1,6 @@
 //! Metal's kernels as the simulator runs them, against definitions.
+#![allow(clippy::unwrap_used, reason = "a test's helpers")]
+#![allow(clippy::precedence, reason = "definitions of bits read better as the manuals write them")]
 use photon_simt::{
     Fault, Memory,
     metal::{self, Arguments, Binding, Constant, Options},
