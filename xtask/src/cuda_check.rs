@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -71,21 +71,30 @@ pub(crate) fn binaries() -> PathBuf {
 /// Compiles what is not compiled yet; the tables of what ptxas said, one per binary. The inner error says
 /// why there is no compiler.
 pub(crate) fn compile(targets: &[String]) -> Result<Result<Vec<PathBuf>, String>> {
-    let mut tables = Vec::new();
-    for (major, package, library) in COMPILERS {
-        let nvrtc = match compiler(major, package, library) {
-            Ok(nvrtc) => nvrtc,
-            Err(error) => return Ok(Err(format!("{error:#}"))),
-        };
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let output = Command::new(cargo)
+    let compilers = COMPILERS.iter().map(|(major, package, library)| {
+        compiler(major, package, library).map(|nvrtc| (major, nvrtc))
+    });
+    let compilers = match compilers.collect::<Result<Vec<_>>>() {
+        Ok(compilers) => compilers,
+        Err(error) => return Ok(Err(format!("{error:#}"))),
+    };
+    // Each keeps one processor busy for minutes, so both run at once.
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let begin = |nvrtc: &Path| {
+        Command::new(&cargo)
             .current_dir(root())
             .args(["run", "--quiet", "-p", "photon-cuda", "--example", "compile", "--"])
-            .args([&nvrtc, &binaries()])
+            .args([nvrtc, &binaries()])
             .args(targets)
-            .stderr(std::process::Stdio::inherit())
-            .output()
-            .context("cannot run cargo")?;
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot run cargo")
+    };
+    let running = compilers.iter().map(|(major, nvrtc)| Ok((major, begin(nvrtc)?)));
+    let running = running.collect::<Result<Vec<_>>>()?;
+    let mut tables = Vec::new();
+    for (major, child) in running {
+        let output = child.wait_with_output()?;
         ensure!(output.status.success(), "kernels do not compile with CUDA {major}: see above");
         tables.extend(String::from_utf8(output.stdout)?.lines().map(PathBuf::from));
     }
