@@ -92,6 +92,8 @@ DEVICE void attend(const Cached& cached, const void* q, void* out, uint32_t type
         sum += row[j];
       }
       sum = warp_sum(sum);
+      // All lanes have read the row's maximum.
+      __syncwarp();
       if (lane == 0) {
         shrinks[i] = exp2f(maxima[i] - base);
         sums[i] = sums[i] * shrinks[i] + sum;
