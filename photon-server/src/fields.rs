@@ -2,6 +2,7 @@
 //!
 //! A boolean is a JSON boolean, an integer has no fraction, a number may be an integer, strings are
 //! trimmed, `null` is the same as nothing, unknown names are ignored.
+use memchr::memchr2;
 use photon::SpatialRef;
 use serde_json::{Map, Value};
 
@@ -44,19 +45,33 @@ pub fn parse(bytes: &[u8]) -> Result<Value, Invalid> {
 /// How deep brackets nest outside of strings, whether or not they match.
 fn depth(bytes: &[u8]) -> usize {
     let (mut depth, mut deepest) = (0_usize, 0);
-    let (mut in_string, mut escaped) = (false, false);
-    for byte in bytes {
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
+        at += 1;
         match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            b'{' | b'[' if !in_string => depth += 1,
-            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            b'"' => at += string_rest(&bytes[at..]),
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
             _ => {}
         }
         deepest = deepest.max(depth);
     }
     deepest
+}
+
+/// Bytes from a string's opening quote to behind its closing one. Most of a body is a picture in one string, so
+/// this must not look at every byte by itself.
+fn string_rest(bytes: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some(found) = memchr2(b'"', b'\\', bytes.get(at..).unwrap_or_default()) {
+        at += found + 1;
+        if bytes[at - 1] == b'"' {
+            return at;
+        }
+        // What is escaped.
+        at += 1;
+    }
+    bytes.len()
 }
 
 /// An object's fields by type.
@@ -194,6 +209,9 @@ mod tests {
     #[test]
     fn brackets_in_strings_do_not_nest() {
         assert_eq!(depth(br#"{"a": "[[[[\"[[[", "b": [{}]}"#), 3);
+        // Strings that nobody closes, one of them behind what escapes nothing.
+        assert_eq!(depth(br#"{"a": "[[["#), 1);
+        assert_eq!(depth(br#"[{"a": "[[[\"#), 2);
         let deep = "[".repeat(MAX_DEPTH + 1);
         assert!(parse(deep.as_bytes()).unwrap_err().message.contains("nested deeper"));
         let deep = format!("{}{}", "[".repeat(MAX_DEPTH), "]".repeat(MAX_DEPTH));

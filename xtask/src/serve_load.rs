@@ -43,6 +43,9 @@ pub(crate) struct Args {
     /// Ask about the same pictures again, so that the server's cache answers most
     #[arg(long)]
     again: bool,
+    /// Give the server half of the processors and the clients the others, so that neither takes the other's time
+    #[arg(long)]
+    apart: bool,
     /// Print a line of JSON per stage
     #[arg(long)]
     json: bool,
@@ -129,7 +132,7 @@ struct Seen {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let questions = (SEEDS..SEEDS + args.pictures).map(Question::about);
     let questions = questions.collect::<Result<Vec<_>>>()?;
-    let server = Server::start(args)?;
+    let server = if args.apart { apart(|| Server::start(args))? } else { Server::start(args)? };
     let mut best = 0.0_f64;
     let mut rows = Vec::new();
     let most = args.clients.iter().copied().max().unwrap_or(0);
@@ -162,6 +165,31 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Starts the server on the first half of this process's processors and leaves the clients the second.
+#[cfg(target_os = "linux")]
+fn apart(start: impl FnOnce() -> Result<Server>) -> Result<Server> {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    let all = sched_getaffinity(None).context("which processors there are")?;
+    let all: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&cpu| all.is_set(cpu)).collect();
+    ensure!(all.len() > 1, "--apart needs two processors");
+    let (of_server, of_clients) = all.split_at(all.len() / 2);
+    let only = |cpus: &[usize]| {
+        let mut set = CpuSet::new();
+        cpus.iter().for_each(|&cpu| set.set(cpu));
+        // The calling thread's, which what it starts inherits.
+        sched_setaffinity(None, &set).context("cannot choose processors")
+    };
+    only(of_server)?;
+    let server = start()?;
+    only(of_clients)?;
+    Ok(server)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn apart(_: impl FnOnce() -> Result<Server>) -> Result<Server> {
+    bail!("--apart works on Linux only")
 }
 
 /// A question about a drawn picture: what stands around the number that makes the picture's file another one.
