@@ -36,8 +36,20 @@ const FOLDERS: &[&str] = &["photon-cuda/kernels", "photon-metal/kernels", "photo
 /// Flags of the preprocessing pass, by the language's file extension.
 const LANGUAGES: &[(&str, &[&str])] = &[
     ("cu", &["-D__CUDA_ARCH__=890", "-D__CUDACC__", "-I", "photon-cuda/kernels"]),
-    ("metal", &["-D__METAL__", "-D__METAL_VERSION__=310", "-I", "photon-simt/shim/metal"]),
+    (
+        "metal",
+        &[
+            "-D__METAL__",
+            "-D__METAL_VERSION__=310",
+            "-DPHOTON_BFLOAT=1",
+            "-I",
+            "photon-simt/shim/metal",
+        ],
+    ),
 ];
+
+/// How a source begins that nothing here can run; the reason follows.
+const NOT_SIMULATED: &str = "// Not simulated:";
 
 /// A C++ file to compile.
 struct Unit {
@@ -181,6 +193,9 @@ impl Build {
         tables: &mut Vec<String>,
     ) -> Result<()> {
         let text = fs::read_to_string(file)?;
+        if text.starts_with(NOT_SIMULATED) {
+            return Ok(());
+        }
         let stem = file.file_stem().and_then(|s| s.to_str()).ok_or("a file without name")?;
         let mut variants = vec![(stem.to_owned(), String::new(), text.clone())];
         for name in planted(&text) {

@@ -54,6 +54,11 @@ fn run() -> Result<()> {
         files.sort();
         for file in files {
             let text = fs::read_to_string(&file)?;
+            // The build's mark: what is declared nowhere here.
+            if text.starts_with("// Not simulated:") {
+                println!("not checked: {}", file.display());
+                continue;
+            }
             let name = file.file_stem().and_then(|s| s.to_str()).ok_or("a file without name")?;
             if let Some(message) = check(&clang, root, &work, name, &text)? {
                 return Err(format!("{}:\n{message}", file.display()).into());
@@ -82,6 +87,7 @@ fn check(clang: &str, root: &Path, work: &Path, name: &str, text: &str) -> Resul
         "-x",
         "c++",
         "-D__METAL__",
+        "-DPHOTON_BFLOAT=1",
         "-DPHOTON_SIM_PREPROCESS",
     ]);
     preprocess.args(["-I", "photon-simt/shim/metal", "-I", "photon-metal/kernels"]).arg(&input);

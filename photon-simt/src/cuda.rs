@@ -1,28 +1,12 @@
 //! CUDA kernels: which there are, and how they are launched.
-use std::sync::{
-    LazyLock,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::LazyLock;
 
-pub use crate::launch::{Options, Report};
+pub use crate::launch::{Field, Options, Report};
 use crate::{
     Fault,
-    launch::{self, Shape},
+    launch::{self, Shape, StaticShared},
     memory, raw, record,
 };
-
-/// A field of a kernel's argument struct.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Field {
-    /// Its name.
-    pub name: &'static str,
-    /// Its type, as spelled in the source.
-    pub kind: &'static str,
-    /// Bytes from the struct's beginning.
-    pub offset: usize,
-    /// Its bytes.
-    pub size: usize,
-}
 
 /// A kernel, as the C++ compiler sees it.
 #[derive(Debug)]
@@ -39,26 +23,20 @@ pub struct Kernel {
     pub fields: Vec<Field>,
     /// Most threads of a block, if it says so.
     pub launch_bounds: Option<u32>,
-    static_shared: AtomicU64,
+    static_shared: StaticShared,
     raw: &'static raw::Kernel,
 }
 
 impl Kernel {
     fn new(raw: &'static raw::Kernel) -> Self {
-        let field = |f: &raw::Field| Field {
-            name: f.name(),
-            kind: f.kind(),
-            offset: f.offset as usize,
-            size: f.size as usize,
-        };
         Self {
             name: raw.name(),
             file: raw.file(),
             line: raw.line,
             args_size: raw.args_size as usize,
-            fields: raw.fields().iter().map(field).collect(),
+            fields: raw.fields().iter().map(Field::new).collect(),
             launch_bounds: (raw.launch_bounds != 0).then_some(raw.launch_bounds),
-            static_shared: AtomicU64::new(u64::MAX),
+            static_shared: StaticShared::default(),
             raw,
         }
     }
@@ -66,13 +44,7 @@ impl Kernel {
     /// Bytes of `__shared__` arrays, once a launch has shown them: which instances of templates a kernel uses, and so how
     /// large, only running it tells.
     pub fn static_shared(&self) -> Option<u64> {
-        let bytes = self.static_shared.load(Ordering::Relaxed);
-        (bytes != u64::MAX).then_some(bytes)
-    }
-
-    fn note_static(&self, bytes: u64) {
-        let before = self.static_shared().unwrap_or(0);
-        self.static_shared.store(before.max(bytes), Ordering::Relaxed);
+        self.static_shared.get()
     }
 }
 
@@ -112,7 +84,7 @@ pub fn launch(
     record::keep(name, (grid, block, shared_bytes), args, options);
     let shape = Shape { grid, block, shared_bytes };
     let report = launch::run(kernel.raw, shape, args.as_ptr().cast(), options)?;
-    kernel.note_static(report.static_shared);
+    kernel.static_shared.note(report);
     let words = args.chunks_exact(8).map(|w| u64::from_ne_bytes(w.try_into().expect("8 bytes")));
     match memory::check_surroundings(words) {
         Some((len, at)) => Err(refuse(format!("wrote to byte {at} of a buffer of {len} bytes"))),

@@ -6,7 +6,7 @@
 use std::{fmt::Write, ops::Range};
 
 use crate::{
-    rewrite::{Edits, apply, arena, declarator},
+    rewrite::{Edits, apply, arena, fields},
     source::{Kind, Result, Source},
 };
 
@@ -92,51 +92,6 @@ fn kernel(source: &Source, global: usize, edits: &mut Edits) -> Result<Option<Ke
     Ok(Some(Kernel { name, args, fields, launch_bounds, file, line }))
 }
 
-/// Types and names of a struct's fields.
-fn fields(source: &Source, name: &str, place: &str) -> Result<Vec<(String, String)>> {
-    let is_it = |&at: &usize| {
-        source.is(at, "struct") && {
-            let mut next = source.after(at);
-            if source.is(next, "alignas") {
-                next = source.closing(source.after(next)).map_or(next, |close| source.after(close));
-            }
-            source.is(next, name) && source.is(source.after(next), "{")
-        }
-    };
-    let at = (0..source.tokens.len()).find(is_it);
-    let at = at.ok_or_else(|| format!("{place}: the kernel's `struct {name} {{` is not found"))?;
-    let open = source.find_open(at)?;
-    let mut fields = Vec::new();
-    for member in source.split(open + 1..source.closing(open)?, ";")? {
-        let start = source.skip(member.start);
-        if source.is(start, "static_assert") {
-            continue;
-        }
-        if member.clone().any(|i| source.is(i, "(") || source.is(i, "{")) {
-            let place = source.place(start);
-            return Err(format!("{place}: {name} has more than fields, and travels as bytes"));
-        }
-        let declarators = source.split(member, ",")?;
-        let mut of_all = String::new();
-        for (i, one) in declarators.into_iter().enumerate() {
-            let (kind, word, rest) = declarator(source, one)?;
-            if i == 0 {
-                of_all = kind;
-            }
-            fields.push((format!("{of_all}{rest}"), word));
-        }
-    }
-    Ok(fields)
-}
-
-impl Source {
-    fn find_open(&self, at: usize) -> Result<usize> {
-        (at..self.tokens.len())
-            .find(|&i| self.is(i, "{"))
-            .ok_or_else(|| format!("{}: no `{{` follows", self.place(at)))
-    }
-}
-
 /// `alignas(16) __shared__ T a[N], b[M];`: references to what the arena has for each.
 fn shared(source: &Source, at: usize, edits: &mut Edits) -> Result<()> {
     let place = source.place(at);
@@ -203,7 +158,7 @@ pub(crate) fn unit(stem: &str, suffix: &str, unit: &Unit) -> String {
         );
         let _ = writeln!(
             table,
-            "  {{\"{name}{suffix}\", \"{file}\", {line}, sizeof({args}), {}, simt_fields_{name}, {bounds}, simt_run_{name}}},",
+            "  {{\"{name}{suffix}\", \"{file}\", {line}, \"{args}\", sizeof({args}), {}, simt_fields_{name}, 0, nullptr, {bounds}, simt_run_{name}}},",
             fields.len()
         );
     }

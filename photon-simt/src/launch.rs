@@ -1,7 +1,10 @@
 //! What launches of both languages share: their limits, the threads they run on, and what is said of a fault.
 use std::{
     ffi::c_void,
-    sync::{LazyLock, atomic::AtomicU32},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
     thread,
 };
 
@@ -34,6 +37,46 @@ pub struct Report {
     pub switches: u64,
     /// Bytes of the arrays that a block shared, without dynamic ones.
     pub static_shared: u64,
+}
+
+/// A field of a kernel's argument struct.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Field {
+    /// Its name.
+    pub name: &'static str,
+    /// Its type, as spelled in the source.
+    pub kind: &'static str,
+    /// Bytes from the struct's beginning.
+    pub offset: usize,
+    /// Its bytes.
+    pub size: usize,
+}
+
+impl Field {
+    pub(crate) fn new(raw: &raw::Field) -> Self {
+        Self {
+            name: raw.name(),
+            kind: raw.kind(),
+            offset: raw.offset as usize,
+            size: raw.size as usize,
+        }
+    }
+}
+
+/// Bytes of arrays that a block shares, as launches have shown them: which instances of templates a kernel uses, and so how
+/// large, only running it tells.
+#[derive(Debug, Default)]
+pub(crate) struct StaticShared(AtomicU64);
+
+impl StaticShared {
+    /// One more than the most seen; 0 if no launch was.
+    pub(crate) fn note(&self, report: Report) {
+        self.0.fetch_max(report.static_shared + 1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> Option<u64> {
+        self.0.load(Ordering::Relaxed).checked_sub(1)
+    }
 }
 
 /// Blocks, threads of each, and bytes of dynamic shared memory.

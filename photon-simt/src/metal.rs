@@ -1,10 +1,10 @@
 //! Metal kernels: which there are, what they are bound to, and how they are launched.
 use std::{collections::BTreeSet, sync::LazyLock};
 
-pub use crate::launch::{Options, Report};
+pub use crate::launch::{Field, Options, Report};
 use crate::{
     Fault,
-    launch::{self, Shape},
+    launch::{self, Shape, StaticShared},
     memory, raw,
 };
 
@@ -41,6 +41,17 @@ pub struct Parameter {
     pub index: u32,
 }
 
+/// A struct that a kernel takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Struct {
+    /// Its name.
+    pub name: &'static str,
+    /// Its bytes.
+    pub size: usize,
+    /// Its fields, in order.
+    pub fields: Vec<Field>,
+}
+
 /// A kernel, or an instance of one by its host name.
 #[derive(Debug)]
 pub struct Kernel {
@@ -52,8 +63,11 @@ pub struct Kernel {
     pub line: u32,
     /// Buffers and threadgroup memory in the order of its parameters, then the source's function constants.
     pub parameters: Vec<Parameter>,
+    /// The struct at buffer 0, if the first parameter is `constant Args& a [[buffer(0)]]`.
+    pub args: Option<Struct>,
     /// Most threads of a threadgroup, if it says so.
     pub max_threads: Option<u32>,
+    static_shared: StaticShared,
     raw: &'static raw::Kernel,
 }
 
@@ -73,10 +87,21 @@ impl Kernel {
             name: raw.name(),
             file: raw.file(),
             line: raw.line,
-            parameters: raw.fields().iter().map(parameter).collect(),
+            parameters: raw.parameters().iter().map(parameter).collect(),
+            args: raw.args().map(|name| Struct {
+                name,
+                size: raw.args_size as usize,
+                fields: raw.fields().iter().map(Field::new).collect(),
+            }),
             max_threads: (raw.launch_bounds != 0).then_some(raw.launch_bounds),
+            static_shared: StaticShared::default(),
             raw,
         }
+    }
+
+    /// Bytes of `threadgroup` arrays, once a launch has shown them.
+    pub fn static_shared(&self) -> Option<u64> {
+        self.static_shared.get()
     }
 }
 
@@ -187,7 +212,11 @@ pub fn launch(
     let shared_limit = options.shared_limit.min(THREADGROUP_LIMIT);
     let options = Options { shared_limit, ..options };
     let report = launch::run(kernel.raw, shape, (&raw const raw).cast(), options)?;
-    match memory::check_surroundings(raw.buffers.into_iter()) {
+    kernel.static_shared.note(report);
+    // Buffers are bound, or named by address in what is copied.
+    let bytes = arguments.bytes.iter().flat_map(|(_, bytes)| bytes.chunks_exact(8));
+    let words = bytes.map(|w| u64::from_ne_bytes(w.try_into().expect("8 bytes")));
+    match memory::check_surroundings(raw.buffers.into_iter().chain(words)) {
         Some((len, at)) => Err(refuse(format!("wrote to byte {at} of a buffer of {len} bytes"))),
         None => Ok(report),
     }

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, fmt::Write, ops::Range};
 
 use crate::{
-    rewrite::{Edits, apply, arena, declarator},
+    rewrite::{Edits, apply, arena, declarator, fields},
     source::{Kind, Result, Source},
 };
 
@@ -19,6 +19,13 @@ pub(crate) struct Parameter {
     pub(crate) index: u32,
 }
 
+/// A struct that a kernel takes: its name; type and name of every field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Args {
+    pub(crate) name: String,
+    pub(crate) fields: Vec<(String, String)>,
+}
+
 /// A kernel that can be launched: a function, or an instance of a template.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Kernel {
@@ -26,6 +33,8 @@ pub(crate) struct Kernel {
     /// The function, as C++ names it.
     pub(crate) function: String,
     pub(crate) parameters: Vec<Parameter>,
+    /// The struct at buffer 0 and its fields, if the first parameter is `constant Args& a [[buffer(0)]]`.
+    pub(crate) args: Option<Args>,
     pub(crate) max_threads: Option<String>,
     /// Of a template, what stands between its first angle brackets.
     pub(crate) template: Option<String>,
@@ -255,11 +264,23 @@ impl Reader<'_> {
         let place = (file, source.tokens[at].line);
         let template = self.template_before(begin);
         let function = name.clone();
+        let args = self.args(&parameters, at)?;
         self.functions.insert(
             name.clone(),
-            Kernel { name, function, parameters, max_threads, template, place },
+            Kernel { name, function, parameters, args, max_threads, template, place },
         );
         Ok(next)
+    }
+
+    /// The struct that a kernel takes at buffer 0, if that is where its first parameter is.
+    fn args(&self, parameters: &[Parameter], at: usize) -> Result<Option<Args>> {
+        let Some(Parameter { kind, bound: "Buffer", index: 0, .. }) = parameters.first() else {
+            return Ok(None);
+        };
+        let name = kind.strip_prefix("constant ").and_then(|kind| kind.strip_suffix('&'));
+        let Some(name) = name.map(str::trim) else { return Ok(None) };
+        let fields = fields(self.source, name, &self.source.place(at))?;
+        Ok(Some(Args { name: name.to_owned(), fields }))
     }
 
     /// The parameters of the `template <...>` that ends right before.
@@ -348,6 +369,19 @@ impl Reader<'_> {
     }
 }
 
+/// Writes the table of a struct's fields; what the kernel's entry says of the struct.
+fn fields_of(out: &mut String, i: usize, Args { name, fields }: &Args) -> String {
+    let _ = write!(out, "static constexpr ::simt::Field simt_fields_{i}[] = {{");
+    for (kind, field) in fields {
+        let _ = write!(
+            out,
+            "\n  {{\"{field}\", \"{kind}\", offsetof({name}, {field}), sizeof({name}::{field})}},"
+        );
+    }
+    let _ = writeln!(out, "\n  {{}}}};");
+    format!("\"{name}\", sizeof({name}), {}, simt_fields_{i}", fields.len())
+}
+
 /// The whole translation unit: the source in a namespace of its own, and its table `simt_table_<stem>`.
 pub(crate) fn unit(stem: &str, suffix: &str, unit: &Unit) -> String {
     let mut out = format!(
@@ -356,8 +390,8 @@ pub(crate) fn unit(stem: &str, suffix: &str, unit: &Unit) -> String {
     );
     let mut table = String::new();
     for (i, kernel) in unit.kernels.iter().enumerate() {
-        let Kernel { name, function, parameters, max_threads, template, place: (file, line) } =
-            kernel;
+        let Kernel { name, function, parameters, args, max_threads, template, place } = kernel;
+        let (file, line) = place;
         let _ = write!(out, "static constexpr ::simt::msl::Parameter simt_parameters_{i}[] = {{");
         for Parameter { name, bound, index, .. } in parameters {
             let _ = write!(out, "\n  {{\"{name}\", ::simt::msl::Source::{bound}, {index}}},");
@@ -365,7 +399,7 @@ pub(crate) fn unit(stem: &str, suffix: &str, unit: &Unit) -> String {
         let _ = write!(
             out,
             "\n  {{}}}};\nstatic void simt_run_{i}(const void*) {{ ::simt::msl::call({function}, simt_parameters_{i}); }}\n\
-             static constexpr ::simt::Field simt_fields_{i}[] = {{"
+             static constexpr ::simt::Field simt_bindings_{i}[] = {{"
         );
         let listed = parameters
             .iter()
@@ -391,9 +425,13 @@ pub(crate) fn unit(stem: &str, suffix: &str, unit: &Unit) -> String {
             (Some(most), ..) => most.clone(),
             (None, ..) => "0".into(),
         };
+        let args = match args {
+            Some(args) => fields_of(&mut out, i, args),
+            None => "nullptr, 0, 0, nullptr".into(),
+        };
         let _ = writeln!(
             table,
-            "  {{\"{name}{suffix}\", \"{file}\", {line}, 0, {}, simt_fields_{i}, {bounds}, simt_run_{i}}},",
+            "  {{\"{name}{suffix}\", \"{file}\", {line}, {args}, {}, simt_bindings_{i}, {bounds}, simt_run_{i}}},",
             listed.len()
         );
     }

@@ -18,9 +18,12 @@ pub(crate) struct Kernel {
     name: *const c_char,
     file: *const c_char,
     pub(crate) line: u32,
+    args: *const c_char,
     pub(crate) args_size: u32,
     num_fields: u32,
     fields: *const Field,
+    num_parameters: u32,
+    parameters: *const Field,
     pub(crate) launch_bounds: u32,
     run: Option<unsafe extern "C" fn(*const c_void)>,
 }
@@ -117,10 +120,28 @@ impl Kernel {
         unsafe { text(self.file) }
     }
 
-    pub(crate) fn fields(&'static self) -> &'static [Field] {
-        // SAFETY: the generated table's own count.
-        unsafe { std::slice::from_raw_parts(self.fields, self.num_fields as usize) }
+    /// The name of its argument struct, if it takes one.
+    pub(crate) fn args(&self) -> Option<&'static str> {
+        // SAFETY: not null, and then a string literal of the generated table.
+        (!self.args.is_null()).then(|| unsafe { text(self.args) })
     }
+
+    pub(crate) fn fields(&'static self) -> &'static [Field] {
+        list(self.fields, self.num_fields)
+    }
+
+    pub(crate) fn parameters(&'static self) -> &'static [Field] {
+        list(self.parameters, self.num_parameters)
+    }
+}
+
+/// A list of a generated table, with its own count.
+fn list(fields: *const Field, count: u32) -> &'static [Field] {
+    if count == 0 {
+        return &[];
+    }
+    // SAFETY: generated tables say how many there are, and are constants of the program.
+    unsafe { std::slice::from_raw_parts(fields, count as usize) }
 }
 
 impl Report {

@@ -73,3 +73,48 @@ pub(crate) fn arena(source: &Source, range: Range<usize>, align: &str) -> Result
     }
     Ok(out)
 }
+
+/// Types and names of a struct's fields.
+pub(crate) fn fields(source: &Source, name: &str, place: &str) -> Result<Vec<(String, String)>> {
+    let is_it = |&at: &usize| {
+        source.is(at, "struct") && {
+            let mut next = source.after(at);
+            if source.is(next, "alignas") {
+                next = source.closing(source.after(next)).map_or(next, |close| source.after(close));
+            }
+            source.is(next, name) && source.is(source.after(next), "{")
+        }
+    };
+    let at = (0..source.tokens.len()).find(is_it);
+    let at = at.ok_or_else(|| format!("{place}: the kernel's `struct {name} {{` is not found"))?;
+    let open = source.find_open(at)?;
+    let mut fields = Vec::new();
+    for member in source.split(open + 1..source.closing(open)?, ";")? {
+        let start = source.skip(member.start);
+        if source.is(start, "static_assert") {
+            continue;
+        }
+        if member.clone().any(|i| source.is(i, "(") || source.is(i, "{")) {
+            let place = source.place(start);
+            return Err(format!("{place}: {name} has more than fields, and travels as bytes"));
+        }
+        let declarators = source.split(member, ",")?;
+        let mut of_all = String::new();
+        for (i, one) in declarators.into_iter().enumerate() {
+            let (kind, word, rest) = declarator(source, one)?;
+            if i == 0 {
+                of_all = kind;
+            }
+            fields.push((format!("{of_all}{rest}"), word));
+        }
+    }
+    Ok(fields)
+}
+
+impl Source {
+    fn find_open(&self, at: usize) -> Result<usize> {
+        (at..self.tokens.len())
+            .find(|&i| self.is(i, "{"))
+            .ok_or_else(|| format!("{}: no `{{` follows", self.place(at)))
+    }
+}

@@ -19,11 +19,20 @@ const EDGES: &[(&str, &[&str])] = &[
     ("photon-models", &["photon-core"]),
     ("photon-cpu", &["photon-core"]),
     ("photon-cuda", &["photon-core", "photon-simt"]),
+    ("photon-metal", &["photon-core", "photon-simt"]),
     ("photon-simt", &[]),
     ("photon-conformance", &["photon-core"]),
     (
         "photon",
-        &["photon-core", "photon-kv", "photon-sched", "photon-models", "photon-cpu", "photon-cuda"],
+        &[
+            "photon-core",
+            "photon-kv",
+            "photon-sched",
+            "photon-models",
+            "photon-cpu",
+            "photon-cuda",
+            "photon-metal",
+        ],
     ),
     ("photon-server", &["photon"]),
     ("photon-cli", &["photon", "photon-server"]),
@@ -33,8 +42,13 @@ const EDGES: &[(&str, &[&str])] = &[
 ];
 
 /// Where unsafe code may be: the backends, what simulates them, and the one line that maps a file.
-const UNSAFE_HOMES: &[&str] =
-    &["photon-cpu/", "photon-cuda/", "photon-simt/", "photon-models/src/checkpoint/mapped.rs"];
+const UNSAFE_HOMES: &[&str] = &[
+    "photon-cpu/",
+    "photon-cuda/",
+    "photon-metal/",
+    "photon-simt/",
+    "photon-models/src/checkpoint/mapped.rs",
+];
 
 const LONG_FILE: usize = 500;
 const LONG_FUNCTION: usize = 70;

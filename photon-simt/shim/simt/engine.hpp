@@ -143,9 +143,14 @@ struct Kernel {
   const char* name;
   const char* file;
   uint32_t line;
+  // The one struct that it takes, if it takes one.
+  const char* args;
   uint32_t args_size;
   uint32_t num_fields;
   const Field* fields;
+  // What else is bound to names of it: Metal's alone, with indices as offsets and `msl::Source` as sizes.
+  uint32_t num_parameters;
+  const Field* parameters;
   uint32_t launch_bounds;  // 0: none given.
   void (*run)(const void* args);
 };

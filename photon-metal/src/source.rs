@@ -1,0 +1,76 @@
+//! The kernels' sources, as they are given to Metal's compiler.
+
+include!(concat!(env!("OUT_DIR"), "/sources.rs"));
+
+/// A file of kernels, or a header they include.
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    /// Name of the file.
+    pub name: &'static str,
+    /// What is in it.
+    pub text: &'static str,
+}
+
+impl Source {
+    /// Every file of kernels.
+    pub fn all() -> &'static [Source] {
+        SOURCES
+    }
+
+    /// The file's name without its ending.
+    pub fn stem(&self) -> &'static str {
+        self.name.split('.').next().unwrap_or(self.name)
+    }
+
+    /// The whole text: where a header of ours is included stands what is in it, the first time.
+    pub fn whole(&self) -> String {
+        self.with(HEADERS, &mut Vec::new())
+    }
+
+    fn with(self, headers: &[Source], seen: &mut Vec<&'static str>) -> String {
+        let mut text = String::new();
+        for line in self.text.lines() {
+            let name = line.trim().strip_prefix("#include \"").and_then(|r| r.strip_suffix('"'));
+            let header = name.and_then(|name| headers.iter().find(|h| h.name == name));
+            match header {
+                Some(header) if seen.contains(&header.name) => {}
+                Some(header) => {
+                    seen.push(header.name);
+                    text += &header.with(headers, seen);
+                }
+                None if line.trim() == "#pragma once" => {}
+                None => {
+                    text += line;
+                    text.push('\n');
+                }
+            }
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_stand_where_they_are_first_included() {
+        let headers = [
+            Source { name: "a.h", text: "#pragma once\n#include <metal_stdlib>\na\n" },
+            Source { name: "b.h", text: "#pragma once\n#include \"a.h\"\nb" },
+        ];
+        let source = Source { name: "k.metal", text: "#include \"b.h\"\n#include \"a.h\"\nk\n" };
+        let whole = source.with(&headers, &mut Vec::new());
+        assert_eq!(whole, "#include <metal_stdlib>\na\nb\nk\n");
+    }
+
+    #[test]
+    fn every_source_is_whole() {
+        assert!(!Source::all().is_empty());
+        for source in Source::all() {
+            let whole = source.whole();
+            assert!(!whole.contains("#include \""), "{} includes what is no header", source.name);
+            assert!(whole.contains("kernel"), "{} has no kernel", source.name);
+        }
+    }
+}
