@@ -80,14 +80,6 @@ pub(crate) fn route(logits: &[f64], top: usize) -> Vec<(usize, Value)> {
     order.iter().map(|&place| (place, weight(place))).collect()
 }
 
-/// One element of a head that tau scales.
-pub(crate) fn tau(x: f64, score: f64, alpha: f64, position: i32) -> Value {
-    let a = alpha * (f64::from(position) + 1.0).ln();
-    let value = x * (score.tanh() + 1.0 / (1.0 + (-a).exp()) + 0.5);
-    // The sigmoid's slope is at most a quarter.
-    Value { value, magnitude: x.abs() * (2.5 + a.abs() / 4.0), terms: 1, extra: 0.0 }
-}
-
 fn gelu_tanh(x: f64) -> f64 {
     let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
     0.5 * x * (1.0 + inner.tanh())
@@ -173,6 +165,17 @@ pub(crate) fn rope(x: &[f64], table: &[f64]) -> Vec<Value> {
         out[j + half] = rotate(x[j] * s, x[j + half] * c);
     }
     out
+}
+
+/// A head scaled by tau.
+pub(crate) fn tau(head: &mut [Value], score: f64, alpha: f64, position: i32) {
+    let a = alpha * (f64::from(position) + 1.0).ln();
+    let factor = score.tanh() + 1.0 / (1.0 + (-a).exp()) + 0.5;
+    for x in head {
+        x.value *= factor;
+        // The sigmoid's slope is at most a quarter.
+        x.magnitude *= 2.5 + a.abs() / 4.0;
+    }
 }
 
 /// What a code of an 8-bit cache stands for before its scale: two's complement, or `S.EEEE.MMM` with

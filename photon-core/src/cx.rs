@@ -5,7 +5,7 @@
 use crate::{
     Activate, Arena, Attention, Copy, DType, Fourier, GatedGelu, Gather, GroupedLinear, Kernels,
     LayerNorm, Linear, Nest, PagedAttention, PatchEmbed, Patchify, RopeStore, Route, Sample,
-    SampleParams, Scatter, Shape, StitchPool, Tau, Tensor, Tile, WeightedSum, kv,
+    SampleParams, Scatter, Shape, StitchPool, Tensor, Tile, WeightedSum, kv,
 };
 
 /// A device, a stream to record on and an arena for activations.
@@ -195,24 +195,6 @@ impl<'a, D: Kernels> Cx<'a, D> {
         }
     }
 
-    /// Checks and records a [`Tau`].
-    #[track_caller]
-    pub fn tau(&mut self, op: Tau<'_, D>) {
-        let tokens = op.qkv.rows();
-        assert!(op.heads > 0, "tau: no heads");
-        dims!("tau", "qkv columns": op.qkv.cols() % (3 * op.heads) => 0, "rows of scores": op.scores.rows() => tokens,
-            "scores": op.scores.cols() => 2 * op.heads, "alpha": op.alpha.shape().elements() => op.heads,
-            "positions": op.positions.shape().elements() => tokens);
-        self.check(
-            "tau",
-            &[op.qkv, op.scores],
-            &[(op.alpha, DType::F32), (op.positions, DType::I32)],
-        );
-        if !self.arena.is_measuring() {
-            D::tau(self, op);
-        }
-    }
-
     /// Checks and records a [`LayerNorm`].
     #[track_caller]
     pub fn layer_norm(&mut self, op: LayerNorm<'_, D>) {
@@ -301,6 +283,12 @@ impl<'a, D: Kernels> Cx<'a, D> {
         assert!(op.table.cols() <= op.head_dim, "rope_store: more rotary dims than a head has");
         self.check_caches("rope_store", op.k_cache, op.v_cache, op.kv_heads, op.head_dim);
         self.check("rope_store", &[op.qkv], &[(op.table, DType::F32)]);
+        if let Some(tau) = &op.tau {
+            dims!("rope_store", "key heads under tau": op.kv_heads => op.heads,
+                "rows of scores": tau.scores.rows() => tokens, "scores": tau.scores.cols() => 2 * op.heads,
+                "alpha": tau.alpha.shape().elements() => op.heads);
+            self.check("rope_store", &[tau.scores], &[(tau.alpha, DType::F32)]);
+        }
         self.check("rope_store", &[], &[(op.positions, DType::I32), (op.slots, DType::I32)]);
         if !self.arena.is_measuring() {
             D::rope_store(self, op);

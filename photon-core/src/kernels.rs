@@ -116,25 +116,6 @@ pub struct WeightedSum<'a, D: Device> {
     pub weights: &'a Tensor<D>,
 }
 
-/// Scales q and v of every head by content and position: at position `p`, with
-/// `f(s) = tanh(s) + 1 / (1 + e^(-a)) + 0.5` and `a = alpha[h] ln(p + 1)`,
-/// `q[h] *= f(scores[t, h])`, `v[h] *= f(scores[t, heads + h])`; k stays.
-///
-/// Source: Moondream 3, `text.py`, "tau" attention.
-#[derive(Debug)]
-pub struct Tau<'a, D: Device> {
-    /// `[tokens, 3 * heads * head_dim]`: q, k, v; read and written.
-    pub qkv: &'a mut Tensor<D>,
-    /// `[tokens, 2 * heads]`, any float: for q, then for v.
-    pub scores: &'a Tensor<D>,
-    /// `[heads]`, f32.
-    pub alpha: &'a Tensor<D>,
-    /// `[tokens]`, i32. A negative position skips the token.
-    pub positions: &'a Tensor<D>,
-    /// Heads, of keys as of queries.
-    pub heads: usize,
-}
-
 /// `out = (x - mean(x)) / sqrt(var(x) + eps) * w + b`, row by row, variance without Bessel's
 /// correction.
 #[derive(Debug)]
@@ -215,7 +196,8 @@ pub struct Attention<'a, D: Device> {
 ///
 /// For `j < r/2`, `r = rotary_dims`, with `(c, s) = table[pos, j], table[pos, r/2 + j]`:
 /// `x'[j] = x[j] c - x[j + r/2] s`, `x'[j + r/2] = x[j] s + x[j + r/2] c`; dims from `r` up stay.
-/// q is rotated in place; k goes rotated, v unchanged, to row `slots[t]` of the caches.
+/// q is rotated in place; k goes rotated, v unchanged, to row `slots[t]` of the caches. With [`Tau`], q and
+/// v are scaled first; nothing is rounded before it is stored.
 #[derive(Debug)]
 pub struct RopeStore<'a, D: Device> {
     /// `[tokens, (heads + 2 kv_heads) * head_dim]`: q, k, v; q is read and written, k and v are void
@@ -231,12 +213,28 @@ pub struct RopeStore<'a, D: Device> {
     pub slots: &'a Tensor<D>,
     /// `[max_context, rotary_dims]`, f32: cosines, then sines.
     pub table: &'a Tensor<D>,
+    /// What scales q and v, if anything does.
+    pub tau: Option<Tau<'a, D>>,
     /// Query heads.
     pub heads: usize,
     /// Key and value heads; divides `heads`.
     pub kv_heads: usize,
     /// Elements per head.
     pub head_dim: usize,
+}
+
+/// What scales q and v of every head, by content and position: at position `p`, with
+/// `f(s) = tanh(s) + 1 / (1 + e^(-a)) + 0.5` and `a = alpha[h] ln(p + 1)`,
+/// `q[h] *= f(scores[t, h])`, `v[h] *= f(scores[t, heads + h])`; k stays. There are as many key heads as
+/// query heads.
+///
+/// Source: Moondream 3, `text.py`, "tau" attention.
+#[derive(Debug)]
+pub struct Tau<'a, D: Device> {
+    /// `[tokens, 2 * heads]`, any float: for q, then for v.
+    pub scores: &'a Tensor<D>,
+    /// `[heads]`, f32.
+    pub alpha: &'a Tensor<D>,
 }
 
 /// Attention of ragged queries over the paged cache, read through block tables.
@@ -381,8 +379,6 @@ pub trait Kernels: Device {
     fn gated_gelu(cx: &mut Cx<'_, Self>, op: GatedGelu<'_, Self>);
     /// See [`WeightedSum`].
     fn weighted_sum(cx: &mut Cx<'_, Self>, op: WeightedSum<'_, Self>);
-    /// See [`Tau`].
-    fn tau(cx: &mut Cx<'_, Self>, op: Tau<'_, Self>);
     /// See [`LayerNorm`].
     fn layer_norm(cx: &mut Cx<'_, Self>, op: LayerNorm<'_, Self>);
     /// See [`Patchify`].

@@ -43,6 +43,7 @@ fn caches(cpu: &Cpu, layers: usize, slots: usize, dtype: DType) -> Result<Vec<[T
             positions: &positions,
             slots: &all,
             table: &table,
+            tau: None,
             heads: HEADS,
             kv_heads: HEADS,
             head_dim: HEAD_DIM,

@@ -7,8 +7,8 @@
 
 use photon_core::{
     Activate, Attention, Copy, Cx, Fourier, GatedGelu, Gather, GroupedLinear, Kernels, LayerNorm,
-    Linear, Nest, PagedAttention, Patchify, RopeStore, Route, Sample, Scatter, StitchPool, Tau,
-    Tile, WeightedSum,
+    Linear, Nest, PagedAttention, Patchify, RopeStore, Route, Sample, Scatter, StitchPool, Tile,
+    WeightedSum,
 };
 
 use crate::{
@@ -31,7 +31,7 @@ mod tests;
 
 pub(crate) use attention::{attention, paged_attention};
 pub(crate) use experts::{nest, route, weighted_sum};
-pub(crate) use gate::{activate, gated_gelu, tau};
+pub(crate) use gate::{activate, gated_gelu};
 pub(crate) use image::{patchify, stitch_pool};
 pub(crate) use norm::layer_norm;
 pub(crate) use rope::rope_store;
@@ -78,9 +78,6 @@ impl Kernels for Cpu {
     }
     fn weighted_sum(cx: &mut Cx<'_, Self>, op: WeightedSum<'_, Self>) {
         weighted_sum(cx.device, op);
-    }
-    fn tau(cx: &mut Cx<'_, Self>, op: Tau<'_, Self>) {
-        tau(cx.device, op);
     }
     fn layer_norm(cx: &mut Cx<'_, Self>, op: LayerNorm<'_, Self>) {
         layer_norm(cx.device, op);

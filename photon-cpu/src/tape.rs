@@ -258,14 +258,10 @@ impl Kernels for Tape {
         nest, Nest { out; outer, inner; count }
         gated_gelu, GatedGelu { out; x; }
         weighted_sum, WeightedSum { out; x, weights; }
-        tau, Tau { qkv; scores, alpha, positions; heads }
         layer_norm, LayerNorm { out; x, w, b; eps }
         patchify, Patchify { out; crops; patch }
         tile, Tile { out; x; }
         attention, Attention { out; qkv; seq_len, heads, scale }
-        rope_store, RopeStore {
-            qkv, k_cache, v_cache; positions, slots, table; heads, kv_heads, head_dim
-        }
         paged_attention, PagedAttention {
             out;
             q, k_cache, v_cache, block_tables, row_starts, visible;
@@ -276,6 +272,30 @@ impl Kernels for Tape {
         scatter, Scatter { out; x, indices; }
         fourier, Fourier { out; values, w; }
         copy, Copy { out; x; }
+    }
+
+    // Not in the table for its optional tau.
+    fn rope_store(cx: &mut Cx<'_, Self>, op: RopeStore<'_, Self>) {
+        let RopeStore { qkv, k_cache, v_cache, positions, slots, table, tau, .. } = op;
+        let (heads, kv_heads, head_dim) = (op.heads, op.kv_heads, op.head_dim);
+        let (qkv, k_cache, v_cache) = (qkv.on::<Cpu>(), k_cache.on::<Cpu>(), v_cache.on::<Cpu>());
+        let (positions, slots, table) = (positions.on(), slots.on(), table.on());
+        let tau = tau.map(|Tau { scores, alpha }| (scores.on::<Cpu>(), alpha.on::<Cpu>()));
+        cx.stream.push("rope_store", move |cpu| {
+            let op = RopeStore {
+                qkv: &mut qkv.view(),
+                k_cache: &mut k_cache.view(),
+                v_cache: &mut v_cache.view(),
+                positions: &positions,
+                slots: &slots,
+                table: &table,
+                tau: tau.as_ref().map(|(scores, alpha)| Tau { scores, alpha }),
+                heads,
+                kv_heads,
+                head_dim,
+            };
+            kernels::rope_store(cpu, op);
+        });
     }
 
     // Not in the table for its optional masks.

@@ -7,7 +7,7 @@
 use photon_core::{
     Activate, Attention, Copy, Cx, Fourier, GatedGelu, Gather, GroupedLinear, Kernels, LayerNorm,
     Linear, Nest, PagedAttention, PatchEmbed, Patchify, RopeStore, Route, Sample, Scatter,
-    StitchPool, Tau, Tile, WeightedSum,
+    StitchPool, Tile, WeightedSum,
 };
 
 use crate::{device::Gpu, driver::Driver};
@@ -42,7 +42,6 @@ kernels! {
     experts::nest(Nest)
     gate::gated_gelu(GatedGelu)
     experts::weighted_sum(WeightedSum)
-    gate::tau(Tau)
     norm::layer_norm(LayerNorm)
     image::patchify(Patchify)
     rows::tile(Tile)

@@ -476,7 +476,7 @@ impl<D: Kernels> Text<D> {
         {
             added.add(cx, qkv, h, adapted.rows, &mut room.low);
         }
-        if let (Some(tau), Some((t, scores))) = (&block.tau, &mut scratch.tau) {
+        let tau = block.tau.as_ref().zip(scratch.tau.as_mut()).map(|(tau, (t, scores))| {
             let activation = match c.tau_gelu {
                 TauGelu::Tanh => Activation::GeluTanh,
                 TauGelu::Erf => Activation::GeluErf,
@@ -490,9 +490,8 @@ impl<D: Kernels> Text<D> {
                 activation: Activation::None,
                 accumulate: false,
             });
-            let (alpha, positions) = (&tau.alpha, &batch.positions);
-            cx.tau(Tau { qkv, scores, alpha, positions, heads: c.n_heads });
-        }
+            Tau { scores: &*scores, alpha: &tau.alpha }
+        });
         cx.rope_store(RopeStore {
             qkv,
             k_cache: &mut kv.k,
@@ -500,6 +499,7 @@ impl<D: Kernels> Text<D> {
             positions: &batch.positions,
             slots: &batch.slots,
             table: &self.rope,
+            tau,
             heads: c.n_heads,
             kv_heads: c.n_kv_heads,
             head_dim: c.head_dim(),

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use photon_core::{
     Activation, Arena, Attention, Copy, Cx, DType, Error, Fourier, Gather, Kernels, LayerNorm,
     Linear, Masks, PagedAttention, PatchEmbed, Patchify, RopeStore, Sample, SampleParams, Scatter,
-    StitchPool, Tensor, Tile, Weight, WeightData, WeightFormat,
+    StitchPool, Tau, Tensor, Tile, Weight, WeightData, WeightFormat,
 };
 
 use crate::{
@@ -366,6 +366,7 @@ pub(crate) fn zero_rows_are_nothing<D: Kernels>(device: &D, options: &Options) {
             positions: &ids.t,
             slots: &ids.t,
             table: &table.t,
+            tau: None,
             heads: 1,
             kv_heads: 1,
             head_dim: 8,
@@ -536,7 +537,11 @@ pub(crate) fn mismatches_are_refused<D: Kernels>(device: &D, options: &Options) 
             scale: 1.0,
         });
     };
-    let rope = |cx: &mut Cx<'_, D>, table: usize, tokens: usize, positions: DType| {
+    let rope = |cx: &mut Cx<'_, D>,
+                table: usize,
+                tokens: usize,
+                positions: DType,
+                tau: Option<Tau<'_, D>>| {
         cx.rope_store(RopeStore {
             qkv: &mut float(3, 24),
             k_cache: &mut float(4, 8),
@@ -544,10 +549,15 @@ pub(crate) fn mismatches_are_refused<D: Kernels>(device: &D, options: &Options) 
             positions: &t([1, tokens], positions),
             slots: &i32s(3),
             table: &f32s(4, table),
+            tau,
             heads: 2,
             kv_heads: 2,
             head_dim: 4,
         });
+    };
+    let tau = |cx: &mut Cx<'_, D>, scores: [usize; 2], alpha: Tensor<D>| {
+        let scores = &float(scores[0], scores[1]);
+        rope(cx, 4, 3, DType::I32, Some(Tau { scores, alpha: &alpha }));
     };
     let sample = |cx: &mut Cx<'_, D>, ids: &mut Tensor<D>, logits: &Tensor<D>| {
         let (logprobs, params) = (&mut f32s(1, 2), &params);
@@ -624,10 +634,14 @@ pub(crate) fn mismatches_are_refused<D: Kernels>(device: &D, options: &Options) 
         ("attention", "qkv columns", &|cx| attention(cx, 23, 3, 2)),
         ("attention", "heads", &|cx| attention(cx, 24, 3, 3)),
         ("attention", "sequences", &|cx| attention(cx, 24, 4, 2)),
-        ("rope_store", "table wider than a head", &|cx| rope(cx, 6, 3, DType::I32)),
-        ("rope_store", "odd table", &|cx| rope(cx, 3, 3, DType::I32)),
-        ("rope_store", "positions", &|cx| rope(cx, 4, 2, DType::I32)),
-        ("rope_store", "positions type", &|cx| rope(cx, 4, 3, DType::F32)),
+        ("rope_store", "table wider than a head", &|cx| rope(cx, 6, 3, DType::I32, None)),
+        ("rope_store", "odd table", &|cx| rope(cx, 3, 3, DType::I32, None)),
+        ("rope_store", "positions", &|cx| rope(cx, 4, 2, DType::I32, None)),
+        ("rope_store", "positions type", &|cx| rope(cx, 4, 3, DType::F32, None)),
+        ("rope_store", "rows of scores", &|cx| tau(cx, [2, 4], f32s(1, 2))),
+        ("rope_store", "scores", &|cx| tau(cx, [3, 2], f32s(1, 2))),
+        ("rope_store", "alpha", &|cx| tau(cx, [3, 4], f32s(1, 4))),
+        ("rope_store", "alpha type", &|cx| tau(cx, [3, 4], i32s(2))),
         ("paged_attention", "part of a block", &|cx| paged(cx, 10, 2, 2, 2, &i32s(3))),
         ("paged_attention", "rows", &|cx| paged(cx, 8, 3, 2, 2, &i32s(3))),
         ("paged_attention", "heads", &|cx| paged(cx, 8, 2, 3, 3, &i32s(3))),

@@ -43,7 +43,7 @@ impl<D: Kernels> Pass<D> {
         let weights = [(1, 16, 8), (1, 8, 12), (3, 8, 8)]
             .map(|(count, n, k)| rig.weights(count, n, k, options.weight(2 * count), rng).0);
         let (f, other, vector) = (options.float(0), options.float(1), DType::F32);
-        let list: [(&'static str, Fill, [usize; 2], DType); 50] = [
+        let list: [(&'static str, Fill, [usize; 2], DType); 49] = [
             ("x", Floats, [6, 8], f),
             ("vector8", Floats, [1, 8], vector),
             ("vector16", Floats, [1, 16], vector),
@@ -57,9 +57,8 @@ impl<D: Kernels> Pass<D> {
             ("nest", Ints(0, 1), [6, 2], DType::I32),
             ("gated_gelu", Floats, [12, 4], f),
             ("weighted_sum", Floats, [6, 8], f),
-            ("tau", Floats, [6, 24], f),
-            ("scores", Floats, [6, 8], f),
-            ("alpha", Floats, [1, 4], vector),
+            ("scores", Floats, [6, 2], f),
+            ("alpha", Floats, [1, 1], vector),
             ("layer_norm", Floats, [6, 8], f),
             ("crops", Bytes, [1, 48], DType::U8),
             ("patchify", Floats, [4, 12], f),
@@ -172,9 +171,6 @@ impl<D: Kernels> Pass<D> {
         cx.gated_gelu(GatedGelu { out: &mut t("gated_gelu"), x: &t("grouped_linear") });
         let (out, x) = (&mut t("weighted_sum"), &t("grouped_linear"));
         cx.weighted_sum(WeightedSum { out, x, weights: &weights });
-        let (qkv, scores) = (&mut t("tau"), &t("scores"));
-        let (alpha, positions) = (&t("alpha"), &t("token_positions"));
-        cx.tau(Tau { qkv, scores, alpha, positions, heads: 4 });
         let vector = &t("vector8");
         cx.layer_norm(LayerNorm {
             out: &mut t("layer_norm"),
@@ -204,6 +200,7 @@ impl<D: Kernels> Pass<D> {
             positions: &t("token_positions"),
             slots: &t("slots"),
             table: &t("rope_table"),
+            tau: Some(Tau { scores: &t("scores"), alpha: &t("alpha") }),
             heads: 1,
             kv_heads: 1,
             head_dim: 8,

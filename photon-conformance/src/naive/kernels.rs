@@ -258,25 +258,6 @@ impl Kernels for Naive {
         });
     }
 
-    fn tau(cx: &mut Cx<'_, Self>, op: Tau<'_, Self>) {
-        let (qkv, scores) = (op.qkv.view(), op.scores.view());
-        let (alpha, positions, heads) = (op.alpha.view(), op.positions.view(), op.heads);
-        cx.stream.run(move || {
-            let (all, scores, alpha) = (floats(&qkv), floats(&scores), floats(&alpha));
-            let (positions, cols) = (ints(&positions), qkv.cols());
-            let (width, head_dim) = (cols / 3, cols / 3 / heads);
-            store(&qkv, |t, j| {
-                let (part, head) = (j / width, j % width / head_dim);
-                if positions[t] < 0 || part == 1 {
-                    return None;
-                }
-                let a = alpha[head] * (positions[t] as f32 + 1.0).ln();
-                let score = scores[t * 2 * heads + part / 2 * heads + head];
-                Some(all[t * cols + j] * (score.tanh() + 1.0 / (1.0 + (-a).exp()) + 0.5))
-            });
-        });
-    }
-
     fn layer_norm(cx: &mut Cx<'_, Self>, op: LayerNorm<'_, Self>) {
         let (out, x, w, b) = (op.out.view(), op.x.view(), op.w.view(), op.b.view());
         let eps = op.eps;
@@ -346,12 +327,25 @@ impl Kernels for Naive {
     fn rope_store(cx: &mut Cx<'_, Self>, op: RopeStore<'_, Self>) {
         let (qkv, k_cache, v_cache) = (op.qkv.view(), op.k_cache.view(), op.v_cache.view());
         let (positions, slots, table) = (op.positions.view(), op.slots.view(), op.table.view());
+        let tau = op.tau.map(|Tau { scores, alpha }| (scores.view(), alpha.view()));
         let (heads, kv_heads, head_dim) = (op.heads, op.kv_heads, op.head_dim);
         cx.stream.run(move || {
-            let (all, table_values) = (floats(&qkv), floats(&table));
+            let (mut all, table_values) = (floats(&qkv), floats(&table));
             let (positions, slots) = (ints(&positions), ints(&slots));
             let (width, rotary) = (qkv.cols(), table.cols());
             let (q_dim, kv_dim) = (heads * head_dim, kv_heads * head_dim);
+            if let Some((scores, alpha)) = &tau {
+                let (scores, alpha) = (floats(scores), floats(alpha));
+                for (i, head) in all.chunks_exact_mut(head_dim).enumerate() {
+                    let (t, part, h) = (i / (3 * heads), i / heads % 3, i % heads);
+                    if part != 1 {
+                        let a = alpha[h] * (positions[t] as f32 + 1.0).ln();
+                        let score = scores[t * 2 * heads + part / 2 * heads + h];
+                        let factor = score.tanh() + 1.0 / (1.0 + (-a).exp()) + 0.5;
+                        head.iter_mut().for_each(|x| *x *= factor);
+                    }
+                }
+            }
             let rotated = |t: usize, j: usize, position: usize| -> f32 {
                 let x = |d: usize| all[t * width + j - j % head_dim + d];
                 let angle = |d: usize| table_values[position * rotary + d];

@@ -42,6 +42,7 @@ pub(crate) enum Bug {
     ForgetsAlpha,
     ForgetsEpsilon,
     ForgetsScale,
+    ForgetsTau,
     ForgetsTheOne,
     ForgetsTheMaximum,
     ForgetsToAccumulate,
@@ -582,35 +583,6 @@ impl Kernels for Mutant {
         });
     }
 
-    fn tau(cx: &mut Cx<'_, Self>, op: Tau<'_, Self>) {
-        let bug = cx.device.0;
-        let mut qkv: Plain = op.qkv.on();
-        let (mut scores, mut alpha): (Plain, Plain) = (op.scores.on(), op.alpha.on());
-        let mut positions: Plain = op.positions.on();
-        let heads = op.heads;
-        let all = scores.view();
-        match bug {
-            ForgetsAlpha => alpha = edited(&alpha, |_, _, _| 0.0),
-            IgnoresPositions => positions = edited_ints(&positions, |_, p| p.min(0)),
-            BadIndexIsZero => positions = edited_ints(&positions, |_, p| p.max(0)),
-            SwapsHalves => {
-                scores = edited(&all, |i, j, _| get(&all, i, (j + heads) % (2 * heads)));
-            }
-            _ => {}
-        }
-        let (width, before) = (qkv.cols() / 3, edited(&qkv, |_, _, v| v));
-        plain(cx, |cx| {
-            let (scores, alpha, positions) = (&scores, &alpha, &positions);
-            cx.tau(Tau { qkv: &mut qkv, scores, alpha, positions, heads });
-        });
-        if bug == ScalesKToo && qkv.rows() > 0 {
-            set(&qkv, 0, width, 2.0 * get(&before, 0, width));
-        }
-        if bug == WritesOneRowTooMany && qkv.rows() > 0 {
-            set(&qkv, qkv.rows(), 0, 0.0);
-        }
-    }
-
     fn layer_norm(cx: &mut Cx<'_, Self>, op: LayerNorm<'_, Self>) {
         let bug = cx.device.0;
         let (x, w, mut b): (Plain, Plain, Plain) = (op.x.on(), op.w.on(), op.b.on());
@@ -741,8 +713,38 @@ impl Kernels for Mutant {
             (op.positions.on(), op.slots.on(), op.table.on());
         let (heads, kv_heads, head_dim) = (op.heads, op.kv_heads, op.head_dim);
         let (num_slots, max_context, rotary) = (k_cache.rows(), table.rows(), table.cols());
+        let mut tau: Option<(Plain, Plain)> = op.tau.map(|t| (t.scores.on(), t.alpha.on()));
+        if let Some((scores, alpha)) = &mut tau {
+            let place = ints(&positions);
+            let factor = |t: usize, part: usize, h: usize| {
+                let a = get(alpha, 0, h) * (place[t] as f32 + 1.0).ln();
+                get(scores, t, part / 2 * heads + h).tanh() + 1.0 / (1.0 + (-a).exp()) + 0.5
+            };
+            let wide = heads * head_dim;
+            let scale = |part: usize| {
+                for (t, j) in (0..place.len()).flat_map(|t| (0..wide).map(move |j| (t, j))) {
+                    let x = get(&qkv, t, part * wide + j);
+                    set(&qkv, t, part * wide + j, x * factor(t, part, j / head_dim));
+                }
+            };
+            match bug {
+                ForgetsAlpha => *alpha = edited(alpha, |_, _, _| 0.0),
+                SwapsHalves => {
+                    let swapped = |i, j, _| get(scores, i, (j + heads) % (2 * heads));
+                    *scores = edited(scores, swapped);
+                }
+                ScalesKToo => scale(1),
+                RoundsTwice => {
+                    scale(0);
+                    scale(2);
+                    tau = None;
+                }
+                _ => {}
+            }
+        }
         let before = edited(&qkv, |_, _, v| v);
         match bug {
+            ForgetsTau => tau = None,
             TurnsBackwards => table = edited(&table, |_, j, v| if j < rotary / 2 { v } else { -v }),
             BadIndexIsZero => slots = edited_ints(&slots, |_, s| bent(bug, s, num_slots)),
             BadPositionIsZero => {
@@ -765,6 +767,7 @@ impl Kernels for Mutant {
                 positions: &positions,
                 slots: &slots,
                 table: &table,
+                tau: tau.as_ref().map(|(scores, alpha)| Tau { scores, alpha }),
                 heads,
                 kv_heads,
                 head_dim,

@@ -82,17 +82,6 @@ fn gates() {
         "gated_gelu",
         &[ForgetsTheOne, SwapsAxes, OtherGelu, WritesOneRowTooMany, DropsTailColumns, Truncates],
     );
-    caught(
-        "tau",
-        &[
-            ForgetsAlpha,
-            IgnoresPositions,
-            BadIndexIsZero,
-            SwapsHalves,
-            ScalesKToo,
-            WritesOneRowTooMany,
-        ],
-    );
 }
 
 #[test]
@@ -198,6 +187,11 @@ fn rope_store() {
             TurnsBackwards,
             RotatesTheRestToo,
             ForgetsToRotateK,
+            ForgetsTau,
+            ForgetsAlpha,
+            SwapsHalves,
+            ScalesKToo,
+            RoundsTwice,
             BadIndexIsZero,
             BadPositionIsZero,
             BadSlotSkipsTheToken,

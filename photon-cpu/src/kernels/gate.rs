@@ -1,5 +1,5 @@
-//! Element-wise functions: activations, the gate of an expert, and tau, which scales heads.
-use photon_core::{Activate, Activation, GatedGelu, Tau};
+//! Element-wise functions: activations, and the gate of an expert.
+use photon_core::{Activate, Activation, GatedGelu};
 
 use super::for_runs;
 use crate::{
@@ -91,61 +91,5 @@ impl<T: Float, U: Float> Op for GateRow<'_, T, U> {
     fn call<S: Simd>(self, s: S) {
         let GateRow { out, h, g } = self;
         map(s, out, [h, g], |h, g| s.mul(gelu_erf(s, h), s.add(g, s.splat(1.0))));
-    }
-}
-
-pub(crate) fn tau(cpu: &Cpu, op: Tau<'_, Cpu>) {
-    with_float!(op.qkv.dtype(), T => with_float!(op.scores.dtype(), U => {
-        scale_heads::<T, U>(cpu, op);
-    }));
-}
-
-fn scale_heads<T: Float, U: Float>(cpu: &Cpu, op: Tau<'_, Cpu>) {
-    let Tau { qkv, scores, alpha, positions, heads } = op;
-    let positions = Rows::<i32>::new(positions).all();
-    let alpha = Rows::<f32>::new(alpha).all();
-    let (qkv, scores) = (RowsMut::<T>::new(qkv), Rows::<U>::new(scores));
-    let width = qkv.cols() / 3;
-    let head_dim = width / heads;
-    for_runs(cpu, qkv.rows(), width * 16, |tokens| {
-        let mut wide = vec![0.0; 2 * heads];
-        for t in tokens {
-            let Ok(position) = u32::try_from(positions[t]) else { continue };
-            let depth = (position as f32 + 1.0).ln();
-            dispatch(cpu.isa(), crate::simd::Convert { out: &mut wide, x: scores.row(t) });
-            for (first, scores) in [0, 2 * width].into_iter().zip(wide.chunks_exact(heads)) {
-                for (h, (score, alpha)) in scores.iter().zip(alpha).enumerate() {
-                    let factor = score.tanh() + 1.0 / (1.0 + (-alpha * depth).exp()) + 0.5;
-                    let at = first + h * head_dim;
-                    // SAFETY: runs of rows are disjoint (the partition).
-                    let head = unsafe { qkv.part(t, at..at + head_dim) };
-                    dispatch(cpu.isa(), Scale { head, factor });
-                }
-            }
-        }
-    });
-}
-
-struct Scale<'a, T> {
-    head: &'a mut [T],
-    factor: f32,
-}
-
-impl<T: Float> Op for Scale<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call<S: Simd>(self, s: S) {
-        let Scale { head, factor } = self;
-        let mut vectors = head.chunks_exact_mut(S::LANES);
-        for x in vectors.by_ref() {
-            store(s, x, s.mul(load(s, x), s.splat(factor)));
-        }
-        let rest = vectors.into_remainder();
-        let mut padded = [T::default(); MAX_LANES];
-        padded[..rest.len()].copy_from_slice(rest);
-        let scaled = s.mul(load(s, &padded), s.splat(factor));
-        store(s, &mut padded, scaled);
-        rest.copy_from_slice(&padded[..rest.len()]);
     }
 }

@@ -1,5 +1,5 @@
-//! Rotary positions, and storing keys and values in the paged cache.
-use photon_core::RopeStore;
+//! Rotary positions, what scales queries and values, and storing keys and values in the paged cache.
+use photon_core::{RopeStore, Tau};
 
 use super::{for_runs, index};
 use crate::{
@@ -15,8 +15,9 @@ pub(crate) fn rope_store(cpu: &Cpu, op: RopeStore<'_, Cpu>) {
 
 /// Tasks own heads, not tokens, so that slots that repeat (as those of padding may) cannot race.
 fn rope_heads<T: Float, U: Cached>(cpu: &Cpu, op: RopeStore<'_, Cpu>) {
-    let RopeStore { qkv, k_cache, v_cache, positions, slots, table, heads, kv_heads, head_dim } =
-        op;
+    let RopeStore { qkv, k_cache, v_cache, positions, slots, table, tau, .. } = op;
+    let (heads, kv_heads, head_dim) = (op.heads, op.kv_heads, op.head_dim);
+    let factor = tau.map(|tau| with_float!(tau.scores.dtype(), V => factors::<V>(tau)));
     let positions = Rows::<i32>::new(positions).all();
     let slots = Rows::<i32>::new(slots).all();
     let table = Rows::<f32>::new(table);
@@ -39,6 +40,9 @@ fn rope_heads<T: Float, U: Cached>(cpu: &Cpu, op: RopeStore<'_, Cpu>) {
                     // SAFETY: a task's q heads are those of its kv heads (the partition).
                     let q = unsafe { qkv.part(t, columns(head)) };
                     dispatch(cpu.isa(), Convert { out: &mut wide, x: &*q });
+                    if let Some(factor) = &factor {
+                        scale_by(&mut wide, factor(t, head, position));
+                    }
                     rotate(&mut wide, turns);
                     dispatch(cpu.isa(), Convert { out: q, x: &wide });
                 }
@@ -55,6 +59,9 @@ fn rope_heads<T: Float, U: Cached>(cpu: &Cpu, op: RopeStore<'_, Cpu>) {
                 // SAFETY: as for k.
                 let v = unsafe { qkv.part(t, columns(heads + kv_heads + kv_head)) };
                 dispatch(cpu.isa(), Convert { out: &mut wide, x: &*v });
+                if let Some(factor) = &factor {
+                    scale_by(&mut wide, factor(t, heads + kv_head, position));
+                }
                 // SAFETY: as for k.
                 let to = unsafe { v_cache.part(slot, columns(kv_head)) };
                 // SAFETY: as for k.
@@ -63,6 +70,22 @@ fn rope_heads<T: Float, U: Cached>(cpu: &Cpu, op: RopeStore<'_, Cpu>) {
             }
         }
     });
+}
+
+/// What tau makes of a score and a position: by token, place among its scores, and position.
+type Factor<'a> = Box<dyn Fn(usize, usize, usize) -> f32 + Sync + 'a>;
+
+fn factors<'a, V: Float + Into<f32>>(tau: Tau<'a, Cpu>) -> Factor<'a> {
+    let (scores, alpha) = (Rows::<V>::new(tau.scores), Rows::<f32>::new(tau.alpha).all());
+    Box::new(move |t, i, position| {
+        let score: f32 = scores.row(t)[i].into();
+        let a = alpha[i % alpha.len()] * (position as f32 + 1.0).ln();
+        score.tanh() + 1.0 / (1.0 + (-a).exp()) + 0.5
+    })
+}
+
+fn scale_by(head: &mut [f32], factor: f32) {
+    head.iter_mut().for_each(|x| *x *= factor);
 }
 
 /// Rotates the first dims of a head by `turns`: cosines, then sines.

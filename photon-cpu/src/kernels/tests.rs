@@ -512,6 +512,7 @@ fn rope_store_rotates_and_stores() {
                     positions: &ints(&positions),
                     slots: &ints(&to),
                     table: &table_tensor,
+                    tau: None,
                     heads,
                     kv_heads,
                     head_dim: dim,

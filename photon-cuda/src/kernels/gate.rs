@@ -1,6 +1,6 @@
 //! Functions of single elements.
 use bytemuck::{Pod, Zeroable};
-use photon_core::{Activate, Cx, GatedGelu, Tau, Tensor};
+use photon_core::{Activate, Cx, GatedGelu, Tensor};
 
 use super::elements::{activation_code, alignment, type_code, u32_of};
 use crate::{device::Gpu, driver::Driver, stream::Stream};
@@ -59,44 +59,4 @@ pub(crate) fn gated_gelu<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: GatedGelu<'_, G
     let mut args = GateArgs::new(cx.stream, out, x);
     args.gate_align = alignment(&x.col_range(out.cols()..x.cols()));
     cx.stream.launch("gated_gelu", args.grid(), [128, 1, 1], 0, &args);
-}
-
-/// `TauArgs` of `tau.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct TauArgs {
-    qkv: u64,
-    scores: u64,
-    alpha: u64,
-    positions: u64,
-    heads: u32,
-    head_dim: u32,
-    qkv_stride: u32,
-    scores_stride: u32,
-    qkv_type: u32,
-    scores_type: u32,
-    align: u32,
-    padding: u32,
-}
-
-pub(crate) fn tau<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: Tau<'_, Gpu<L>>) {
-    let Tau { qkv, scores, alpha, positions, heads } = op;
-    let head_dim = qkv.cols() / (3 * heads);
-    let head_bytes = u32_of(head_dim * qkv.dtype().size());
-    let args = TauArgs {
-        qkv: cx.stream.address(qkv),
-        scores: cx.stream.address(scores),
-        alpha: cx.stream.address(alpha),
-        positions: cx.stream.address(positions),
-        heads: u32_of(heads),
-        head_dim: u32_of(head_dim),
-        qkv_stride: u32_of(qkv.row_stride()),
-        scores_stride: u32_of(scores.row_stride()),
-        qkv_type: type_code(qkv.dtype()),
-        scores_type: type_code(scores.dtype()),
-        align: alignment(qkv).min(1 << head_bytes.trailing_zeros()),
-        padding: 0,
-    };
-    let shared_bytes = 2 * args.heads * 4;
-    cx.stream.launch_early("tau", [u32_of(qkv.rows()), 1, 1], [256, 1, 1], shared_bytes, &args);
 }
