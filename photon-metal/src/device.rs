@@ -17,8 +17,11 @@ pub struct Gpu<L: Driver> {
 
 impl<L: Driver> Gpu<L> {
     /// A device on `driver`.
-    pub fn new(driver: L) -> Self {
-        Gpu { driver }
+    ///
+    /// # Errors
+    /// If the driver cannot be used.
+    pub fn new(driver: L) -> Result<Self> {
+        Ok(Gpu { driver })
     }
 
     /// What kernels are chosen by.

@@ -39,7 +39,7 @@ impl Metal {
     /// # Errors
     /// [`photon_core::Error::Unavailable`] with the reason and what to do.
     pub fn open() -> photon_core::Result<Self> {
-        Ok(Gpu::new(Ffi::open()?))
+        Gpu::new(Ffi::open()?)
     }
 }
 
@@ -50,7 +50,10 @@ pub type SimMetal = Gpu<Sim>;
 #[cfg(any(test, feature = "sim"))]
 impl SimMetal {
     /// Opens the simulator.
-    pub fn open() -> Self {
+    ///
+    /// # Errors
+    /// If there is too little memory.
+    pub fn open() -> photon_core::Result<Self> {
         Gpu::new(Sim::open())
     }
 }
