@@ -25,6 +25,37 @@ DEVICE void store(device void* p, size_t i, uint type, float x) {
   else ((device ushort*)p)[i] = float_to_bf16(x);
 }
 
+// Eight elements of any float type from `i` on as f32, of which the first `count` exist; the others are zero. `align`: what
+// the place of element `i` is a multiple of, in bytes.
+DEVICE void load8(device const void* p, size_t i, uint type, int count, uint align, thread float (&out)[8]) {
+  if (type == TYPE_F32 || align < 16 || count < 8) {
+    UNROLL for (int j = 0; j < 8; j++) out[j] = j < count ? load(p, i + j, type) : 0.0f;
+    return;
+  }
+  const uint4 bits = *(device const uint4*)((device const ushort*)p + i);
+  UNROLL for (int j = 0; j < 8; j++) {
+    const ushort one = (ushort)(bits[j / 2] >> (j % 2 * 16));
+    out[j] = type == TYPE_F16 ? (float)as_type<half>(one) : bf16_to_float(one);
+  }
+}
+
+// The first `count` of eight elements, likewise.
+DEVICE void store8(device void* p, size_t i, uint type, int count, uint align, thread const float (&x)[8]) {
+  if (type == TYPE_F32 || align < 16 || count < 8) {
+    UNROLL for (int j = 0; j < 8; j++) {
+      if (j < count) store(p, i + j, type, x[j]);
+    }
+    return;
+  }
+  uint words[4];
+  UNROLL for (int j = 0; j < 4; j++) {
+    const ushort low = type == TYPE_F16 ? as_type<ushort>((half)x[2 * j]) : float_to_bf16(x[2 * j]);
+    const ushort high = type == TYPE_F16 ? as_type<ushort>((half)x[2 * j + 1]) : float_to_bf16(x[2 * j + 1]);
+    words[j] = (uint)low | (uint)high << 16;
+  }
+  *(device uint4*)((device ushort*)p + i) = uint4(words[0], words[1], words[2], words[3]);
+}
+
 // The int8 nearest to `x`, ties to even, at most 127 in size; 0 for NaN: `photon_core::kv::to_int8`.
 DEVICE char to_int8(float x) { return isnan(x) ? (char)0 : (char)(int)rint(min(max(x, -127.0f), 127.0f)); }
 
@@ -43,9 +74,10 @@ DEVICE uchar to_fp8(float x) {
 
 // The number that a code of e4m3 stands for; the NaN codes, which nobody stores, as 480: `photon_core::kv::from_fp8`.
 DEVICE float from_fp8(uchar code) {
-  // Moved to f32's place the exponent is short by the difference of the biases, subnormals included.
-  const uint bits = (uint)(code & 0x80) << 24 | (uint)(code & 0x7f) << 20;
-  return as_type<float>(bits) * as_type<float>((uint)(127 + 120) << 23);
+  // By way of integers where there is no exponent: a subnormal f32 may count as zero on a GPU.
+  const uint size = code & 0x7f;
+  const float x = size < 8 ? (float)size * as_type<float>((127 - 9) << 23) : as_type<float>((size << 20) + (120 << 23));
+  return code & 0x80 ? -x : x;
 }
 
 // `0.5 x (1 + tanh u)` is `x / (1 + e^(-2 u))`: one exponential, and no cancellation.

@@ -10,6 +10,9 @@ using namespace metal;
 // Functions that kernels call.
 #define DEVICE inline
 
+// Before loops with constant bounds over arrays that are to stay in registers.
+#define UNROLL _Pragma("clang loop unroll(full)")
+
 // bfloat16 as its bits, which are the upper half of a float.
 DEVICE float bf16_to_float(ushort bits) { return as_type<float>((uint)bits << 16); }
 

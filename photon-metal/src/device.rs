@@ -9,19 +9,44 @@ use crate::{
     stream::{self, Graph, Pinned, Stream},
 };
 
+/// Set to 1, it lets rows have other bits among many than among few, where that is faster: see
+/// `kernels/linear.rs`.
+const FAST_VARIABLE: &str = "PHOTON_METAL_FAST";
+
 /// A GPU. Cloning shares it.
 #[derive(Clone, Debug)]
 pub struct Gpu<L: Driver> {
     driver: L,
+    matrices_chain: bool,
+    is_fast: bool,
 }
 
 impl<L: Driver> Gpu<L> {
     /// A device on `driver`.
     ///
     /// # Errors
-    /// If the driver cannot be used.
+    /// If the device does not do what it is asked to.
     pub fn new(driver: L) -> Result<Self> {
-        Ok(Gpu { driver })
+        let is_fast = std::env::var_os(FAST_VARIABLE).is_some_and(|value| value == "1");
+        let mut gpu = Gpu { driver, matrices_chain: false, is_fast };
+        gpu.matrices_chain = linear::matrices_chain(&gpu)?;
+        Ok(gpu)
+    }
+
+    /// The same device, taken for one whose multiplications of matrices sum in an order of their own.
+    #[cfg(test)]
+    pub(crate) fn without_chains(self) -> Self {
+        Gpu { matrices_chain: false, ..self }
+    }
+
+    /// Whether a multiplication of matrices gives the bits of a chain of fma.
+    pub(crate) fn matrices_chain(&self) -> bool {
+        self.matrices_chain
+    }
+
+    /// Whether speed counts more than that a row has the same bits in every batch.
+    pub(crate) fn is_fast(&self) -> bool {
+        self.is_fast
     }
 
     /// What kernels are chosen by.

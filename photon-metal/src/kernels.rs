@@ -22,6 +22,7 @@ mod norm;
 mod rope;
 pub(crate) mod rows;
 mod sample;
+mod weights;
 
 macro_rules! kernels {
     ($($family:ident::$name:ident($op:ident))+) => {

@@ -16,3 +16,11 @@ mod simulated {
 
     photon_conformance::suite!(GPU.clone(), PROMISES);
 }
+
+#[test]
+fn rows_have_their_bits_in_every_batch_where_matrices_are_no_chains() {
+    for case in ["linear_batch_invariance", "grouped_linear_batch_invariance"] {
+        let gpu = GPU.clone().without_chains();
+        photon_conformance::run(module_path!(), case, Some(gpu), &PROMISES);
+    }
+}

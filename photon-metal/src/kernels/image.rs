@@ -1,14 +1,46 @@
-//! Pictures to patches, patches to features.
-use photon_core::{Cx, PatchEmbed, Patchify, StitchPool};
+//! Pictures: patches in, stitched crops out.
+use photon_core::{Activation, Cx, PatchEmbed, Patchify, StitchPool};
 
-use crate::{device::Gpu, driver::Driver};
+use super::{
+    elements::{type_code, u32_of},
+    linear,
+};
+use crate::{arguments::arguments, device::Gpu, driver::Driver};
 
-pub(crate) fn patchify<L: Driver>(_: &mut Cx<'_, Gpu<L>>, _: Patchify<'_, Gpu<L>>) {
-    unimplemented!("patchify on Metal")
+arguments! {
+    /// `PatchifyArgs` of `patchify.metal`.
+    struct PatchifyArgs {
+        out: u64,
+        crops: u64,
+        rows: u32,
+        size: u32,
+        patch: u32,
+        out_stride: u32,
+        out_type: u32,
+        padding: u32,
+    }
 }
 
-pub(crate) fn patch_embed<L: Driver>(_: &mut Cx<'_, Gpu<L>>, _: PatchEmbed<'_, Gpu<L>>) {
-    unimplemented!("patch_embed on Metal")
+pub(crate) fn patchify<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: Patchify<'_, Gpu<L>>) {
+    let Patchify { out, crops, patch } = op;
+    let args = PatchifyArgs {
+        out: cx.stream.writes(out),
+        crops: cx.stream.reads(crops),
+        rows: u32_of(out.rows()),
+        size: u32_of(crops.shape().dims()[1]),
+        patch: u32_of(patch),
+        out_stride: u32_of(out.row_stride()),
+        out_type: type_code(out.dtype()),
+        padding: 0,
+    };
+    cx.stream.launch("patchify", [args.rows, 1, 1], 128, &args);
+}
+
+/// The positions are added where the sums are stored: they are not tiled before, and not rounded.
+pub(crate) fn patch_embed<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: PatchEmbed<'_, Gpu<L>>) {
+    let PatchEmbed { out, crops, patch, w, bias, positions, scratch } = op;
+    patchify(cx, Patchify { out: scratch, crops, patch });
+    linear::run(cx, out, scratch, w, Some(bias), Activation::None, Some(positions));
 }
 
 pub(crate) fn stitch_pool<L: Driver>(_: &mut Cx<'_, Gpu<L>>, _: StitchPool<'_, Gpu<L>>) {

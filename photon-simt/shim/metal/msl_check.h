@@ -46,12 +46,15 @@ float4 make_float4(float, float, float, float);
 half4 make_half4(half, half, half, half);
 uint2 make_uint2(uint, uint);
 uint3 make_uint3(uint, uint, uint);
+uint4 make_uint4(uint);
+uint4 make_uint4(uint, uint, uint, uint);
 ulong2 make_ulong2(ulong, ulong);
 #define float2(...) make_float2(__VA_ARGS__)
 #define float4(...) make_float4(__VA_ARGS__)
 #define half4(...) make_half4(__VA_ARGS__)
 #define uint2(...) make_uint2(__VA_ARGS__)
 #define uint3(...) make_uint3(__VA_ARGS__)
+#define uint4(...) make_uint4(__VA_ARGS__)
 #define ulong2(...) make_ulong2(__VA_ARGS__)
 
 // OpenCL has these names built in.
@@ -66,6 +69,7 @@ namespace metal {
 struct mem_flags {
   enum flags { mem_none, mem_device, mem_threadgroup };
 };
+mem_flags::flags operator|(mem_flags::flags, mem_flags::flags);
 void threadgroup_barrier(mem_flags::flags);
 void simdgroup_barrier(mem_flags::flags);
 
@@ -125,6 +129,7 @@ To as_type(From);
 template <class T, int ROWS = 8, int COLUMNS = 8>
 struct simdgroup_matrix {
   T elements[2];
+  __private T* thread_elements();
 };
 typedef simdgroup_matrix<float> simdgroup_float8x8;
 typedef simdgroup_matrix<half> simdgroup_half8x8;

@@ -400,7 +400,7 @@ void simdgroup_store(const simdgroup_matrix<T>& m, U* to, ulong stride = 8, vec<
   to += origin.y * stride + origin.x;
   for (ulong i = 0; i < 2; i++) (transposed ? to[(column + i) * stride + row] : to[row * stride + column + i]) = U(m.elements[i]);
 }
-// d = a b + c, in float.
+// d = a b + c, in float: products added one after the other, each rounded once.
 inline SIMT_QUIET void multiply_matrices(const simt::Slot* in, simt::Slot* out, uint32_t mask) {
   if (mask != 0xffffffff) simt::fail(simt::current->site, "threads of the SIMD-group have returned, and this needs all,");
   float m[3][8][8];
@@ -408,7 +408,7 @@ inline SIMT_QUIET void multiply_matrices(const simt::Slot* in, simt::Slot* out, 
     for (uint i = 0; i < 6; i++) m[i / 2][matrix_row(l)][matrix_column(l) + i % 2] = in[l].f32[i];
   for (uint row = 0; row < 8; row++)
     for (uint k = 0; k < 8; k++)
-      for (uint column = 0; column < 8; column++) m[2][row][column] += m[0][row][k] * m[1][k][column];
+      for (uint column = 0; column < 8; column++) m[2][row][column] = std::fma(m[0][row][k], m[1][k][column], m[2][row][column]);
   for (uint l = 0; l < simt::LANES; l++)
     for (uint i = 0; i < 2; i++) out[l].f32[i] = m[2][matrix_row(l)][matrix_column(l) + i];
 }
