@@ -332,7 +332,11 @@ impl<'d, D: Kernels> Rig<'d, D> {
         format: WeightFormat,
         rng: &mut Rng,
     ) -> (Weight<D>, Vec<f64>) {
-        let values = rng.floats(count * n * k, 1.0);
+        let mut values = rng.floats(count * n * k, 1.0);
+        if matches!(format, WeightFormat::Int4 { .. }) && rng.below(2) == 0 {
+            // As models have them: a device may tell what such codes stand for in fewer bits.
+            values.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32());
+        }
         let coded = match format {
             WeightFormat::Float(dtype) => {
                 let bytes =

@@ -48,10 +48,18 @@ template <class F> DEVICE device const uchar* block_of(constant LinearArgs& a, d
   return matrix + ((size_t)tile * a.k_blocks + block) * Block<F>::BYTES;
 }
 
-// Scale and offset of feature `f` of a tile, for the elements of a block; those of `f + 1` come next.
-DEVICE device const float2* group_scale(constant LinearArgs& a, device const uchar* matrix, uint tile, uint block, uint f) {
+// How the scales of an int4 matrix are written: see weights.h.
+DEVICE uint scale_type(constant LinearArgs& a, device const uchar* matrix) { return *(device const uint*)(matrix + a.scales); }
+
+// Scale and offset of feature `f` of a tile of such a matrix, for the elements of a block.
+DEVICE float2 group_scale(constant LinearArgs& a, device const uchar* matrix, uint type, uint tile, uint block, uint f) {
   const uint groups = ((a.k_blocks - 1) >> a.group_shift) + 1;
-  return (device const float2*)(matrix + a.scales) + ((size_t)tile * groups + (block >> a.group_shift)) * TILE_N + f;
+  const size_t at = ((size_t)tile * groups + (block >> a.group_shift)) * TILE_N + f;
+  device const uchar* scales = matrix + a.scales + 16;
+  if (type == FORMAT_F32) return ((device const float2*)scales)[at];
+  const uint bits = ((device const uint*)scales)[at];
+  const float2 ends = type == FORMAT_F16 ? F16::unpack(bits) : Bf16::unpack(bits);
+  return float2((ends.y - ends.x) * (1.0f / 15.0f), ends.x);
 }
 
 // Finishes and stores one element; `has_scale`: whether rows of the matrix have scales.

@@ -17,9 +17,11 @@ template <uint R>
 DEVICE void sum_part(constant LinearArgs& a, device const uchar* matrix, uint tile, uint part, uint lane, uint first,
                      thread float (&sums)[R]) {
   const uint begin = part * a.part_blocks, end = min(begin + a.part_blocks, a.k_blocks), bytes = any_block_bytes(a.format);
+  const bool is_int4 = a.format == FORMAT_INT4;
+  const uint scales = is_int4 ? scale_type(a, matrix) : 0;
   for (uint block = begin; block < end; block++) {
     device const uchar* from = matrix + ((size_t)tile * a.k_blocks + block) * bytes;
-    const float2 scale = a.format == FORMAT_INT4 ? *group_scale(a, matrix, tile, block, lane) : float2(0.0f, 0.0f);
+    const float2 scale = is_int4 ? group_scale(a, matrix, scales, tile, block, lane) : float2(0.0f, 0.0f);
     for (uint p = 0; p < FOURS; p++) {
       const float4 w = any_four_at(from, a.format, p, lane, scale);
       UNROLL for (uint j = 0; j < 4; j++) {

@@ -24,7 +24,10 @@ template <class X> DEVICE float element(thread const Vector (&x)[4], uint k) {
   return k % 2 ? pair.y : pair.x;
 }
 
-// Adds the products of a block: of a lane's feature with each row.
+// The row of activations that a row of the output is made of.
+DEVICE uint x_row(constant LinearArgs& a, uint row) { return row == NO_ROW ? NO_ROW : row / a.per_row; }
+
+// Adds the products of a block: of a lane's feature with each row of activations.
 template <class X, class F, uint R>
 DEVICE void multiply_block(constant LinearArgs& a, thread const Vector (&vectors)[Block<F>::VECTORS], float2 scale, uint block,
                            thread const uint (&rows)[R], thread float (&sums)[R]) {
@@ -33,7 +36,7 @@ DEVICE void multiply_block(constant LinearArgs& a, thread const Vector (&vectors
   UNROLL for (uint r = 0; r < R; r++) {
     if (rows[r] == NO_ROW) continue;
     Vector x[4];
-    UNROLL for (uint v = 0; v < 4; v++) x[v] = load_x8(a, rows[r] / a.per_row, block * BLOCK_K + 8 * v);
+    UNROLL for (uint v = 0; v < 4; v++) x[v] = load_x8(a, rows[r], block * BLOCK_K + 8 * v);
     UNROLL for (uint j = 0; j < 4; j++) {
       UNROLL for (uint p = 0; p < FOURS; p++) sums[r] = fma(element<X>(x, 4 * p + j), w[p][j], sums[r]);
     }
@@ -46,8 +49,13 @@ template <class X, class F, uint R>
 DEVICE void few_rows(constant LinearArgs& a, device const uchar* matrix, uint tile, thread const uint (&rows)[R],
                      threadgroup float* parts, uint part, uint lane) {
   typedef Depth<F> D;
+  uint x_rows[R];
   float sums[R];
-  UNROLL for (uint r = 0; r < R; r++) sums[r] = 0.0f;
+  UNROLL for (uint r = 0; r < R; r++) {
+    x_rows[r] = x_row(a, rows[r]);
+    sums[r] = 0.0f;
+  }
+  const uint type = F::GROUP_SCALES ? scale_type(a, matrix) : 0;
   const uint begin = part * a.part_blocks, end = min(begin + a.part_blocks, a.k_blocks);
   for (uint first = begin; first < end; first += D::BLOCKS) {
     Vector vectors[D::BLOCKS][Block<F>::VECTORS];
@@ -57,10 +65,10 @@ DEVICE void few_rows(constant LinearArgs& a, device const uchar* matrix, uint ti
       const uint block = min(first + d, end - 1);
       device const uint4* from = (device const uint4*)block_of<F>(a, matrix, tile, block) + lane;
       UNROLL for (uint v = 0; v < Block<F>::VECTORS; v++) vectors[d][v] = from[v * TILE_N];
-      scales[d] = F::GROUP_SCALES ? *group_scale(a, matrix, tile, block, lane) : float2(0.0f, 0.0f);
+      scales[d] = F::GROUP_SCALES ? group_scale(a, matrix, type, tile, block, lane) : float2(0.0f, 0.0f);
     }
     UNROLL for (uint d = 0; d < D::BLOCKS; d++) {
-      if (first + d < end) multiply_block<X, F, R>(a, vectors[d], scales[d], first + d, rows, sums);
+      if (first + d < end) multiply_block<X, F, R>(a, vectors[d], scales[d], first + d, x_rows, sums);
     }
   }
   UNROLL for (uint r = 0; r < R; r++) parts[(part * R + r) * TILE_N + lane] = sums[r];

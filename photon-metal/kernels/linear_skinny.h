@@ -26,15 +26,17 @@ struct Pair {
 
 // Of the features from `f` on, a multiple of 8.
 template <class F>
-DEVICE Pair load_pair(constant LinearArgs& a, device const uchar* matrix, uint tile, uint block, uint f, uint lane) {
+DEVICE Pair load_pair(constant LinearArgs& a, device const uchar* matrix, uint type, uint tile, uint block, uint f, uint lane) {
   const uint p = matrix_row(lane), mine = f + matrix_column(lane);
   device const uchar* from = block_of<F>(a, matrix, tile, block);
-  float4 scales = float4(0.0f, 0.0f, 0.0f, 0.0f);
-  // Those of two features; the first is an even one.
-  if (F::GROUP_SCALES) scales = *(device const float4*)group_scale(a, matrix, tile, block, mine);
+  float2 scale = float2(0.0f, 0.0f), next = scale;
+  if (F::GROUP_SCALES) {
+    scale = group_scale(a, matrix, type, tile, block, mine);
+    next = group_scale(a, matrix, type, tile, block, mine + 1);
+  }
   Pair pair;
-  pair.first = F::unpack(four_at<F>(from, p, mine), float2(scales.x, scales.y));
-  pair.second = F::unpack(four_at<F>(from, p, mine + 1), float2(scales.z, scales.w));
+  pair.first = F::unpack(four_at<F>(from, p, mine), scale);
+  pair.second = F::unpack(four_at<F>(from, p, mine + 1), next);
   return pair;
 }
 
@@ -45,16 +47,15 @@ DEVICE void skinny_rows(constant LinearArgs& a, device const uchar* matrix, uint
                         threadgroup float* buffer, uint part, uint lane) {
   simdgroup_float8x8 sums[NT][MT];
   UNROLL for (uint i = 0; i < NT * MT; i++) set(sums[i / MT][i % MT], 0.0f, 0.0f);
-  const uint t = matrix_column(lane) / 2;
+  uint x_rows[NT];
+  UNROLL for (uint i = 0; i < NT; i++) x_rows[i] = x_row(a, rows[i]);
+  const uint t = matrix_column(lane) / 2, type = F::GROUP_SCALES ? scale_type(a, matrix) : 0;
   const uint begin = part * a.part_blocks, end = min(begin + a.part_blocks, a.k_blocks);
   for (uint block = begin; block < end; block++) {
     simdgroup_float8x8 left[NT][4];
-    UNROLL for (uint i = 0; i < NT; i++) {
-      const uint row = rows[i] == NO_ROW ? NO_ROW : rows[i] / a.per_row;
-      rows_of_x<X>(left[i], load_x8(a, row, block * BLOCK_K + 8 * t));
-    }
+    UNROLL for (uint i = 0; i < NT; i++) rows_of_x<X>(left[i], load_x8(a, x_rows[i], block * BLOCK_K + 8 * t));
     UNROLL for (uint m = 0; m < MT; m++) {
-      const Pair pair = load_pair<F>(a, matrix, tile, block, f + 8 * m, lane);
+      const Pair pair = load_pair<F>(a, matrix, type, tile, block, f + 8 * m, lane);
       UNROLL for (uint j = 0; j < 4; j++) {
         simdgroup_float8x8 right;
         set(right, pair.first[j], pair.second[j]);

@@ -25,10 +25,11 @@ constant constexpr int TENSOR_ROWS = 64, TENSOR_N = 128, TENSOR_K = 64, TENSOR_S
 template <class T, class F>
 DEVICE void stage_weights(constant LinearArgs& a, threadgroup T* to, uint feature, uint first) {
   const uint tile = min(feature / TILE_N, (a.n - 1) / TILE_N), lane = feature % TILE_N;
+  const uint type = F::GROUP_SCALES ? scale_type(a, a.w) : 0;
   for (uint b = 0; b < 2; b++) {
     // Past the last block activations are zero.
     const uint block = min(first + b, a.k_blocks - 1);
-    const float2 scale = F::GROUP_SCALES ? *group_scale(a, a.w, tile, block, lane) : float2(0.0f, 0.0f);
+    const float2 scale = F::GROUP_SCALES ? group_scale(a, a.w, type, tile, block, lane) : float2(0.0f, 0.0f);
     device const uchar* from = block_of<F>(a, a.w, tile, block);
     UNROLL for (uint p = 0; p < FOURS; p++) {
       const float4 w = F::unpack(four_at<F>(from, p, lane), scale);

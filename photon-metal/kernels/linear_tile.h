@@ -32,17 +32,20 @@ DEVICE void stage_x(threadgroup uint* stage, uint row, uint v, uint4 x) {
 
 // Adds the products of a block, 32 rows by 32 features: `stage` begins at the rows.
 template <class X, class F>
-DEVICE void multiply_stage(constant LinearArgs& a, device const uchar* matrix, uint tile, uint block, threadgroup const uint* stage,
-                           uint lane, thread simdgroup_float8x8 (&sums)[4][4]) {
+DEVICE void multiply_stage(constant LinearArgs& a, device const uchar* matrix, uint type, uint tile, uint block,
+                           threadgroup const uint* stage, uint lane, thread simdgroup_float8x8 (&sums)[4][4]) {
   const uint p = matrix_row(lane), mine = matrix_column(lane);
   device const uchar* from = block_of<F>(a, matrix, tile, block);
   typename F::Four first[4], second[4];
-  float4 scales[4];
+  float2 scale[4], next[4];
   UNROLL for (uint m = 0; m < 4; m++) {
     first[m] = four_at<F>(from, p, 8 * m + mine);
     second[m] = four_at<F>(from, p, 8 * m + mine + 1);
-    scales[m] = float4(0.0f, 0.0f, 0.0f, 0.0f);
-    if (F::GROUP_SCALES) scales[m] = *(device const float4*)group_scale(a, matrix, tile, block, 8 * m + mine);
+    scale[m] = next[m] = float2(0.0f, 0.0f);
+    if (F::GROUP_SCALES) {
+      scale[m] = group_scale(a, matrix, type, tile, block, 8 * m + mine);
+      next[m] = group_scale(a, matrix, type, tile, block, 8 * m + mine + 1);
+    }
   }
   UNROLL for (uint j = 0; j < 4; j++) {
     simdgroup_float8x8 left[4];
@@ -52,17 +55,18 @@ DEVICE void multiply_stage(constant LinearArgs& a, device const uchar* matrix, u
     }
     UNROLL for (uint m = 0; m < 4; m++) {
       simdgroup_float8x8 right;
-      set(right, F::unpack(first[m], float2(scales[m].x, scales[m].y))[j], F::unpack(second[m], float2(scales[m].z, scales[m].w))[j]);
+      set(right, F::unpack(first[m], scale[m])[j], F::unpack(second[m], next[m])[j]);
       UNROLL for (uint i = 0; i < 4; i++) simdgroup_multiply_accumulate(sums[i][m], left[i], right, sums[i][m]);
     }
   }
 }
 
-// One tile of the output: rows `row_of[0 .. 64]`, of which some may be none, by the 64 features from `feature` on.
+// One tile of the output: rows `row_of[0 .. 64]`, of which some may be none, made of the rows `x_of[0 .. 64]` of activations, by
+// the 64 features from `feature` on.
 template <class X, class F>
 DEVICE void tile_rows(constant LinearArgs& a, device const uchar* matrix, uint feature, threadgroup const uint* row_of,
-                      threadgroup uint* stage, uint index, uint group, uint lane) {
-  const uint row0 = group / 2 * 32;
+                      threadgroup const uint* x_of, threadgroup uint* stage, uint index, uint group, uint lane) {
+  const uint row0 = group / 2 * 32, type = F::GROUP_SCALES ? scale_type(a, matrix) : 0;
   // Past the last feature the last ones are multiplied again, and dropped.
   const uint tile = feature / TILE_N + group % 2, last = (a.n - 1) / TILE_N, from = min(tile, last);
   simdgroup_float8x8 sums[4][4], total[4][4];
@@ -74,14 +78,14 @@ DEVICE void tile_rows(constant LinearArgs& a, device const uchar* matrix, uint f
   for (uint first = 0; first < a.k_blocks; first += STAGE_BLOCKS) {
     threadgroup_barrier(mem_flags::mem_threadgroup);
     UNROLL for (uint s = 0; s < WIDE_ROWS * 4 * STAGE_BLOCKS / 128; s++) {
-      const uint i = 128 * s + index, place = i / (4 * STAGE_BLOCKS), v = i % (4 * STAGE_BLOCKS), row = row_of[place];
-      stage_x(stage, place, v, load_x8(a, row == NO_ROW ? NO_ROW : row / a.per_row, first * BLOCK_K + 8 * v));
+      const uint i = 128 * s + index, place = i / (4 * STAGE_BLOCKS), v = i % (4 * STAGE_BLOCKS);
+      stage_x(stage, place, v, load_x8(a, x_of[place], first * BLOCK_K + 8 * v));
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     const uint end = min(first + STAGE_BLOCKS, a.k_blocks);
     for (uint block = first; block < end; block++) {
       threadgroup const uint* mine = stage + (block - first) * STAGE_STRIDE + row0 * 4;
-      multiply_stage<X, F>(a, matrix, from, block, mine, lane, sums);
+      multiply_stage<X, F>(a, matrix, type, from, block, mine, lane, sums);
       if (--left > 0 && block + 1 < a.k_blocks) continue;
       left = a.part_blocks;
       UNROLL for (uint i = 0; i < 4; i++) {
@@ -104,6 +108,17 @@ DEVICE void tile_rows(constant LinearArgs& a, device const uchar* matrix, uint f
   }
 }
 
+// Row tiles whose threadgroups follow each other, so that those which run at the same time share features: a matrix that no cache
+// holds is read once for so many.
+enum : uint { PANEL = 8 };
+
+// The tile (features, rows) of a threadgroup: panel after panel, within one feature after feature.
+DEVICE uint2 panel_place(uint2 at, uint feature_tiles, uint row_tiles) {
+  const uint number = at.y * feature_tiles + at.x, panel = number / (PANEL * feature_tiles);
+  const uint within = number - panel * PANEL * feature_tiles, height = min(row_tiles - panel * PANEL, (uint)PANEL);
+  return uint2(within / height, panel * PANEL + within % height);
+}
+
 template <class X, class F>
 [[kernel, max_total_threads_per_threadgroup(128)]] void linear_tile(constant LinearArgs& a [[buffer(0)]],
                                                                    uint2 at [[threadgroup_position_in_grid]],
@@ -112,10 +127,11 @@ template <class X, class F>
                                                                    uint lane [[thread_index_in_simdgroup]]) {
   threadgroup uint stage[STAGE_WORDS];
   threadgroup uint row_of[WIDE_ROWS];
-  const uint row = at.y * WIDE_ROWS + index;
+  const uint2 place = panel_place(at, (a.n - 1) / WIDE_N + 1, (a.rows - 1) / WIDE_ROWS + 1);
+  const uint row = place.y * WIDE_ROWS + index;
   if (index < WIDE_ROWS) row_of[index] = row < a.rows ? row : NO_ROW;
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  tile_rows<X, F>(a, a.w, at.x * WIDE_N, row_of, stage, index, group, lane);
+  tile_rows<X, F>(a, a.w, place.x * WIDE_N, row_of, row_of, stage, index, group, lane);
 }
 
 // Many rows that differ in their matrix, sorted by it: `tiles` holds a group, a first place and a number of rows, three words
@@ -128,11 +144,14 @@ template <class X, class F>
                                                                     uint group [[simdgroup_index_in_threadgroup]],
                                                                     uint lane [[thread_index_in_simdgroup]]) {
   threadgroup uint stage[STAGE_WORDS];
-  threadgroup uint row_of[WIDE_ROWS];
+  threadgroup uint row_of[WIDE_ROWS], x_of[WIDE_ROWS];
   device const int* mine = a.tiles + 3 * at.y;
   if (mine[0] < 0) return;
   device const int* list = a.tiles + 3 * a.num_tiles + mine[1];
-  if (index < WIDE_ROWS) row_of[index] = index < (uint)mine[2] ? (uint)list[index] : NO_ROW;
+  if (index < WIDE_ROWS) {
+    row_of[index] = index < (uint)mine[2] ? (uint)list[index] : NO_ROW;
+    x_of[index] = x_row(a, row_of[index]);
+  }
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  tile_rows<X, F>(a, matrix_of(a, (uint)mine[0]), at.x * WIDE_N, row_of, stage, index, group, lane);
+  tile_rows<X, F>(a, matrix_of(a, (uint)mine[0]), at.x * WIDE_N, row_of, x_of, stage, index, group, lane);
 }

@@ -11,8 +11,11 @@
 // multiplication `j` of the four that make up a block. Activations are loaded to suit: a lane that has two places of a row has
 // two fours in a row, which are 16 bytes of 16-bit elements.
 //
-// Behind the vectors lie scales, f32: of int8 and fp8 one per feature; of int4, for each tile and each group along k, scale and
-// offset of 32 features. The Rust side is `kernels::weights`.
+// Behind the vectors lie scales. Of int8 and fp8 one per feature, f32. Of int4 first 16 bytes, of which the first word is a number of
+// a type; then, for each tile and each group along k, something of 32 features: of FORMAT_F32 scale and offset, f32; else the least
+// and the largest weight of the group, two numbers of the type. Weights that were 16-bit floats before they were quantized are told
+// by these two as exactly, and an int4 weight in groups of 32 is 5 bits of memory's speed instead of 6. The Rust side is
+// `kernels::weights`.
 #pragma once
 #include "elements.h"
 

@@ -1,6 +1,7 @@
 //! How weight matrices lie in memory: the Rust side of `weights.h`, which says why.
 use std::num::NonZero;
 
+use half::{bf16, f16};
 use photon_core::{DType, WeightData, WeightFormat};
 
 use super::elements::type_code;
@@ -11,6 +12,8 @@ pub(super) const TILE_N: usize = 32;
 pub(super) const BLOCK_K: usize = 32;
 /// Bytes of a vector: as many of a feature lie together.
 const VECTOR: usize = 16;
+/// Bytes before the scales of int4, which say how they are written.
+const HEADER: usize = 16;
 /// Matrices begin at multiples of so many bytes.
 const ALIGNMENT: usize = 256;
 /// Bytes a thread should have to pack; some milliseconds.
@@ -78,17 +81,19 @@ impl Layout {
         ((self.k_blocks() - 1) >> self.group_shift()) + 1
     }
 
-    fn num_scales(self) -> usize {
+    /// Bytes of scales, at most: matrices that are copied into each other's places have the same size,
+    /// however theirs are written.
+    fn scale_bytes(self) -> usize {
         match self.format {
             WeightFormat::Float(_) => 0,
-            WeightFormat::Int8 | WeightFormat::Fp8 => self.tiles() * TILE_N,
-            _ => self.tiles() * self.groups() * 2 * TILE_N,
+            WeightFormat::Int8 | WeightFormat::Fp8 => 4 * self.tiles() * TILE_N,
+            _ => HEADER + 8 * self.tiles() * self.groups() * TILE_N,
         }
     }
 
     /// Bytes of a matrix.
     pub(super) fn matrix_bytes(self) -> usize {
-        (self.scales_at() + 4 * self.num_scales()).next_multiple_of(ALIGNMENT)
+        (self.scales_at() + self.scale_bytes()).next_multiple_of(ALIGNMENT)
     }
 }
 
@@ -140,22 +145,42 @@ fn pack_tile(row_bytes: usize, rows: &[u8], out: &mut [u8]) {
 
 /// Lays out the scales of a matrix, `per_row` to a row.
 fn pack_scales(layout: Layout, per_row: usize, scales: &[f32], out: &mut [u8]) {
-    let mut put = |at: usize, scale: f32| {
-        out[4 * at..4 * at + 4].copy_from_slice(&scale.to_le_bytes());
+    let WeightFormat::Int4 { .. } = layout.format else {
+        let scales = scales.iter().flat_map(|scale| scale.to_le_bytes());
+        return out.iter_mut().zip(scales).for_each(|(out, byte)| *out = byte);
     };
-    for (row, scales) in scales.chunks_exact(per_row.max(1)).enumerate() {
-        let (tile, feature) = (row / TILE_N, row % TILE_N);
-        match layout.format {
-            WeightFormat::Int4 { .. } => {
-                for (group, pair) in scales.chunks_exact(2).enumerate() {
-                    let at = 2 * ((tile * layout.groups() + group) * TILE_N + feature);
-                    put(at, pair[0]);
-                    put(at + 1, pair[1]);
-                }
+    let ends = [DType::F16, DType::Bf16].into_iter().find_map(|dtype| {
+        let ends: Option<Vec<u32>> =
+            scales.chunks_exact(2).map(|pair| ends_of(pair[0], pair[1], dtype)).collect();
+        ends.map(|ends| (dtype, ends))
+    });
+    let dtype = ends.as_ref().map_or(DType::F32, |(dtype, _)| *dtype);
+    out[..4].copy_from_slice(&type_code(dtype).to_le_bytes());
+    let out = &mut out[HEADER..];
+    for (i, pair) in scales.chunks_exact(2).enumerate() {
+        let (row, group) = (i / (per_row / 2), i % (per_row / 2));
+        let at = (row / TILE_N * layout.groups() + group) * TILE_N + row % TILE_N;
+        match &ends {
+            Some((_, ends)) => out[4 * at..4 * at + 4].copy_from_slice(&ends[i].to_le_bytes()),
+            None => {
+                out[8 * at..8 * at + 4].copy_from_slice(&pair[0].to_le_bytes());
+                out[8 * at + 4..8 * at + 8].copy_from_slice(&pair[1].to_le_bytes());
             }
-            _ => put(row, scales[0]),
         }
     }
+}
+
+/// The least and the largest weight of a group as numbers of a 16-bit type, the first in the lower half, if
+/// scale and offset follow from them: no weight moves by more than some roundings of the largest in f32.
+fn ends_of(scale: f32, offset: f32, dtype: DType) -> Option<u32> {
+    let round = |x: f32| match dtype {
+        DType::F16 => (f16::from_f32(x).to_bits(), f16::from_f32(x).to_f32()),
+        _ => (bf16::from_f32(x).to_bits(), bf16::from_f32(x).to_f32()),
+    };
+    let ((low_bits, low), (high_bits, high)) = (round(offset), round(scale.mul_add(15.0, offset)));
+    let moves = 15.0 * ((high - low) * (1.0 / 15.0) - scale).abs();
+    let is_same = low == offset && moves <= 4.0 * low.abs().max(high.abs()) * f32::EPSILON;
+    is_same.then_some(u32::from(low_bits) | u32::from(high_bits) << 16)
 }
 
 /// Whether kernels of two types multiply activations of this type with this format; those of any type are
@@ -169,6 +194,8 @@ pub(super) fn has_kernels(x: DType, format: WeightFormat) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use photon_core::quant;
+
     use super::*;
 
     /// Bytes `at ..` of element `(row, col)` of a packed matrix, by the definition in `weights.h`.
@@ -216,25 +243,55 @@ mod tests {
         }
     }
 
-    #[test]
-    fn scales_of_a_group_lie_side_by_side() {
-        let layout = Layout::of(WeightFormat::Int4 { group: 32 }, 34, 65).unwrap();
-        let scales: Vec<f32> = (0..34 * 6).map(|i| i as f32).collect();
-        let mut out = vec![0; 4 * layout.num_scales()];
-        pack_scales(layout, 6, &scales, &mut out);
-        let at = |tile: usize, group: usize, feature: usize, which: usize| {
-            let place = 4 * (2 * ((tile * 3 + group) * 32 + feature) + which);
-            f32::from_le_bytes(out[place..place + 4].try_into().unwrap())
+    /// Scale and offset of a group of a row, by the definition in `weights.h`.
+    fn scale(layout: Layout, scales: &[u8], row: usize, group: usize) -> (f32, f32) {
+        let word = |at: usize| u32::from_le_bytes(scales[at..at + 4].try_into().unwrap());
+        let at = (row / TILE_N * layout.groups() + group) * TILE_N + row % TILE_N;
+        let unpack: fn(u32) -> f32 = match word(0) {
+            0 => {
+                let at = HEADER + 8 * at;
+                return (f32::from_bits(word(at)), f32::from_bits(word(at + 4)));
+            }
+            1 => |bits| f16::from_bits(bits as u16).to_f32(),
+            _ => |bits| bf16::from_bits(bits as u16).to_f32(),
         };
-        assert_eq!([at(0, 0, 0, 0), at(0, 0, 0, 1), at(0, 2, 31, 1)], [0.0, 1.0, 191.0]);
-        assert_eq!([at(1, 1, 1, 0), at(1, 1, 2, 0)], [200.0, 0.0]);
+        let (low, high) = (unpack(word(HEADER + 4 * at)), unpack(word(HEADER + 4 * at) >> 16));
+        ((high - low) / 15.0, low)
+    }
+
+    #[test]
+    fn scales_are_where_lanes_look_for_them_in_as_few_bits_as_tell_them() {
+        let (n, k, format) = (34, 65, WeightFormat::Int4 { group: 32 });
+        let layout = Layout::of(format, n, k).unwrap();
+        let rounded: [(u32, fn(f32) -> f32); 3] = [
+            (0, |x| x),
+            (1, |x| f16::from_f32(x).to_f32()),
+            (2, |x| bf16::from_f32(x * 1e-6).to_f32()),
+        ];
+        for (code, round) in rounded {
+            let value = |i: usize| round(((i * 7919 % 1013) as f32 / 506.5 - 1.0).powi(3) / 3.0);
+            let values: Vec<f32> = (0..n * k).map(value).collect();
+            let coded = quant::quantize(format, k, &values).unwrap();
+            let mut out = vec![0; layout.scale_bytes()];
+            pack_scales(layout, 6, &coded.scales, &mut out);
+            assert_eq!(out[..4], code.to_le_bytes());
+            for (i, pair) in coded.scales.chunks_exact(2).enumerate() {
+                let (step, offset) = scale(layout, &out, i / 3, i % 3);
+                assert_eq!(offset, pair[1]);
+                let size = offset.abs().max((15.0 * pair[0] + offset).abs());
+                assert!(
+                    (15.0 * (step - pair[0])).abs() <= 5.0 * size * f32::EPSILON,
+                    "{step} {pair:?}"
+                );
+            }
+        }
     }
 
     #[test]
     fn sizes_are_whole_blocks() {
         let layout = Layout::of(WeightFormat::Int4 { group: 128 }, 33, 130).unwrap();
         assert_eq!((layout.k_blocks(), layout.groups(), layout.scales_at()), (5, 2, 2 * 5 * 512));
-        assert_eq!(layout.matrix_bytes(), 5120 + 2 * 2 * 256);
+        assert_eq!(layout.matrix_bytes(), 5120 + 2 * 2 * 256 + 256);
         let layout = Layout::of(WeightFormat::Float(DType::Bf16), 16, 0).unwrap();
         assert_eq!(layout.matrix_bytes(), 32 * 32 * 2);
         assert_eq!(Layout::of(WeightFormat::Int4 { group: 20 }, 1, 1), None);
