@@ -115,6 +115,9 @@ DEVICE float activate(float x, uint activation) {
   return x;
 }
 
+// In which lanes it is so, a bit each.
+DEVICE uint ballot(bool x) { return uint(simd_vote::vote_t(simd_ballot(x))); }
+
 // Of all threads, in all threads; every thread of whole SIMD-groups must call, with its place among them. `scratch` has an
 // element for each SIMD-group and is free again for whatever comes after the caller's next barrier.
 DEVICE float threadgroup_sum(float x, threadgroup float* scratch, uint index, uint threads) {

@@ -204,7 +204,7 @@ pub(crate) fn attention<D: Kernels>(device: &D, options: &Options) {
     for &dtype in options.floats {
         for seq_len in RAGGED.into_iter().chain([128]) {
             for (num_seqs, heads, head_dim) in
-                [(1, 1, 1), (3, 2, 7), (2, 3, 33), (2, 2, 72), (1, 4, 64)]
+                [(1, 1, 1), (3, 2, 7), (2, 3, 33), (2, 2, 72), (1, 4, 64), (2, 2, 32)]
             {
                 seed += 1;
                 let sparse = if seq_len > 60 { 5 } else { 1 };

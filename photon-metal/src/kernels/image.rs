@@ -43,6 +43,43 @@ pub(crate) fn patch_embed<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: PatchEmbed<'_,
     linear::run(cx, out, scratch, w, Some(bias), Activation::None, Some(positions));
 }
 
-pub(crate) fn stitch_pool<L: Driver>(_: &mut Cx<'_, Gpu<L>>, _: StitchPool<'_, Gpu<L>>) {
-    unimplemented!("stitch_pool on Metal")
+arguments! {
+    /// `StitchPoolArgs` of `stitch_pool.metal`.
+    struct StitchPoolArgs {
+        out: u64,
+        x: u64,
+        dim: u32,
+        out_stride: u32,
+        x_stride: u32,
+        out_type: u32,
+        x_type: u32,
+        grid: u32,
+        margin: u32,
+        tile_rows: u32,
+        tile_columns: u32,
+        first_local: u32,
+    }
+}
+
+const STITCH_THREADS: u32 = 128;
+
+pub(crate) fn stitch_pool<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: StitchPool<'_, Gpu<L>>) {
+    let StitchPool { out, x, grid, margin, tiles } = op;
+    let args = StitchPoolArgs {
+        out: cx.stream.writes(out),
+        x: cx.stream.reads(x),
+        dim: u32_of(x.cols()),
+        out_stride: u32_of(out.row_stride()),
+        x_stride: u32_of(x.row_stride()),
+        out_type: type_code(out.dtype()),
+        x_type: type_code(x.dtype()),
+        grid: u32_of(grid),
+        margin: u32_of(margin),
+        tile_rows: u32_of(tiles.0),
+        tile_columns: u32_of(tiles.1),
+        // With one crop the local one is the global one.
+        first_local: u32::from(x.rows() > grid * grid),
+    };
+    let threadgroups = [u32_of(out.rows()), args.dim.div_ceil(STITCH_THREADS), 1];
+    cx.stream.launch("stitch_pool", threadgroups, STITCH_THREADS, &args);
 }

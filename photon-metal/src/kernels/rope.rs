@@ -1,8 +1,76 @@
-//! Rotation, and what the cache keeps.
-use photon_core::{Cx, RopeStore};
+//! Rotation by position, what scales queries and values, and the store of keys and values.
+use photon_core::{Cx, RopeStore, Tau};
 
-use crate::{device::Gpu, driver::Driver};
+use super::elements::{type_code, u32_of};
+use crate::{arguments::arguments, device::Gpu, driver::Driver};
 
-pub(crate) fn rope_store<L: Driver>(_: &mut Cx<'_, Gpu<L>>, _: RopeStore<'_, Gpu<L>>) {
-    unimplemented!("rope_store on Metal")
+arguments! {
+    /// `RopeStoreArgs` of `rope.metal`.
+    struct RopeStoreArgs {
+        qkv: u64,
+        k_cache: u64,
+        v_cache: u64,
+        positions: u64,
+        slots: u64,
+        table: u64,
+        scores: u64,
+        alpha: u64,
+        heads: u32,
+        kv_heads: u32,
+        head_dim: u32,
+        rotary_dims: u32,
+        max_context: u32,
+        num_slots: u32,
+        qkv_stride: u32,
+        k_stride: u32,
+        v_stride: u32,
+        scores_stride: u32,
+        qkv_type: u32,
+        cache_type: u32,
+        scores_type: u32,
+        padding: u32,
+    }
+}
+
+/// Heads that a threadgroup has.
+const SIMDGROUPS: u32 = 4;
+
+pub(crate) fn rope_store<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: RopeStore<'_, Gpu<L>>) {
+    let RopeStore { qkv, k_cache, v_cache, positions, slots, table, tau, .. } = op;
+    let (heads, kv_heads, head_dim) = (op.heads, op.kv_heads, op.head_dim);
+    let cache_bytes = k_cache.dtype().size();
+    let mut args = RopeStoreArgs {
+        qkv: cx.stream.writes(qkv),
+        k_cache: cx.stream.writes(k_cache),
+        v_cache: cx.stream.writes(v_cache),
+        positions: cx.stream.reads(positions),
+        slots: cx.stream.reads(slots),
+        table: cx.stream.reads(table),
+        scores: 0,
+        alpha: 0,
+        heads: u32_of(heads),
+        kv_heads: u32_of(kv_heads),
+        head_dim: u32_of(head_dim),
+        rotary_dims: u32_of(table.cols()),
+        max_context: u32_of(table.rows()),
+        num_slots: u32_of(k_cache.rows()),
+        qkv_stride: u32_of(qkv.row_stride()),
+        k_stride: u32_of(k_cache.row_stride() * cache_bytes),
+        v_stride: u32_of(v_cache.row_stride() * cache_bytes),
+        scores_stride: 0,
+        qkv_type: type_code(qkv.dtype()),
+        cache_type: type_code(k_cache.dtype()),
+        scores_type: 0,
+        padding: 0,
+    };
+    if let Some(Tau { scores, alpha }) = tau {
+        args.scores = cx.stream.reads(scores);
+        args.alpha = cx.stream.reads(alpha);
+        args.scores_stride = u32_of(scores.row_stride());
+        args.scores_type = type_code(scores.dtype());
+    }
+    let per_token = (args.heads + 2 * args.kv_heads).div_ceil(SIMDGROUPS);
+    let threadgroups = [u32_of(qkv.rows()), per_token, 1];
+    let bytes = SIMDGROUPS * args.head_dim * 4;
+    cx.stream.launch_with("rope_store", threadgroups, 32 * SIMDGROUPS, &args, bytes);
 }

@@ -57,6 +57,22 @@ ulong2 make_ulong2(ulong, ulong);
 #define uint4(...) make_uint4(__VA_ARGS__)
 #define ulong2(...) make_ulong2(__VA_ARGS__)
 
+// What OpenCL's vectors cannot hold.
+struct bfloat2 {
+  bfloat parts[2];
+  bfloat2() = default;
+  bfloat2(bfloat);
+  __private bfloat& operator[](int);
+  bfloat operator[](int) const;
+};
+struct bfloat4 {
+  bfloat parts[4];
+  bfloat4() = default;
+  bfloat4(bfloat);
+  __private bfloat& operator[](int);
+  bfloat operator[](int) const;
+};
+
 // OpenCL has these names built in.
 #define atomic_uint metal_atomic_uint
 #define atomic_int metal_atomic_int
@@ -104,12 +120,15 @@ T simd_broadcast(T, ushort);
 bool simd_any(bool);
 bool simd_all(bool);
 struct simd_vote {
+  typedef ulong vote_t;
   explicit operator ulong() const;
 };
 simd_vote simd_ballot(bool);
 bool isnan(float);
 bool isinf(float);
 float pow(float, float);
+template <class T>
+T mulhi(T, T);
 template <class T>
 T fma(T, T, T);
 template <class T>
@@ -125,6 +144,18 @@ float dot(float3, float3);
 float dot(float4, float4);
 template <class To, class From>
 To as_type(From);
+
+template <class T, int N>
+struct vector_of;
+#define VECTOR(T, N)          \
+  template <>                 \
+  struct vector_of<T, N> {    \
+    typedef T##N type;        \
+  };
+VECTOR(float, 2) VECTOR(float, 4) VECTOR(half, 2) VECTOR(half, 4) VECTOR(bfloat, 2) VECTOR(bfloat, 4)
+#undef VECTOR
+template <class T, int N>
+using vec = typename vector_of<T, N>::type;
 
 template <class T, int ROWS = 8, int COLUMNS = 8>
 struct simdgroup_matrix {

@@ -344,6 +344,7 @@ T simd_prefix_exclusive_sum(T x, SIMT_PLACE) { return meet(x, 0, prefix<T, false
 inline bool simd_any(bool x, SIMT_PLACE) { return meet(static_cast<uint>(x), 0, reduce<uint, Or>, SIMT_SITE("simd_any")); }
 inline bool simd_all(bool x, SIMT_PLACE) { return meet(static_cast<uint>(x), 0, reduce<uint, And>, SIMT_SITE("simd_all")); }
 struct simd_vote {
+  typedef ulong vote_t;
   ulong bits;
   explicit operator ulong() const { return bits; }
 };
