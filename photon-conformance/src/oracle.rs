@@ -6,7 +6,10 @@ pub(crate) mod sample;
 
 use photon_core::{Activation, DType, WeightFormat};
 
-use crate::rig::{Value, decode, half_ulp};
+use crate::{
+    Options,
+    rig::{Value, decode, half_ulp},
+};
 
 /// One element of a linear layer: `x` and `w` are the two rows, `old` what the output held.
 pub(crate) fn linear(
@@ -29,6 +32,23 @@ pub(crate) fn linear(
     let (value, magnitude) = (apply(activation, sum), slope * magnitude);
     let magnitude = magnitude + old.abs();
     Value { value: value + old, magnitude, terms: x.len(), extra: 0.0 }
+}
+
+/// What rounding `x` to 8 bits may add to its product with `w`, where a device does so for weights of `format`.
+/// The roundings are independent: six standard deviations of their sum, or all of them at their worst if
+/// that is less.
+pub(crate) fn rounded_row(x: &[f64], w: &[f64], format: WeightFormat, options: &Options) -> f64 {
+    if format != WeightFormat::Int8 || options.int8_rows == 0 {
+        return 0.0;
+    }
+    let (mut squares, mut worst) = (0.0, 0.0);
+    for (x, w) in x.chunks(options.int8_rows).zip(w.chunks(options.int8_rows)) {
+        let half_step = x.iter().fold(0.0_f64, |largest, x| largest.max(x.abs())) / 254.0;
+        squares += w.iter().map(|w| (half_step * w).powi(2) / 3.0).sum::<f64>();
+        worst += w.iter().map(|w| half_step * w.abs()).sum::<f64>();
+    }
+    // GELU's slope is below 1.13 everywhere.
+    1.13 * worst.min(6.0 * squares.sqrt())
 }
 
 fn apply(activation: Activation, x: f64) -> f64 {

@@ -47,7 +47,8 @@ fn products(c: &mut Criterion) {
     for ([rows, k, n], many) in MANY.map(|s| (s, true)).into_iter().chain(FEW.map(|s| (s, false))) {
         for format in FORMATS {
             let weight_bytes = n * (format.row_bytes(k) + 4 * format.row_scales(k));
-            let dtype = if let WeightFormat::Float(dtype) = format { dtype } else { DType::F32 };
+            // Quantized weights meet activations of 16 bits, as in a model.
+            let dtype = if let WeightFormat::Float(dtype) = format { dtype } else { DType::Bf16 };
             group.throughput(if many {
                 Throughput::Elements((2 * rows * n * k) as u64)
             } else {
@@ -102,46 +103,78 @@ fn peaks(c: &mut Criterion) {
         });
     });
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+    for (name, has, chains, operations) in multiply_add::KINDS {
         const STEPS: usize = 2_000_000;
-        group.throughput(Throughput::Elements((STEPS * multiply_add::FLOPS * threads) as u64));
-        group.bench_function("f32 multiply-add, 256 bits", |b| {
-            b.iter(|| {
-                let work = |_| {
-                    // SAFETY: the processor has the instructions: asked above.
-                    black_box(unsafe { multiply_add::chains(STEPS) });
-                };
-                on_all_threads(work, threads);
-            });
+        if !has() {
+            continue;
+        }
+        group.throughput(Throughput::Elements((STEPS * operations * threads) as u64));
+        group.bench_function(name, |b| {
+            // SAFETY: the processor has the instructions: asked above.
+            b.iter(|| on_all_threads(|_| unsafe { chains(STEPS) }, threads));
         });
     }
     group.finish();
 }
 
+/// As many multiplications and additions as registers allow, for each kind of instruction.
 #[cfg(target_arch = "x86_64")]
 mod multiply_add {
-    use std::{
-        arch::x86_64::{__m256, _mm256_add_ps, _mm256_fmadd_ps, _mm256_set1_ps},
-        hint::black_box,
-    };
-
-    const CHAINS: usize = 12;
-    /// Operations of a step.
-    pub(super) const FLOPS: usize = CHAINS * 8 * 2;
+    use std::{arch::x86_64::*, hint::black_box};
 
     /// Enough independent chains to keep two units of latency four or five busy.
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) fn chains(steps: usize) -> __m256 {
-        // Unknown to the compiler, or it would see that all chains are one.
-        let mut acc = black_box([_mm256_set1_ps(1.0); CHAINS]);
-        let (a, b) = (_mm256_set1_ps(1.0 - 1e-7), _mm256_set1_ps(1e-7));
-        for _ in 0..steps {
-            for acc in &mut acc {
-                *acc = _mm256_fmadd_ps(*acc, a, b);
+    const CHAINS: usize = 12;
+
+    type Kind = (&'static str, fn() -> bool, unsafe fn(usize), usize);
+    /// What to call it, whether this processor has it, so many steps of it, and operations of a step.
+    pub(super) const KINDS: [Kind; 4] = [
+        (
+            "f32, 256 bits",
+            || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            f32_256,
+            CHAINS * 8 * 2,
+        ),
+        ("f32, 512 bits", || is_x86_feature_detected!("avx512f"), f32_512, CHAINS * 16 * 2),
+        (
+            "pairs of bf16, 512 bits",
+            || is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16"),
+            pairs,
+            CHAINS * 32 * 2,
+        ),
+        (
+            "bytes in fours, 512 bits",
+            || is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni"),
+            quads,
+            CHAINS * 64 * 2,
+        ),
+    ];
+
+    macro_rules! chains {
+        ($name:ident, $features:literal, $one:expr, |$acc:ident, $factor:ident| $step:expr) => {
+            #[target_feature(enable = $features)]
+            fn $name(steps: usize) {
+                // Unknown to the compiler, or it would see that all chains are one.
+                let mut all = black_box([$one; CHAINS]);
+                let $factor = black_box($one);
+                for _ in 0..steps {
+                    for $acc in &mut all {
+                        *$acc = $step;
+                    }
+                }
+                black_box(all);
             }
-        }
-        acc.into_iter().fold(_mm256_set1_ps(0.0), |sum, x| _mm256_add_ps(sum, x))
+        };
     }
+    chains!(f32_256, "avx2,fma", _mm256_set1_ps(1.0), |acc, x| _mm256_fmadd_ps(*acc, x, x));
+    chains!(f32_512, "avx512f", _mm512_set1_ps(1.0), |acc, x| _mm512_fmadd_ps(*acc, x, x));
+    chains!(pairs, "avx512f,avx512bf16", _mm512_set1_ps(1.0), |acc, x| {
+        // SAFETY: any bits are valid for both types, of 64 bytes.
+        let pairs = unsafe { std::mem::transmute::<__m512, __m512bh>(x) };
+        _mm512_dpbf16_ps(*acc, pairs, pairs)
+    });
+    chains!(quads, "avx512f,avx512vnni", _mm512_set1_epi32(1), |acc, x| {
+        _mm512_dpbusd_epi32(*acc, x, x)
+    });
 }
 
 criterion_group!(benches, peaks, products);

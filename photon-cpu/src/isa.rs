@@ -11,14 +11,19 @@ pub enum Isa {
     Portable,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// [`Isa::Avx2`] and dot products of bytes in fours, as instructions of AVX or of AVX-512.
+    AvxVnni,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
-    /// [`Isa::Avx512`] and dot products of bf16 pairs.
+    /// [`Isa::Avx512`] and dot products of bytes in fours.
+    Avx512Vnni,
+    /// [`Isa::Avx512Vnni`] and dot products of bf16 pairs.
     Avx512Bf16,
 }
 
 impl Isa {
-    const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+    const ALL: [Isa; 6] =
+        [Isa::Portable, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Avx512Vnni, Isa::Avx512Bf16];
 
     /// The environment variable that forces a level.
     pub const VARIABLE: &'static str = "PHOTON_CPU_ISA";
@@ -54,8 +59,19 @@ impl Isa {
         match self {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Vnni => "avx512vnni",
             Isa::Avx512Bf16 => "avx512bf16",
+        }
+    }
+
+    /// The level without dot products, which only products of matrices need.
+    pub(crate) const fn base(self) -> Isa {
+        match self {
+            Isa::Portable => Isa::Portable,
+            Isa::Avx2 | Isa::AvxVnni => Isa::Avx2,
+            Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => Isa::Avx512,
         }
     }
 
@@ -75,6 +91,10 @@ impl Isa {
                     && is_x86_feature_detected!("fma")
                     && is_x86_feature_detected!("f16c")
             }
+            Isa::AvxVnni => {
+                let vex = is_x86_feature_detected!("avxvnni");
+                Isa::Avx2.is_available() && (vex || Isa::Avx512Vnni.is_available())
+            }
             Isa::Avx512 => {
                 Isa::Avx2.is_available()
                     && is_x86_feature_detected!("avx512f")
@@ -82,7 +102,10 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
             }
-            Isa::Avx512Bf16 => Isa::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
+            Isa::Avx512Vnni => Isa::Avx512.is_available() && is_x86_feature_detected!("avx512vnni"),
+            Isa::Avx512Bf16 => {
+                Isa::Avx512Vnni.is_available() && is_x86_feature_detected!("avx512bf16")
+            }
         }
     }
 

@@ -22,7 +22,7 @@ use crate::{
     simd::{self, Op, Simd},
 };
 use finish::{Epilogue, Piece};
-use layout::{GRAIN, Layout, PANEL, ROWS, WithFormat};
+use layout::{Layout, PANEL, ROWS, WithFormat};
 use scratch::with_scratch;
 use tile::{Format, Single, Tile};
 
@@ -182,7 +182,7 @@ impl WithFormat for Run<'_> {
     type Output = ();
 
     fn call<F: Format>(self) {
-        simd::dispatch(self.cpu.isa(), RunFormat::<F> { run: self, format: PhantomData });
+        simd::dispatch_product(self.cpu.isa(), RunFormat::<F> { run: self, format: PhantomData });
     }
 }
 
@@ -269,7 +269,7 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
 
     fn compute(self, rows: usize, pack: Pack<'_, F>, store: Store<'_>) {
         let strip_len = layout::strip_len::<F>(self.k);
-        let depth = layout::depth(layout::steps::<F>(self.k));
+        let depth = layout::depth::<F>(layout::steps::<F>(self.k));
         let strip_bytes = strip_len * size_of::<F::Activation>();
         let rows_at_once = (ACTIVATION_BYTES / strip_bytes).max(1) * ROWS;
         for first in (0..rows).step_by(rows_at_once) {
@@ -321,7 +321,8 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
         let steps = layout::steps::<F>(self.k);
         // What is read only once need not stay in L1.
         let once = strips.number() == 1 && tile::widest::<S>(strips.count) * S::LANES == PANEL;
-        let depth = if once && !F::ALWAYS_WIDEN { strips.depth } else { GRAIN };
+        let grain = layout::grain::<F>();
+        let depth = if once && !F::ALWAYS_WIDEN { strips.depth } else { grain };
         let sums_len = DIRECT_ROWS.next_multiple_of(ROWS) * PANEL;
         let wide_len = if F::ALWAYS_WIDEN { depth * PANEL } else { 0 };
         self.pool.run(self.panels(), &|panel| {
@@ -341,7 +342,7 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
                             if F::ALWAYS_WIDEN {
                                 let tile = Tile::<Single<f32>> {
                                     rows: bytemuck::cast_slice(strips.at(strip, step)),
-                                    row_stride: strips.depth,
+                                    row_stride: strips.stride(),
                                     columns: &wide[column..],
                                     stride: PANEL,
                                     steps: count,
@@ -355,7 +356,7 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
                             }
                             let tile = Tile::<F> {
                                 rows: strips.at(strip, step),
-                                row_stride: strips.depth,
+                                row_stride: strips.stride(),
                                 columns: &self.panel(panel, step)[column * F::PER_STEP..],
                                 stride: PANEL,
                                 steps: count,
@@ -434,7 +435,7 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
                                 let columns = self.panel(column / PANEL, step);
                                 let tile = Tile::<F> {
                                     rows: all.at(strip, step),
-                                    row_stride: depth,
+                                    row_stride: all.stride(),
                                     columns: &columns[column % PANEL * F::PER_STEP..],
                                     stride: PANEL,
                                     steps: count,
@@ -447,7 +448,7 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
                             } else {
                                 let tile = Tile::<Single<f32>> {
                                     rows: bytemuck::cast_slice(all.at(strip, step)),
-                                    row_stride: depth,
+                                    row_stride: all.stride(),
                                     columns: &wide[slab * Self::WIDTH * depth..],
                                     stride: Self::WIDTH,
                                     steps: count,
@@ -499,6 +500,11 @@ impl<'a, F: Format> Strips<'a, F> {
         self.count.div_ceil(ROWS)
     }
 
+    /// Steps from one row to the next.
+    fn stride(&self) -> usize {
+        layout::stride::<F>(self.depth)
+    }
+
     /// Rows of a strip: the last one may be lower.
     fn rows(&self, strip: usize) -> usize {
         ROWS.min(self.count - strip * ROWS)
@@ -506,9 +512,10 @@ impl<'a, F: Format> Strips<'a, F> {
 
     /// A strip's block of steps, from `step` on.
     fn at(&self, strip: usize, step: usize) -> &'a [F::Activation] {
-        let block = ROWS * self.depth * F::PER_STEP;
+        let block = ROWS * self.stride() * F::PER_STEP;
         let start = strip * self.strip_len + step / self.depth * block;
-        &self.packed[start + step % self.depth * F::PER_STEP..start + block]
+        let within = layout::stride::<F>(step % self.depth) * F::PER_STEP;
+        &self.packed[start + within..start + block]
     }
 }
 

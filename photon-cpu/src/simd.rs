@@ -31,28 +31,43 @@ pub(crate) trait Op {
     fn call<S: Simd>(self, s: S) -> Self::Output;
 }
 
-/// Runs `op` with the instructions of `isa`.
+/// Runs `op` with the instructions of `isa` but its dot products.
 ///
 /// # Panics
 /// If this processor does not have them.
 pub(crate) fn dispatch<O: Op>(isa: Isa, op: O) -> O::Output {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use x86::{Avx2, Avx512};
-        const LACKING: &str = "an Isa that this processor does not have";
-        match isa {
-            Isa::Portable => Portable.run(op),
-            Isa::Avx2 => Avx2::new().expect(LACKING).run(op),
-            Isa::Avx512 => Avx512::<false>::new().expect(LACKING).run(op),
-            Isa::Avx512Bf16 => Avx512::<true>::new().expect(LACKING).run(op),
+    match isa.base() {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => x86::Avx2::<{ x86::PLAIN }>::new().expect(LACKING).run(op),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => x86::Avx512::<{ x86::PLAIN }>::new().expect(LACKING).run(op),
+        isa => {
+            assert_eq!(isa, Isa::Portable, "{LACKING}");
+            Portable.run(op)
         }
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        assert_eq!(isa, Isa::Portable, "an Isa that this processor does not have");
-        Portable.run(op)
+}
+
+/// Runs `op`, a product of matrices, with all the instructions of `isa`.
+///
+/// # Panics
+/// If this processor does not have them.
+pub(crate) fn dispatch_product<O: Op>(isa: Isa, op: O) -> O::Output {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni => match x86::Avx2::<{ x86::BYTES }>::new() {
+            Some(avx) => avx.run(op),
+            None => x86::Avx2::<{ x86::BYTES_OF_AVX512 }>::new().expect(LACKING).run(op),
+        },
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni => x86::Avx512::<{ x86::BYTES }>::new().expect(LACKING).run(op),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 => x86::Avx512::<{ x86::PAIRS }>::new().expect(LACKING).run(op),
+        isa => dispatch(isa, op),
     }
 }
+
+const LACKING: &str = "an Isa that this processor does not have";
 
 /// An instruction set: arithmetic on vectors of [`Simd::LANES`] f32.
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
@@ -96,6 +111,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         self.fma(self.lower(a), self.lower(b), acc)
     }
 
+    /// `acc`, integers, plus products of bytes, four to an element: those of `a` signed, of `b` unsigned.
+    #[inline(always)]
+    fn dot_quads(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
+        quads_without_instruction(self, acc, a, b)
+    }
+    /// Integers as floats.
+    fn to_float(self, x: Self::V) -> Self::V;
+
     /// Turns rows into columns: element `j` of vector `i` becomes element `i` of vector `j`, among the
     /// first `LANES` vectors.
     fn transpose(self, rows: [Self::V; MAX_LANES]) -> [Self::V; MAX_LANES];
@@ -134,6 +157,26 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `LANES` elements can be written at `p`.
     unsafe fn write_bf16(self, p: *mut bf16, x: Self::V);
+    /// Writes the lowest byte of each element.
+    ///
+    /// # Safety
+    /// `LANES` bytes can be written at `p`.
+    unsafe fn write_low_bytes(self, p: *mut u8, x: Self::V);
+}
+
+/// [`Simd::dot_quads`] for levels without such an instruction, which store nothing as such bytes.
+fn quads_without_instruction<S: Simd>(s: S, acc: S::V, a: S::V, b: S::V) -> S::V {
+    let mut of = [[0.0_f32; MAX_LANES]; 3];
+    store(s, &mut of[0], acc);
+    store(s, &mut of[1], a);
+    store(s, &mut of[2], b);
+    for lane in 0..S::LANES {
+        let (a, b) = (of[1][lane].to_bits().to_le_bytes(), of[2][lane].to_bits().to_le_bytes());
+        let products = a.into_iter().zip(b).map(|(a, b)| i32::from(a as i8) * i32::from(b));
+        let sum = products.fold(of[0][lane].to_bits() as i32, i32::wrapping_add);
+        of[0][lane] = f32::from_bits(sum as u32);
+    }
+    load(s, &of[0])
 }
 
 /// A code of e4m3.
@@ -572,9 +615,53 @@ mod tests {
         let a = std::array::from_fn(|i| pair(i as f32, 1.5));
         let b = std::array::from_fn(|i| pair(2.0, -(i as f32)));
         for isa in Isa::available() {
-            for (i, got) in dispatch(isa, Pairs(a, b)).into_iter().enumerate() {
+            for (i, got) in dispatch_product(isa, Pairs(a, b)).into_iter().enumerate() {
                 assert_eq!(got, 0.5 + 2.0 * i as f32 - 1.5 * i as f32, "{}", isa.name());
             }
+        }
+    }
+
+    #[test]
+    fn bytes_are_multiplied_in_fours_and_rounded_to() {
+        struct Quads([f32; 16], [f32; 16]);
+        impl Op for Quads {
+            type Output = (Vec<f32>, Vec<i8>);
+            #[inline(always)]
+            fn call<S: Simd>(self, s: S) -> Self::Output {
+                let (mut sums, mut bytes) = ([0.0; 16], [0; 16]);
+                let acc = s.splat(f32::from_bits(-7_i32 as u32));
+                let sum = s.dot_quads(acc, load(s, &self.0), load(s, &self.1));
+                store(s, &mut sums, s.to_float(sum));
+                // What this constant leaves in the low bits is the nearest integer.
+                let x = s.fma(load(s, &RAMP), s.splat(1.0), s.splat(12_582_912.0));
+                // SAFETY: there are sixteen.
+                unsafe { s.write_low_bytes(bytes.as_mut_ptr(), x) };
+                let bytes = bytes[..S::LANES].iter().map(|&byte: &u8| byte as i8);
+                (sums[..S::LANES].to_vec(), bytes.collect())
+            }
+        }
+        const RAMP: [f32; 16] = [
+            -127.0, -126.6, -3.5, -2.5, -1.4, -0.5, 0.0, 0.5, 0.6, 1.5, 2.5, 63.2, 126.4, 126.6,
+            127.0, -0.4,
+        ];
+        const ROUNDED: [i8; 16] = [-127, -127, -4, -2, -1, 0, 0, 0, 1, 2, 2, 63, 126, 127, 127, 0];
+        let a = |i: i32| [i as i8 - 8, -128, 127, 3];
+        let b = |i: i32| [255, i as u8, 200, 255 - i as u8];
+        let float = |bytes: [u8; 4]| f32::from_bits(u32::from_le_bytes(bytes));
+        let quads = || {
+            Quads(
+                std::array::from_fn(|i| float(a(i as i32).map(|x| x as u8))),
+                std::array::from_fn(|i| float(b(i as i32))),
+            )
+        };
+        for isa in Isa::available() {
+            let (sums, bytes) = dispatch_product(isa, quads());
+            for (i, sum) in (0..).zip(sums) {
+                let want: i32 =
+                    a(i).iter().zip(b(i)).map(|(&a, b)| i32::from(a) * i32::from(b)).sum();
+                assert_eq!(sum, (want - 7) as f32, "{}: {i}", isa.name());
+            }
+            assert_eq!(bytes, ROUNDED[..bytes.len()], "{}", isa.name());
         }
     }
 }

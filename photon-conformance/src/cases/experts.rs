@@ -7,7 +7,7 @@ use crate::{
     Options,
     cases::poisoned,
     oracle,
-    rig::{Gaps, Label, Rig, Want, skip},
+    rig::{Gaps, Label, Rig, Value, Want, skip},
     rng::Rng,
 };
 
@@ -87,7 +87,9 @@ fn check_grouped<D: Kernels>(rig: &mut Rig<'_, D>, c: Config) {
         let row = i / per_row;
         let w = &ws[(matrix * n + j) * k..][..k];
         let old = c.accumulate.then(|| old[i * n + j]);
-        Want::Near(oracle::linear(&xs[row * k..(row + 1) * k], w, None, Activation::None, old))
+        let x = &xs[row * k..(row + 1) * k];
+        let extra = oracle::rounded_row(x, w, c.w, rig.options);
+        Want::Near(Value { extra, ..oracle::linear(x, w, None, Activation::None, old) })
     });
     rig.unchanged(&label, &[&x, &group]);
 }

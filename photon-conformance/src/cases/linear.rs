@@ -3,7 +3,7 @@ use photon_core::{Activation, DType, Kernels, Linear, WeightFormat};
 
 use crate::{
     Options, oracle,
-    rig::{Gaps, Label, Rig, Want, skip},
+    rig::{Gaps, Label, Rig, Value, Want, skip},
     rng::Rng,
 };
 
@@ -83,7 +83,8 @@ fn check<D: Kernels>(rig: &mut Rig<'_, D>, c: Config) {
         let w = &w_values[j * c.k..(j + 1) * c.k];
         let bias = c.has(0).then(|| biases[j]);
         let old = c.has(2).then(|| old[i * c.n + j]);
-        Want::Near(oracle::linear(x, w, bias, activation, old))
+        let extra = oracle::rounded_row(x, w, c.w, rig.options);
+        Want::Near(Value { extra, ..oracle::linear(x, w, bias, activation, old) })
     });
     rig.unchanged(&label, &[&x, &bias]);
 }

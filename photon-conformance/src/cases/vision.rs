@@ -126,6 +126,7 @@ fn check_patch_embed<D: Kernels>(
         let squares: f64 =
             x.iter().zip(w).map(|(x, w)| (half_ulp(scratch_type, x.abs()) * w).powi(2)).sum();
         value.extra = 6.0 * squares.sqrt() + half_ulp(out_type, old.abs());
+        value.extra += oracle::rounded_row(x, w, w_type, rig.options);
         value
     };
     rig.check(&label, &out, |i, j| Want::Near(want(i, j)));

@@ -224,11 +224,6 @@ impl Op for Lanes {
     }
 }
 
-/// Products of bf16 pairs are no use here, so one copy of the kernels serves both levels.
-fn isa_of(cpu: &Cpu) -> Isa {
-    cpu.isa().min(Isa::Avx512)
-}
-
 pub(crate) fn attention(cpu: &Cpu, op: Attention<'_, Cpu>) {
     with_float!(op.out.dtype(), T => dense::<T>(cpu, op));
 }
@@ -238,7 +233,7 @@ fn dense<T: Float + Cached>(cpu: &Cpu, op: Attention<'_, Cpu>) {
     let (out, qkv) = (RowsMut::<T>::new(out), Rows::<T>::new(qkv));
     let head_dim = out.cols() / heads;
     let seqs = out.rows() / seq_len;
-    let isa = isa_of(cpu);
+    let isa = cpu.isa();
     let layout = Layout::new(dispatch(isa, Lanes), head_dim);
     let parts = (TASKS_PER_THREAD * cpu.pool().threads()).div_ceil((seqs * heads).max(1));
     let pieces: Vec<_> = pieces(seq_len, parts).collect();
@@ -352,7 +347,7 @@ fn paged<T: Float, U: Cached>(cpu: &Cpu, op: PagedAttention<'_, Cpu>) {
     let v_cache = CacheRows::<U>::new(op.v_cache, kv_heads);
     let (out, q) = (RowsMut::<T>::new(op.out), Rows::<T>::new(op.q));
     let op = Paged {
-        isa: isa_of(cpu),
+        isa: cpu.isa(),
         q,
         out,
         k_cache,

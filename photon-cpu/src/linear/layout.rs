@@ -12,12 +12,12 @@
 use half::{bf16, f16};
 use photon_core::{DType, WeightFormat};
 
-use super::tile::{Format, Halves, Nibbles, Pairs, Single};
+use super::tile::{Format, Halves, Nibbles, Pairs, Quads, Single};
 use crate::{
     elements::{Float, Rows},
     isa::Isa,
     pool::{Parts, Pool},
-    simd::{Convert, Fp8, Simd},
+    simd::{Fp8, Simd},
 };
 
 /// Columns of a panel.
@@ -28,12 +28,20 @@ pub(super) const ROWS: usize = 6;
 /// without loss, and the sums go through memory half as often. Zen 3, 2025-11: 729 x 1152 x 4304 gains
 /// 3 % over 256.
 const DEPTH: usize = 512;
-/// Blocks are whole multiples of so many steps.
-pub(super) const GRAIN: usize = 64;
+
+/// Blocks are whole multiples of so many steps, and of groups.
+pub(super) const fn grain<F: Format>() -> usize {
+    if F::GROUP > 0 { F::GROUP } else { 64 }
+}
 
 /// Steps of a block, for rows of `steps`: blocks are of about equal depth.
-pub(super) fn depth(steps: usize) -> usize {
-    steps.div_ceil(steps.div_ceil(DEPTH)).next_multiple_of(GRAIN)
+pub(super) fn depth<F: Format>(steps: usize) -> usize {
+    steps.div_ceil(steps.div_ceil(DEPTH)).next_multiple_of(grain::<F>())
+}
+
+/// Steps from one row of a block to the next, if the block has `steps`: what is in front of groups is counted.
+pub(super) const fn stride<F: Format>(steps: usize) -> usize {
+    if F::GROUP > 0 { steps + steps.div_ceil(F::GROUP) * F::HEAD } else { steps }
 }
 
 /// The weight layouts.
@@ -47,6 +55,8 @@ pub(super) enum Layout {
     Bf16Pairs,
     /// Behind the panels, a scale for each column.
     Int8,
+    /// As `Int8`, four elements of k side by side, plus 128.
+    Int8Quads,
     /// As `Int8`.
     Fp8,
     /// For vectors of so many lanes, with so many steps to a scale.
@@ -60,17 +70,17 @@ impl Layout {
             WeightFormat::Float(DType::F32) => Some(Layout::F32),
             WeightFormat::Float(DType::F16) => Some(Layout::F16),
             WeightFormat::Float(DType::Bf16) => Some(match isa {
-                Isa::Portable | Isa::Avx2 => Layout::Bf16(8),
-                Isa::Avx512 => Layout::Bf16(16),
+                Isa::Portable | Isa::Avx2 | Isa::AvxVnni => Layout::Bf16(8),
+                Isa::Avx512 | Isa::Avx512Vnni => Layout::Bf16(16),
                 Isa::Avx512Bf16 => Layout::Bf16Pairs,
             }),
-            WeightFormat::Int8 => Some(Layout::Int8),
+            WeightFormat::Int8 => Some(match isa {
+                Isa::Portable | Isa::Avx2 | Isa::Avx512 => Layout::Int8,
+                Isa::AvxVnni | Isa::Avx512Vnni | Isa::Avx512Bf16 => Layout::Int8Quads,
+            }),
             WeightFormat::Fp8 => Some(Layout::Fp8),
             WeightFormat::Int4 { group: group @ (32 | 128) } => {
-                let lanes = match isa {
-                    Isa::Portable | Isa::Avx2 => 8,
-                    Isa::Avx512 | Isa::Avx512Bf16 => 16,
-                };
+                let lanes = if isa.base() == Isa::Avx512 { 16 } else { 8 };
                 Some(Layout::Int4(lanes, group as usize))
             }
             _ => None,
@@ -81,7 +91,7 @@ impl Layout {
     pub(super) fn num_scales(self, n: usize, k: usize) -> usize {
         let columns = n.next_multiple_of(PANEL);
         match self {
-            Layout::Int8 | Layout::Fp8 => columns,
+            Layout::Int8 | Layout::Int8Quads | Layout::Fp8 => columns,
             Layout::Int4(_, group) => 2 * columns * steps::<Single<i8>>(k).div_ceil(group),
             _ => 0,
         }
@@ -89,7 +99,7 @@ impl Layout {
 
     /// Whether a column has one scale, which its sums are multiplied with.
     pub(super) fn scales_columns(self) -> bool {
-        matches!(self, Layout::Int8 | Layout::Fp8)
+        matches!(self, Layout::Int8 | Layout::Int8Quads | Layout::Fp8)
     }
 
     /// Bytes of a packed `[n, k]` matrix.
@@ -99,6 +109,7 @@ impl Layout {
             Layout::F16 | Layout::Bf16(_) => (steps::<Single<bf16>>(k), 2 * PANEL),
             Layout::Bf16Pairs => (steps::<Pairs>(k), 4 * PANEL),
             Layout::Int8 | Layout::Fp8 => (steps::<Single<i8>>(k), PANEL),
+            Layout::Int8Quads => (steps::<Quads>(k), 4 * PANEL),
             Layout::Int4(..) => (steps::<Single<i8>>(k), PANEL / 2),
         };
         let panels = n.div_ceil(PANEL).checked_mul(steps)?.checked_mul(step_bytes)?;
@@ -125,6 +136,7 @@ impl Layout {
             Layout::Bf16(lanes) => unreachable!("no vectors of {lanes} lanes"),
             Layout::Bf16Pairs => f.call::<Pairs>(),
             Layout::Int8 => f.call::<Single<i8>>(),
+            Layout::Int8Quads => f.call::<Quads>(),
             Layout::Fp8 => f.call::<Single<Fp8>>(),
             Layout::Int4(8, 32) => f.call::<Nibbles<8, 32>>(),
             Layout::Int4(8, 128) => f.call::<Nibbles<8, 128>>(),
@@ -168,7 +180,8 @@ pub(super) fn pack_weights<F: Format>(
                 let row = &bytes[(row * k + run.start) * size..(row * k + run.end) * size];
                 for (k, element) in run.clone().zip(row.chunks_exact(size)) {
                     let step = k / F::PER_STEP * PANEL * F::PER_STEP;
-                    out[step + place + k % F::PER_STEP] = bytemuck::pod_read_unaligned(element);
+                    out[step + place + k % F::PER_STEP] =
+                        F::encode(bytemuck::pod_read_unaligned(element));
                 }
             }
         }
@@ -220,7 +233,8 @@ pub(super) fn pack_scales(n: usize, per_row: usize, scales: &[f32], out: &mut [f
 /// Elements of a packed strip.
 pub(super) fn strip_len<F: Format>(k: usize) -> usize {
     let steps = steps::<F>(k);
-    steps.next_multiple_of(depth(steps)) * ROWS * F::PER_STEP
+    let depth = depth::<F>(steps);
+    steps.div_ceil(depth) * stride::<F>(depth) * ROWS * F::PER_STEP
 }
 
 /// Packs rows `source(first) .. source(first + rows)` of `x`. Elements of `out` that no tile reads keep what they
@@ -237,7 +251,8 @@ pub(super) fn pack_activations<S: Simd, F: Format, X: Float>(
     const SMALL: usize = 16 << 10;
     let (k, strip_len) = (x.cols(), strip_len::<F>(x.cols()));
     let steps = steps::<F>(k);
-    let (row_len, padded) = (depth(steps) * F::PER_STEP, steps * F::PER_STEP);
+    let depth = depth::<F>(steps);
+    let row_len = stride::<F>(depth) * F::PER_STEP;
     let strips = rows.div_ceil(ROWS);
     let out = Parts::new(out);
     let pack = |strip: usize| {
@@ -245,12 +260,11 @@ pub(super) fn pack_activations<S: Simd, F: Format, X: Float>(
         let out = unsafe { out.part(strip * strip_len..(strip + 1) * strip_len) };
         for row in 0..ROWS.min(rows - strip * ROWS) {
             let x = x.row(source(first + strip * ROWS + row));
-            for (block, start) in (0..padded).step_by(row_len).enumerate() {
-                let out = &mut out[(block * ROWS + row) * row_len..][..row_len.min(padded - start)];
-                let x = &x[start.min(k)..k.min(start + row_len)];
-                let (out, pad) = out.split_at_mut(x.len());
-                s.run(Convert { out, x });
-                pad.fill(bytemuck::Zeroable::zeroed());
+            for (block, start) in (0..steps).step_by(depth).enumerate() {
+                let len = stride::<F>(depth.min(steps - start)) * F::PER_STEP;
+                let out = &mut out[(block * ROWS + row) * row_len..][..len];
+                let x = &x[k.min(start * F::PER_STEP)..k.min((start + depth) * F::PER_STEP)];
+                F::write_row(s, x, out);
             }
         }
     };

@@ -9,15 +9,15 @@ use std::marker::PhantomData;
 
 use half::bf16;
 
-use super::layout::{PANEL, ROWS};
-use crate::simd::{Element, Op, Readable, Simd, load, store};
+use super::layout::{self, PANEL, ROWS};
+use crate::simd::{Convert, Element, MAX_LANES, Op, Readable, Simd, load, store};
 
 /// How weights and activations are stored and multiplied. The unit of k is a step.
 pub(super) trait Format: Copy + Send + Sync + 'static {
     /// What weights are stored as.
     type Weight: bytemuck::Pod + Send + Sync;
     /// What activations are packed as.
-    type Activation: Element + bytemuck::Pod;
+    type Activation: bytemuck::Pod + Send + Sync;
     /// Elements of k in a step.
     const PER_STEP: usize;
     /// Whether tiles of many rows multiply f32 copies of the weights, made once for all rows.
@@ -26,11 +26,23 @@ pub(super) trait Format: Copy + Send + Sync + 'static {
     const ALWAYS_WIDEN: bool = false;
     /// Elements of a step of a panel.
     const STEP_LEN: usize = PANEL * Self::PER_STEP;
+    /// Steps whose products are added up as integers, before the sum is multiplied with the row's scale for
+    /// them; 0 where all sums are floats.
+    const GROUP: usize = 0;
+    /// Steps that a row has in front of each group's, for what [`Quads`] keeps there.
+    const HEAD: usize = 0;
 
     /// Where a step holds `column`, counted in columns.
     fn place(column: usize) -> usize {
         column
     }
+    /// What a weight is packed as.
+    fn encode(weight: Self::Weight) -> Self::Weight {
+        weight
+    }
+    /// Packs a block of a row, or the beginning of one. `out` is [`super::layout::stride`] of its steps long;
+    /// where it is longer than `x`, it counts as zero.
+    fn write_row<S: Simd, X: Readable>(s: S, x: &[X], out: &mut [Self::Activation]);
     /// Writes steps of a panel as f32, from `first` on, `slab.0` columns beside each other and such
     /// slabs `slab.1` apart. `scales` are the panel's, where there are some for each group of steps.
     #[inline(always)]
@@ -73,6 +85,17 @@ fn place_in_slabs(column: usize, step: usize, (width, len): (usize, usize)) -> u
     column / width * len + step * width + column % width
 }
 
+/// A row that is packed as it is but for its type.
+fn convert_row<S: Simd, T: Element + bytemuck::Zeroable, X: Readable>(
+    s: S,
+    x: &[X],
+    out: &mut [T],
+) {
+    let (out, pad) = out.split_at_mut(x.len());
+    s.run(Convert { out, x });
+    pad.fill(T::zeroed());
+}
+
 /// One element of k per step, columns in order, multiplied as f32.
 #[derive(Clone, Copy)]
 pub(super) struct Single<T>(PhantomData<T>);
@@ -83,6 +106,9 @@ impl<T: Readable + bytemuck::Pod> Format for Single<T> {
     const PER_STEP: usize = 1;
     const WIDEN: bool = size_of::<T>() < size_of::<f32>();
 
+    fn write_row<S: Simd, X: Readable>(s: S, x: &[X], out: &mut [f32]) {
+        convert_row(s, x, out);
+    }
     #[inline(always)]
     unsafe fn columns<S: Simd>(s: S, p: *const T) -> [S::V; 2] {
         // SAFETY: the first half of what the caller vouches for.
@@ -118,6 +144,9 @@ impl<const LANES: usize> Format for Halves<LANES> {
     fn place(column: usize) -> usize {
         let within = column % (2 * LANES);
         column - within + within % LANES * 2 + within / LANES
+    }
+    fn write_row<S: Simd, X: Readable>(s: S, x: &[X], out: &mut [f32]) {
+        convert_row(s, x, out);
     }
     #[inline(always)]
     unsafe fn columns<S: Simd>(s: S, p: *const bf16) -> [S::V; 2] {
@@ -184,6 +213,9 @@ impl<const LANES: usize, const GROUP: usize> Format for Nibbles<LANES, GROUP> {
             step = end;
         }
     }
+    fn write_row<S: Simd, X: Readable>(s: S, x: &[X], out: &mut [f32]) {
+        convert_row(s, x, out);
+    }
     unsafe fn columns<S: Simd>(_: S, _: *const u8) -> [S::V; 2] {
         unreachable!("always widened")
     }
@@ -208,6 +240,9 @@ impl Format for Pairs {
     const PER_STEP: usize = 2;
     const WIDEN: bool = false;
 
+    fn write_row<S: Simd, X: Readable>(s: S, x: &[X], out: &mut [bf16]) {
+        convert_row(s, x, out);
+    }
     #[inline(always)]
     unsafe fn columns<S: Simd>(s: S, p: *const bf16) -> [S::V; 2] {
         // SAFETY: a pair of bf16 is as large as an f32, and the load need not be aligned: the first
@@ -225,6 +260,104 @@ impl Format for Pairs {
     #[inline(always)]
     fn multiply<S: Simd>(s: S, row: S::V, columns: S::V, sum: S::V) -> S::V {
         s.dot_pairs(sum, row, columns)
+    }
+}
+
+/// Four elements of k per step, both factors bytes: for processors with an instruction for it, which adds
+/// four products to an integer.
+///
+/// Weights are codes plus 128, since one factor must be unsigned. Activations are rounded to `scale q`, `q` from
+/// -127 to 127, with a scale for each group of steps of each row, so that a large element costs only
+/// those around it precision. In front of a group are its scale and, in the next step, what 128
+/// added to the sum, negated.
+#[derive(Clone, Copy)]
+pub(super) struct Quads;
+
+impl Format for Quads {
+    type Weight = u8;
+    type Activation = u8;
+    const PER_STEP: usize = 4;
+    const WIDEN: bool = false;
+    const GROUP: usize = 128;
+    const HEAD: usize = 2;
+
+    fn encode(weight: u8) -> u8 {
+        weight ^ 0x80
+    }
+    fn write_row<S: Simd, X: Readable>(s: S, x: &[X], out: &mut [u8]) {
+        let head = Self::HEAD * Self::PER_STEP;
+        let mut left = x.chunks(Self::GROUP * Self::PER_STEP);
+        for out in out.chunks_mut(head + Self::GROUP * Self::PER_STEP) {
+            let (head, out) = out.split_at_mut(head);
+            let (scale, sum) = s.run(Quantize { x: left.next().unwrap_or_default(), out });
+            head[..4].copy_from_slice(&scale.to_le_bytes());
+            head[4..].copy_from_slice(&(-128 * sum).to_le_bytes());
+        }
+    }
+    #[inline(always)]
+    unsafe fn columns<S: Simd>(s: S, p: *const u8) -> [S::V; 2] {
+        // SAFETY: four bytes are as large as an f32, and the load need not be aligned: the first half of
+        // what the caller vouches for.
+        let first = unsafe { s.read_f32(p.cast()) };
+        // SAFETY: as above, the second half.
+        let second = unsafe { s.read_f32(p.wrapping_add(4 * S::LANES).cast()) };
+        [first, second]
+    }
+    #[inline(always)]
+    unsafe fn row<S: Simd>(s: S, p: *const u8) -> S::V {
+        // SAFETY: the caller vouches for four bytes.
+        s.splat(unsafe { p.cast::<f32>().read_unaligned() })
+    }
+    #[inline(always)]
+    fn multiply<S: Simd>(s: S, row: S::V, columns: S::V, sum: S::V) -> S::V {
+        s.dot_quads(sum, row, columns)
+    }
+}
+
+/// Rounds `x` to `scale q`, `q` from -127 to 127, filling up with zeros; gives the scale and the sum of all `q`.
+/// The scale is NaN if not all of `x` is finite.
+struct Quantize<'a, X> {
+    x: &'a [X],
+    out: &'a mut [u8],
+}
+
+impl<X: Readable> Op for Quantize<'_, X> {
+    type Output = (f32, i32);
+
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) -> (f32, i32) {
+        // Adding this leaves the nearest integer in the low bits of the mantissa.
+        const ROUND: f32 = 12_582_912.0;
+        let Quantize { x, out } = self;
+        let mut last = [X::default(); MAX_LANES];
+        let whole = x.len() / S::LANES * S::LANES;
+        last[..x.len() - whole].copy_from_slice(&x[whole..]);
+        let vector = |at: usize| load(s, if at < whole { &x[at..] } else { &last });
+        let (mut largest, mut poison) = (s.splat(0.0), s.splat(0.0));
+        for at in (0..x.len()).step_by(S::LANES) {
+            let x = vector(at);
+            largest = s.max(s.max(x, s.sub(s.splat(0.0), x)), largest);
+            poison = s.fma(x, s.splat(0.0), poison);
+        }
+        let (mut lanes, mut poisons) = ([0.0; MAX_LANES], [0.0; MAX_LANES]);
+        store(s, &mut lanes, largest);
+        store(s, &mut poisons, poison);
+        let largest = lanes.into_iter().fold(0.0, f32::max);
+        let factor = if largest > 0.0 { s.splat(127.0 / largest) } else { s.splat(0.0) };
+        let mut sums = s.splat(0.0);
+        for at in (0..out.len()).step_by(S::LANES) {
+            let x = if at < x.len() { vector(at) } else { s.splat(0.0) };
+            let rounded = s.fma(x, factor, s.splat(ROUND));
+            sums = s.add(sums, s.sub(rounded, s.splat(ROUND)));
+            let mut bytes = [0; MAX_LANES];
+            let count = S::LANES.min(out.len() - at);
+            // SAFETY: no vector is longer.
+            unsafe { s.write_low_bytes(bytes.as_mut_ptr(), rounded) };
+            out[at..at + count].copy_from_slice(&bytes[..count]);
+        }
+        store(s, &mut lanes, sums);
+        // Both sums are of few integers, so they are exact.
+        (largest / 127.0 + poisons.iter().sum::<f32>(), lanes.iter().sum::<f32>() as i32)
     }
 }
 
@@ -251,40 +384,29 @@ pub(super) struct Tile<'a, F: Format> {
 
 struct Shaped<'a, F: Format, const R: usize, const V: usize>(Tile<'a, F>);
 
-impl<F: Format, const R: usize, const V: usize> Op for Shaped<'_, F, R, V> {
-    type Output = ();
-
+impl<F: Format, const R: usize, const V: usize> Shaped<'_, F, R, V> {
+    /// Adds the products of `steps` steps.
+    ///
+    /// # Safety
+    /// From `row` and `column` on, `R` rows of so many steps and so many steps of `V` vectors can be read, as far
+    /// apart as in the tile.
     #[inline(always)]
-    fn call<S: Simd>(self, s: S) {
-        let Tile { rows, columns, steps, sums, sums_stride, fresh, prefetch, .. } = self.0;
-        let row_stride = self.0.row_stride * F::PER_STEP;
-        let stride = self.0.stride * F::PER_STEP;
-        assert!(0 < steps);
-        assert!(rows.len() >= (R - 1) * row_stride + steps * F::PER_STEP);
-        assert!(columns.len() >= (steps - 1) * stride + V * S::LANES * F::PER_STEP);
-        assert!(sums.len() >= (R - 1) * sums_stride + V * S::LANES);
-
-        let sums = sums.as_mut_ptr();
-        let mut acc = [[s.splat(0.0); V]; R];
-        if !fresh {
-            for (r, acc) in acc.iter_mut().enumerate() {
-                for (v, acc) in acc.iter_mut().enumerate() {
-                    let from = sums.wrapping_add(r * sums_stride + v * S::LANES);
-                    // SAFETY: with the assertion on `sums`: row `r < R` and one of its `V` vectors.
-                    *acc = unsafe { s.read_f32(from) };
-                }
-            }
-        }
-        let mut row = rows.as_ptr();
-        let mut column = columns.as_ptr();
+    unsafe fn add<S: Simd>(
+        &self,
+        s: S,
+        (mut row, mut column): (*const F::Activation, *const F::Weight),
+        steps: usize,
+        acc: &mut [[S::V; V]; R],
+    ) {
+        let (row_stride, stride) = (self.0.row_stride * F::PER_STEP, self.0.stride * F::PER_STEP);
+        let prefetch = self.0.prefetch;
         for _ in 0..steps {
             let a = |r: usize| {
-                // SAFETY: with the assertion on `rows`: row `r < R` and one of the first `steps` steps.
+                // SAFETY: the caller vouches for `steps` steps of row `r < R`.
                 unsafe { F::row(s, row.wrapping_add(r * row_stride)) }
             };
             let b = |v: usize| {
-                // SAFETY: with the assertion on `columns`: one of the first `steps` steps and two of
-                // the `V` vectors there, for even `v < V`.
+                // SAFETY: the caller vouches for `V` vectors of `steps` steps: two of them, for even `v < V`.
                 unsafe { F::columns(s, column.wrapping_add(v * S::LANES * F::PER_STEP)) }
             };
             if prefetch > 0 {
@@ -322,11 +444,82 @@ impl<F: Format, const R: usize, const V: usize> Op for Shaped<'_, F, R, V> {
             row = row.wrapping_add(F::PER_STEP);
             column = column.wrapping_add(stride);
         }
+    }
+
+    /// Where sums of a row and a vector are.
+    #[inline(always)]
+    fn sums<S: Simd>(&mut self, r: usize, v: usize) -> *mut f32 {
+        self.0.sums.as_mut_ptr().wrapping_add(r * self.0.sums_stride + v * S::LANES)
+    }
+
+    /// A group's sums are integers. Both ends of a group are the same steps whatever the tile.
+    #[inline(always)]
+    fn groups<S: Simd>(mut self, s: S) {
+        let (steps, row_stride) = (self.0.steps, self.0.row_stride * F::PER_STEP);
+        for start in (0..steps).step_by(F::GROUP) {
+            let at = layout::stride::<F>(start) * F::PER_STEP;
+            let head = self.0.rows.as_ptr().wrapping_add(at);
+            let heads = |r: usize, step: usize| {
+                // SAFETY: with the assertion on `rows`: `HEAD` steps are in front of every group.
+                unsafe { F::row(s, head.wrapping_add(r * row_stride + step * F::PER_STEP)) }
+            };
+            let mut acc = [[s.splat(0.0); V]; R];
+            for (r, acc) in acc.iter_mut().enumerate() {
+                *acc = [heads(r, 1); V];
+            }
+            let row = head.wrapping_add(F::HEAD * F::PER_STEP);
+            let column = self.0.columns.as_ptr().wrapping_add(start * self.0.stride * F::PER_STEP);
+            // SAFETY: with the assertions on `rows` and `columns`.
+            unsafe { self.add(s, (row, column), F::GROUP.min(steps - start), &mut acc) };
+            for (r, acc) in acc.into_iter().enumerate() {
+                let scale = heads(r, 0);
+                for (v, acc) in acc.into_iter().enumerate() {
+                    let sums = self.sums::<S>(r, v);
+                    let mut old = s.splat(0.0);
+                    if !self.0.fresh || start > 0 {
+                        // SAFETY: with the assertion on `sums`: row `r < R` and one of its `V` vectors.
+                        old = unsafe { s.read_f32(sums) };
+                    }
+                    // SAFETY: as above.
+                    unsafe { s.write_f32(sums, s.fma(s.to_float(acc), scale, old)) };
+                }
+            }
+        }
+    }
+}
+
+impl<F: Format, const R: usize, const V: usize> Op for Shaped<'_, F, R, V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(mut self, s: S) {
+        let Tile { rows, columns, steps, sums, sums_stride, fresh, .. } = &self.0;
+        let (steps, fresh) = (*steps, *fresh);
+        let row_stride = self.0.row_stride * F::PER_STEP;
+        let stride = self.0.stride * F::PER_STEP;
+        assert!(0 < steps);
+        assert!(rows.len() >= (R - 1) * row_stride + layout::stride::<F>(steps) * F::PER_STEP);
+        assert!(columns.len() >= (steps - 1) * stride + V * S::LANES * F::PER_STEP);
+        assert!(sums.len() >= (R - 1) * sums_stride + V * S::LANES);
+        if F::GROUP > 0 {
+            return self.groups(s);
+        }
+        let (row, column) = (rows.as_ptr(), columns.as_ptr());
+        let mut acc = [[s.splat(0.0); V]; R];
+        if !fresh {
+            for (r, acc) in acc.iter_mut().enumerate() {
+                for (v, acc) in acc.iter_mut().enumerate() {
+                    // SAFETY: with the assertion on `sums`: row `r < R` and one of its `V` vectors.
+                    *acc = unsafe { s.read_f32(self.sums::<S>(r, v)) };
+                }
+            }
+        }
+        // SAFETY: with the assertions on `rows` and `columns`.
+        unsafe { self.add(s, (row, column), steps, &mut acc) };
         for (r, acc) in acc.into_iter().enumerate() {
             for (v, acc) in acc.into_iter().enumerate() {
-                let to = sums.wrapping_add(r * sums_stride + v * S::LANES);
                 // SAFETY: with the assertion on `sums`: row `r < R` and one of its `V` vectors.
-                unsafe { s.write_f32(to, acc) };
+                unsafe { s.write_f32(self.sums::<S>(r, v), acc) };
             }
         }
     }

@@ -111,6 +111,10 @@ impl Simd for Portable {
         map(x, |x| f32::from_bits(x.to_bits() << 16))
     }
     #[inline(always)]
+    fn to_float(self, x: V) -> V {
+        map(x, |x| x.to_bits() as i32 as f32)
+    }
+    #[inline(always)]
     fn transpose(self, rows: [V; MAX_LANES]) -> [V; MAX_LANES] {
         let mut columns = rows;
         for (j, column) in columns.iter_mut().enumerate().take(8) {
@@ -186,5 +190,10 @@ impl Simd for Portable {
         }
         // SAFETY: the caller vouches for `LANES` elements; unaligned is allowed.
         unsafe { p.cast::<[bf16; 8]>().write_unaligned(out) };
+    }
+    #[inline(always)]
+    unsafe fn write_low_bytes(self, p: *mut u8, x: V) {
+        // SAFETY: the caller vouches for `LANES` bytes, which are always aligned.
+        unsafe { p.cast::<[u8; 8]>().write_unaligned(x.map(|x| x.to_bits() as u8)) };
     }
 }

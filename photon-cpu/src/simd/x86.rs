@@ -10,16 +10,31 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Fp8, MAX_LANES, Op, Simd};
+use super::{Fp8, MAX_LANES, Op, Simd, quads_without_instruction};
 use crate::isa::Isa;
 
-/// The processor has AVX2, FMA and F16C.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx2(());
+/// No dot products.
+pub(crate) const PLAIN: u8 = 0;
+/// Dot products of bytes in fours.
+pub(crate) const BYTES: u8 = 1;
+/// [`BYTES`], and of pairs of bf16. AVX-512 only.
+pub(crate) const PAIRS: u8 = 2;
+/// [`BYTES`] for vectors of 256 bits where they are instructions of AVX-512. AVX2 only.
+pub(crate) const BYTES_OF_AVX512: u8 = 3;
 
-impl Avx2 {
+/// The processor has AVX2, FMA and F16C, and the dot products `DOTS`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx2<const DOTS: u8>(());
+
+impl<const DOTS: u8> Avx2<DOTS> {
     pub(crate) fn new() -> Option<Self> {
-        Isa::Avx2.is_available().then_some(Avx2(()))
+        let dots = match DOTS {
+            PLAIN => true,
+            BYTES => is_x86_feature_detected!("avxvnni"),
+            BYTES_OF_AVX512 => Isa::Avx512Vnni.is_available(),
+            _ => false,
+        };
+        (dots && Isa::Avx2.is_available()).then_some(Avx2(()))
     }
 
     /// # Safety
@@ -28,17 +43,37 @@ impl Avx2 {
     unsafe fn enter<O: Op>(self, op: O) -> O::Output {
         op.call(self)
     }
+
+    /// # Safety
+    /// The processor has the instructions.
+    #[target_feature(enable = "avxvnni,avx2,fma,f16c")]
+    unsafe fn enter_vnni<O: Op>(self, op: O) -> O::Output {
+        op.call(self)
+    }
+
+    /// # Safety
+    /// The processor has the instructions.
+    #[target_feature(enable = "avx512vnni,avx512vl,avx512f,avx2,fma,f16c")]
+    unsafe fn enter_avx512<O: Op>(self, op: O) -> O::Output {
+        op.call(self)
+    }
 }
 
-impl Simd for Avx2 {
+impl<const DOTS: u8> Simd for Avx2<DOTS> {
     type V = __m256;
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
 
     #[inline(always)]
     fn run<O: Op>(self, op: O) -> O::Output {
-        // SAFETY: `self` proves that the processor has the instructions.
-        unsafe { self.enter(op) }
+        match DOTS {
+            // SAFETY: `self` proves that the processor has the instructions.
+            BYTES => unsafe { self.enter_vnni(op) },
+            // SAFETY: as above.
+            BYTES_OF_AVX512 => unsafe { self.enter_avx512(op) },
+            // SAFETY: as above.
+            _ => unsafe { self.enter(op) },
+        }
     }
 
     #[inline(always)]
@@ -98,6 +133,27 @@ impl Simd for Avx2 {
     fn lower(self, x: __m256) -> __m256 {
         // SAFETY: `self` proves that the processor has the instructions.
         unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(x))) }
+    }
+    #[inline(always)]
+    fn dot_quads(self, acc: __m256, a: __m256, b: __m256) -> __m256 {
+        let bits = |x| {
+            // SAFETY: `self` proves that the processor has the instruction.
+            unsafe { _mm256_castps_si256(x) }
+        };
+        let sum = match DOTS {
+            // SAFETY: `self` proves that the processor has the instruction.
+            BYTES => unsafe { _mm256_dpbusd_avx_epi32(bits(acc), bits(b), bits(a)) },
+            // SAFETY: as above.
+            BYTES_OF_AVX512 => unsafe { _mm256_dpbusd_epi32(bits(acc), bits(b), bits(a)) },
+            _ => return quads_without_instruction(self, acc, a, b),
+        };
+        // SAFETY: as above.
+        unsafe { _mm256_castsi256_ps(sum) }
+    }
+    #[inline(always)]
+    fn to_float(self, x: __m256) -> __m256 {
+        // SAFETY: `self` proves that the processor has the instructions.
+        unsafe { _mm256_cvtepi32_ps(_mm256_castps_si256(x)) }
     }
     #[inline(always)]
     fn transpose(self, rows: [__m256; MAX_LANES]) -> [__m256; MAX_LANES] {
@@ -197,15 +253,30 @@ impl Simd for Avx2 {
             _mm_storeu_si128(p.cast(), _mm_packus_epi32(low, high));
         }
     }
+    #[inline(always)]
+    unsafe fn write_low_bytes(self, p: *mut u8, x: __m256) {
+        // SAFETY: `self` proves the instructions, the caller vouches for eight bytes.
+        unsafe {
+            let low = _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0xff));
+            let words =
+                _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256::<1>(low));
+            _mm_storel_epi64(p.cast(), _mm_packus_epi16(words, words));
+        }
+    }
 }
 
-/// The processor has AVX-512 F, BW, DQ and VL, and with `BF16` dot products of bf16 pairs.
+/// The processor has AVX-512 F, BW, DQ and VL, and the dot products `DOTS`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx512<const BF16: bool>(());
+pub(crate) struct Avx512<const DOTS: u8>(());
 
-impl<const BF16: bool> Avx512<BF16> {
+impl<const DOTS: u8> Avx512<DOTS> {
     pub(crate) fn new() -> Option<Self> {
-        let isa = if BF16 { Isa::Avx512Bf16 } else { Isa::Avx512 };
+        let isa = match DOTS {
+            PLAIN => Isa::Avx512,
+            BYTES => Isa::Avx512Vnni,
+            PAIRS => Isa::Avx512Bf16,
+            _ => return None,
+        };
         isa.is_available().then_some(Avx512(()))
     }
 
@@ -218,25 +289,33 @@ impl<const BF16: bool> Avx512<BF16> {
 
     /// # Safety
     /// The processor has the instructions.
-    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")]
+    #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")]
+    unsafe fn enter_vnni<O: Op>(self, op: O) -> O::Output {
+        op.call(self)
+    }
+
+    /// # Safety
+    /// The processor has the instructions.
+    #[target_feature(enable = "avx512bf16,avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")]
     unsafe fn enter_bf16<O: Op>(self, op: O) -> O::Output {
         op.call(self)
     }
 }
 
-impl<const BF16: bool> Simd for Avx512<BF16> {
+impl<const DOTS: u8> Simd for Avx512<DOTS> {
     type V = __m512;
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
 
     #[inline(always)]
     fn run<O: Op>(self, op: O) -> O::Output {
-        if BF16 {
+        match DOTS {
             // SAFETY: `self` proves that the processor has the instructions.
-            unsafe { self.enter_bf16(op) }
-        } else {
-            // SAFETY: `self` proves that the processor has the instructions.
-            unsafe { self.enter(op) }
+            PAIRS => unsafe { self.enter_bf16(op) },
+            // SAFETY: as above.
+            BYTES => unsafe { self.enter_vnni(op) },
+            // SAFETY: as above.
+            _ => unsafe { self.enter(op) },
         }
     }
 
@@ -300,7 +379,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
     #[inline(always)]
     fn dot_pairs(self, acc: __m512, a: __m512, b: __m512) -> __m512 {
-        if BF16 {
+        if DOTS == PAIRS {
             // SAFETY: both types are 64 bytes that any bits are valid for.
             let pairs = |v: __m512| unsafe { std::mem::transmute::<__m512, __m512bh>(v) };
             // SAFETY: `self` proves that the processor has the instruction.
@@ -309,6 +388,23 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let acc = self.fma(self.upper(a), self.upper(b), acc);
             self.fma(self.lower(a), self.lower(b), acc)
         }
+    }
+    #[inline(always)]
+    fn dot_quads(self, acc: __m512, a: __m512, b: __m512) -> __m512 {
+        if DOTS == PLAIN {
+            return quads_without_instruction(self, acc, a, b);
+        }
+        // SAFETY: `self` proves that the processor has the instructions.
+        unsafe {
+            let (acc, a, b) =
+                (_mm512_castps_si512(acc), _mm512_castps_si512(a), _mm512_castps_si512(b));
+            _mm512_castsi512_ps(_mm512_dpbusd_epi32(acc, b, a))
+        }
+    }
+    #[inline(always)]
+    fn to_float(self, x: __m512) -> __m512 {
+        // SAFETY: `self` proves that the processor has the instructions.
+        unsafe { _mm512_cvtepi32_ps(_mm512_castps_si512(x)) }
     }
     #[inline(always)]
     fn transpose(self, rows: [__m512; MAX_LANES]) -> [__m512; MAX_LANES] {
@@ -414,5 +510,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let top = _mm512_srli_epi32::<16>(_mm512_mask_mov_epi32(rounded, is_nan, quiet));
             _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(top));
         }
+    }
+    #[inline(always)]
+    unsafe fn write_low_bytes(self, p: *mut u8, x: __m512) {
+        // SAFETY: `self` proves the instructions, the caller vouches for sixteen bytes.
+        unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(_mm512_castps_si512(x))) };
     }
 }

@@ -6,10 +6,19 @@ use std::sync::LazyLock;
 use photon_conformance::Options;
 use photon_cpu::{Cpu, CpuOptions, Isa, Tape};
 
-/// Dot products of bf16 pairs round activations to 8 bits of precision; everything else is f32.
+/// Dot products of bf16 pairs round activations to 8 bits of precision, those of bytes to 8 bits; everything
+/// else is f32.
 fn options(isa: Isa) -> Options {
     let product_error = if isa == Isa::Avx512Bf16 { 2f64.powi(-8) } else { 0.0 };
-    Options { batch_invariant: true, chunk_invariant: true, product_error, ..Options::FULL }
+    let has_bytes = matches!(isa, Isa::AvxVnni | Isa::Avx512Vnni | Isa::Avx512Bf16);
+    let int8_rows = if has_bytes { 512 } else { 0 };
+    Options {
+        batch_invariant: true,
+        chunk_invariant: true,
+        product_error,
+        int8_rows,
+        ..Options::FULL
+    }
 }
 
 fn open(isa: Isa, threads: usize) -> Option<Cpu> {
@@ -28,10 +37,22 @@ mod avx2 {
     photon_conformance::suite!(optional CPU.clone(), options(Isa::Avx2));
 }
 
+mod avxvnni {
+    use super::*;
+    static CPU: LazyLock<Option<Cpu>> = LazyLock::new(|| open(Isa::AvxVnni, 2));
+    photon_conformance::suite!(optional CPU.clone(), options(Isa::AvxVnni));
+}
+
 mod avx512 {
     use super::*;
     static CPU: LazyLock<Option<Cpu>> = LazyLock::new(|| open(Isa::Avx512, 2));
     photon_conformance::suite!(optional CPU.clone(), options(Isa::Avx512));
+}
+
+mod avx512vnni {
+    use super::*;
+    static CPU: LazyLock<Option<Cpu>> = LazyLock::new(|| open(Isa::Avx512Vnni, 2));
+    photon_conformance::suite!(optional CPU.clone(), options(Isa::Avx512Vnni));
 }
 
 mod avx512bf16 {
