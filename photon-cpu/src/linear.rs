@@ -36,6 +36,8 @@ mod tests;
 
 /// Up to so many rows, panels are read as they are.
 const DIRECT_ROWS: usize = 8;
+/// Floats that the sums of a panel and so many rows take.
+const DIRECT_SUMS: usize = DIRECT_ROWS.next_multiple_of(ROWS) * PANEL;
 /// Bytes of packed activations at a time: they are shared by all threads and should stay in L3.
 const ACTIVATION_BYTES: usize = 24 << 20;
 /// Strips that pass by a block of columns before the next: 144 rows of 256 steps take 144 KiB of L2.
@@ -316,67 +318,81 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
     /// Few rows: each panel is read once, from memory to registers. Rows that do not fit in
     /// registers beside each other find it in L1.
     fn direct(self, strips: Strips<'_, F>, store: Store<'_>) {
+        // What is read only once need not stay in L1.
+        let once = strips.number() == 1 && tile::widest::<S>(strips.count) * S::LANES == PANEL;
+        let depth = if once && !F::ALWAYS_WIDEN { strips.depth } else { layout::grain::<F>() };
+        let wide_len = if F::ALWAYS_WIDEN { depth * PANEL } else { 0 };
+        // Neighbors lie behind each other and go on to be read without a pause.
+        let run = (self.panels() / (8 * self.pool.threads())).clamp(1, 8);
+        self.pool.run(self.panels().div_ceil(run), &|task| {
+            with_scratch(DIRECT_SUMS + wide_len, |scratch| {
+                for panel in task * run..self.panels().min((task + 1) * run) {
+                    self.direct_panel(strips, panel, depth, scratch, store);
+                }
+            });
+        });
+    }
+
+    /// The output of one panel, `depth` steps of it at a time.
+    fn direct_panel(
+        self,
+        strips: Strips<'_, F>,
+        panel: usize,
+        depth: usize,
+        scratch: &mut [f32],
+        store: Store<'_>,
+    ) {
         // Bytes between a load and what is asked for: the hardware's prefetcher stops at pages.
         const AHEAD: usize = 2048;
         let steps = layout::steps::<F>(self.k);
-        // What is read only once need not stay in L1.
-        let once = strips.number() == 1 && tile::widest::<S>(strips.count) * S::LANES == PANEL;
-        let grain = layout::grain::<F>();
-        let depth = if once && !F::ALWAYS_WIDEN { strips.depth } else { grain };
-        let sums_len = DIRECT_ROWS.next_multiple_of(ROWS) * PANEL;
-        let wide_len = if F::ALWAYS_WIDEN { depth * PANEL } else { 0 };
-        self.pool.run(self.panels(), &|panel| {
-            with_scratch(sums_len + wide_len, |scratch| {
-                let (sums, wide) = scratch.split_at_mut(sums_len);
-                for step in (0..steps).step_by(depth) {
-                    let count = depth.min(steps - step);
+        let (sums, wide) = scratch.split_at_mut(DIRECT_SUMS);
+        for step in (0..steps).step_by(depth) {
+            let count = depth.min(steps - step);
+            if F::ALWAYS_WIDEN {
+                self.widen(panel, step, count, (PANEL, 0), wide);
+            }
+            for strip in 0..strips.number() {
+                let rows = strips.rows(strip);
+                let vectors = tile::widest::<S>(rows);
+                for column in (0..PANEL).step_by(vectors * S::LANES) {
+                    let sums = &mut sums[strip * ROWS * PANEL + column..];
+                    let fresh = step == 0;
                     if F::ALWAYS_WIDEN {
-                        self.widen(panel, step, count, (PANEL, 0), wide);
+                        let tile = Tile::<Single<f32>> {
+                            rows: bytemuck::cast_slice(strips.at(strip, step)),
+                            row_stride: strips.stride(),
+                            columns: &wide[column..],
+                            stride: PANEL,
+                            steps: count,
+                            sums,
+                            sums_stride: PANEL,
+                            fresh,
+                            prefetch: 0,
+                        };
+                        tile::run(self.s, rows, vectors, tile);
+                        continue;
                     }
-                    for strip in 0..strips.number() {
-                        let rows = strips.rows(strip);
-                        let vectors = tile::widest::<S>(rows);
-                        for column in (0..PANEL).step_by(vectors * S::LANES) {
-                            let sums = &mut sums[strip * ROWS * PANEL + column..];
-                            let fresh = step == 0;
-                            if F::ALWAYS_WIDEN {
-                                let tile = Tile::<Single<f32>> {
-                                    rows: bytemuck::cast_slice(strips.at(strip, step)),
-                                    row_stride: strips.stride(),
-                                    columns: &wide[column..],
-                                    stride: PANEL,
-                                    steps: count,
-                                    sums,
-                                    sums_stride: PANEL,
-                                    fresh,
-                                    prefetch: 0,
-                                };
-                                tile::run(self.s, rows, vectors, tile);
-                                continue;
-                            }
-                            let tile = Tile::<F> {
-                                rows: strips.at(strip, step),
-                                row_stride: strips.stride(),
-                                columns: &self.panel(panel, step)[column * F::PER_STEP..],
-                                stride: PANEL,
-                                steps: count,
-                                sums,
-                                sums_stride: PANEL,
-                                fresh,
-                                prefetch: if strip == 0 { AHEAD } else { 0 },
-                            };
-                            tile::run(self.s, rows, vectors, tile);
-                        }
-                    }
+                    let tile = Tile::<F> {
+                        rows: strips.at(strip, step),
+                        row_stride: strips.stride(),
+                        columns: &self.panel(panel, step)[column * F::PER_STEP..],
+                        stride: PANEL,
+                        steps: count,
+                        sums,
+                        sums_stride: PANEL,
+                        fresh,
+                        prefetch: if strip == 0 { AHEAD } else { 0 },
+                    };
+                    tile::run(self.s, rows, vectors, tile);
                 }
-                let column = panel * PANEL;
-                store(Piece {
-                    sums,
-                    stride: PANEL,
-                    rows: (strips.first, strips.count),
-                    columns: (column, PANEL.min(self.n - column)),
-                });
-            });
+            }
+        }
+        let column = panel * PANEL;
+        store(Piece {
+            sums,
+            stride: PANEL,
+            rows: (strips.first, strips.count),
+            columns: (column, PANEL.min(self.n - column)),
         });
     }
 

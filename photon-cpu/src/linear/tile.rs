@@ -329,13 +329,14 @@ impl<X: Readable> Op for Quantize<'_, X> {
         // Adding this leaves the nearest integer in the low bits of the mantissa.
         const ROUND: f32 = 12_582_912.0;
         let Quantize { x, out } = self;
-        let mut last = [X::default(); MAX_LANES];
         let whole = x.len() / S::LANES * S::LANES;
+        let (out, pad) = out.split_at_mut(x.len());
+        pad.fill(0);
+        let mut last = [X::default(); MAX_LANES];
         last[..x.len() - whole].copy_from_slice(&x[whole..]);
-        let vector = |at: usize| load(s, if at < whole { &x[at..] } else { &last });
         let (mut largest, mut poison) = (s.splat(0.0), s.splat(0.0));
-        for at in (0..x.len()).step_by(S::LANES) {
-            let x = vector(at);
+        for x in x[..whole].chunks_exact(S::LANES).chain([&last[..S::LANES]]) {
+            let x = load(s, x);
             largest = s.max(s.max(x, s.sub(s.splat(0.0), x)), largest);
             poison = s.fma(x, s.splat(0.0), poison);
         }
@@ -343,18 +344,18 @@ impl<X: Readable> Op for Quantize<'_, X> {
         store(s, &mut lanes, largest);
         store(s, &mut poisons, poison);
         let largest = lanes.into_iter().fold(0.0, f32::max);
-        let factor = if largest > 0.0 { s.splat(127.0 / largest) } else { s.splat(0.0) };
+        let factor = s.splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
         let mut sums = s.splat(0.0);
-        for at in (0..out.len()).step_by(S::LANES) {
-            let x = if at < x.len() { vector(at) } else { s.splat(0.0) };
-            let rounded = s.fma(x, factor, s.splat(ROUND));
+        let mut bytes = [0; MAX_LANES];
+        let (out, rest) = out.split_at_mut(whole);
+        let vectors = x[..whole].chunks_exact(S::LANES).zip(out.chunks_exact_mut(S::LANES));
+        for (x, out) in vectors.chain([(&last[..S::LANES], &mut bytes[..S::LANES])]) {
+            let rounded = s.fma(load(s, x), factor, s.splat(ROUND));
             sums = s.add(sums, s.sub(rounded, s.splat(ROUND)));
-            let mut bytes = [0; MAX_LANES];
-            let count = S::LANES.min(out.len() - at);
-            // SAFETY: no vector is longer.
-            unsafe { s.write_low_bytes(bytes.as_mut_ptr(), rounded) };
-            out[at..at + count].copy_from_slice(&bytes[..count]);
+            // SAFETY: the slice has so many bytes.
+            unsafe { s.write_low_bytes(out.as_mut_ptr(), rounded) };
         }
+        rest.copy_from_slice(&bytes[..rest.len()]);
         store(s, &mut lanes, sums);
         // Both sums are of few integers, so they are exact.
         (largest / 127.0 + poisons.iter().sum::<f32>(), lanes.iter().sum::<f32>() as i32)
