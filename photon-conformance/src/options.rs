@@ -14,9 +14,9 @@ pub struct Options {
     /// Relative error of each product beyond that of f32, for matrix units that round their inputs:
     /// 2^-11 for TF32. Zero where all arithmetic is f32.
     pub product_error: f64,
-    /// How many elements of a row share a scale where the device rounds rows to 8 bits, `scale q` with `q` from
-    /// -127 to 127, before it multiplies them with [`WeightFormat::Int8`]. Zero if it does not.
-    pub int8_rows: usize,
+    /// Whether rows may be rounded to 8 bits, `scale q` with `q` from -127 to 127, before they are multiplied with
+    /// [`WeightFormat::Int8`] or [`WeightFormat::Int4`]: 512 elements, or those of a group, share a scale.
+    pub rounded_rows: bool,
     /// Whether an attention of 16-bit queries rounds what each value's share is to their type, as matrix
     /// units want it.
     pub rounded_shares: bool,
@@ -45,7 +45,7 @@ impl Options {
             WeightFormat::Int4 { group: 128 },
         ],
         product_error: 0.0,
-        int8_rows: 0,
+        rounded_rows: false,
         rounded_shares: false,
         batch_invariant: false,
         chunk_invariant: false,

@@ -38,11 +38,13 @@ pub(crate) fn linear(
 /// The roundings are independent: six standard deviations of their sum, or all of them at their worst if
 /// that is less.
 pub(crate) fn rounded_row(x: &[f64], w: &[f64], format: WeightFormat, options: &Options) -> f64 {
-    if format != WeightFormat::Int8 || options.int8_rows == 0 {
-        return 0.0;
-    }
+    let group = match format {
+        WeightFormat::Int8 if options.rounded_rows => 512,
+        WeightFormat::Int4 { group } if options.rounded_rows => group as usize,
+        _ => return 0.0,
+    };
     let (mut squares, mut worst) = (0.0, 0.0);
-    for (x, w) in x.chunks(options.int8_rows).zip(w.chunks(options.int8_rows)) {
+    for (x, w) in x.chunks(group).zip(w.chunks(group)) {
         let half_step = x.iter().fold(0.0_f64, |largest, x| largest.max(x.abs())) / 254.0;
         squares += w.iter().map(|w| (half_step * w).powi(2) / 3.0).sum::<f64>();
         worst += w.iter().map(|w| half_step * w.abs()).sum::<f64>();

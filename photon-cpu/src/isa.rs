@@ -75,6 +75,11 @@ impl Isa {
         }
     }
 
+    /// Whether it has dot products of bytes in fours.
+    pub const fn has_bytes(self) -> bool {
+        matches!(self, Isa::AvxVnni | Isa::Avx512Vnni | Isa::Avx512Bf16)
+    }
+
     /// All levels this processor has, lowest first.
     pub fn available() -> Vec<Isa> {
         Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()

@@ -73,7 +73,10 @@ pub(crate) fn pack(isa: Isa, data: WeightData<'_>, pool: &Pool) -> Result<Weight
         let (panels, tail) = out.split_at_mut(matrix_bytes - tail);
         let bytes = &bytes[matrix * (bytes.len() / count)..(matrix + 1) * (bytes.len() / count)];
         match layout {
-            Layout::Int4(lanes, _) => layout::pack_nibbles(pool, (n, k), lanes, bytes, panels),
+            Layout::Int4(lanes, _) => layout::pack_nibbles(pool, (n, k), (lanes, 1), bytes, panels),
+            Layout::Int4Quads(lanes, _) => {
+                layout::pack_nibbles(pool, (n, k), (lanes, 4), bytes, panels)
+            }
             _ => layout.with(PackWeights { pool, dims: (n, k), bytes, out: panels }),
         }
         if per_row > 0 {
@@ -300,6 +303,20 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
         &self.weights[panel * panel_len + step * F::STEP_LEN..(panel + 1) * panel_len]
     }
 
+    /// The scales of a panel's groups.
+    fn scales(&self, panel: usize) -> &[f32] {
+        let per_panel = self.scales.len() / self.panels();
+        &self.scales[panel * per_panel..(panel + 1) * per_panel]
+    }
+
+    /// What [`Tile::scales`] is from a step and a column of a panel on.
+    fn tile_scales(&self, panel: usize, step: usize, column: usize) -> &[f32] {
+        if !F::SCALES {
+            return &[];
+        }
+        &self.scales(panel)[step / F::GROUP * 2 * PANEL + column..]
+    }
+
     /// Writes some steps of a panel as f32; see [`Format::widen`].
     fn widen(
         self,
@@ -310,8 +327,7 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
         wide: &mut [f32],
     ) {
         let packed = &self.panel(panel, step)[..count * F::STEP_LEN];
-        let per_panel = self.scales.len() / self.panels();
-        let scales = &self.scales[panel * per_panel..(panel + 1) * per_panel];
+        let scales = self.scales(panel);
         self.s.run(Widen::<F> { packed, scales, first: step, slab, wide });
     }
 
@@ -363,6 +379,7 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
                             row_stride: strips.stride(),
                             columns: &wide[column..],
                             stride: PANEL,
+                            scales: &[],
                             steps: count,
                             sums,
                             sums_stride: PANEL,
@@ -375,8 +392,9 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
                     let tile = Tile::<F> {
                         rows: strips.at(strip, step),
                         row_stride: strips.stride(),
-                        columns: &self.panel(panel, step)[column * F::PER_STEP..],
+                        columns: &self.panel(panel, step)[column * F::STEP_LEN / PANEL..],
                         stride: PANEL,
+                        scales: self.tile_scales(panel, step, column),
                         steps: count,
                         sums,
                         sums_stride: PANEL,
@@ -452,8 +470,9 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
                                 let tile = Tile::<F> {
                                     rows: all.at(strip, step),
                                     row_stride: all.stride(),
-                                    columns: &columns[column % PANEL * F::PER_STEP..],
+                                    columns: &columns[column % PANEL * F::STEP_LEN / PANEL..],
                                     stride: PANEL,
+                                    scales: self.tile_scales(column / PANEL, step, column % PANEL),
                                     steps: count,
                                     sums,
                                     sums_stride: Self::WIDTH,
@@ -467,6 +486,7 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
                                     row_stride: all.stride(),
                                     columns: &wide[slab * Self::WIDTH * depth..],
                                     stride: Self::WIDTH,
+                                    scales: &[],
                                     steps: count,
                                     sums,
                                     sums_stride: Self::WIDTH,

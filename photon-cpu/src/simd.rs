@@ -116,6 +116,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn dot_quads(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
         quads_without_instruction(self, acc, a, b)
     }
+    /// The lower halves of all bytes, then the upper ones, as bytes.
+    fn nibbles(self, x: Self::V) -> [Self::V; 2];
     /// Integers as floats.
     fn to_float(self, x: Self::V) -> Self::V;
 

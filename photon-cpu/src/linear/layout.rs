@@ -12,7 +12,7 @@
 use half::{bf16, f16};
 use photon_core::{DType, WeightFormat};
 
-use super::tile::{Format, Halves, Nibbles, Pairs, Quads, Single};
+use super::tile::{Format, Halves, NibbleQuads, Nibbles, Pairs, Quads, Single};
 use crate::{
     elements::{Float, Rows},
     isa::Isa,
@@ -29,9 +29,9 @@ pub(super) const ROWS: usize = 6;
 /// 3 % over 256.
 const DEPTH: usize = 512;
 
-/// Blocks are whole multiples of so many steps, and of groups.
+/// Blocks are whole multiples of so many steps, which are whole groups.
 pub(super) const fn grain<F: Format>() -> usize {
-    if F::GROUP > 0 { F::GROUP } else { 64 }
+    if F::GROUP > 64 { F::GROUP } else { 64 }
 }
 
 /// Steps of a block, for rows of `steps`: blocks are of about equal depth.
@@ -59,8 +59,10 @@ pub(super) enum Layout {
     Int8Quads,
     /// As `Int8`.
     Fp8,
-    /// For vectors of so many lanes, with so many steps to a scale.
+    /// For vectors of so many lanes, with so many elements of k to a scale.
     Int4(usize, usize),
+    /// As `Int4`, four elements of k side by side.
+    Int4Quads(usize, usize),
 }
 
 impl Layout {
@@ -74,14 +76,16 @@ impl Layout {
                 Isa::Avx512 | Isa::Avx512Vnni => Layout::Bf16(16),
                 Isa::Avx512Bf16 => Layout::Bf16Pairs,
             }),
-            WeightFormat::Int8 => Some(match isa {
-                Isa::Portable | Isa::Avx2 | Isa::Avx512 => Layout::Int8,
-                Isa::AvxVnni | Isa::Avx512Vnni | Isa::Avx512Bf16 => Layout::Int8Quads,
-            }),
+            WeightFormat::Int8 => {
+                Some(if isa.has_bytes() { Layout::Int8Quads } else { Layout::Int8 })
+            }
             WeightFormat::Fp8 => Some(Layout::Fp8),
             WeightFormat::Int4 { group: group @ (32 | 128) } => {
                 let lanes = if isa.base() == Isa::Avx512 { 16 } else { 8 };
-                Some(Layout::Int4(lanes, group as usize))
+                Some(match isa.has_bytes() {
+                    true => Layout::Int4Quads(lanes, group as usize),
+                    false => Layout::Int4(lanes, group as usize),
+                })
             }
             _ => None,
         }
@@ -92,7 +96,9 @@ impl Layout {
         let columns = n.next_multiple_of(PANEL);
         match self {
             Layout::Int8 | Layout::Int8Quads | Layout::Fp8 => columns,
-            Layout::Int4(_, group) => 2 * columns * steps::<Single<i8>>(k).div_ceil(group),
+            Layout::Int4(_, group) | Layout::Int4Quads(_, group) => {
+                2 * columns * k.max(1).div_ceil(group)
+            }
             _ => 0,
         }
     }
@@ -111,6 +117,7 @@ impl Layout {
             Layout::Int8 | Layout::Fp8 => (steps::<Single<i8>>(k), PANEL),
             Layout::Int8Quads => (steps::<Quads>(k), 4 * PANEL),
             Layout::Int4(..) => (steps::<Single<i8>>(k), PANEL / 2),
+            Layout::Int4Quads(..) => (steps::<Quads>(k), 2 * PANEL),
         };
         let panels = n.div_ceil(PANEL).checked_mul(steps)?.checked_mul(step_bytes)?;
         panels.checked_add(self.num_scales(n, k).checked_mul(size_of::<f32>())?)
@@ -142,7 +149,11 @@ impl Layout {
             Layout::Int4(8, 128) => f.call::<Nibbles<8, 128>>(),
             Layout::Int4(16, 32) => f.call::<Nibbles<16, 32>>(),
             Layout::Int4(16, 128) => f.call::<Nibbles<16, 128>>(),
-            Layout::Int4(lanes, group) => {
+            Layout::Int4Quads(8, 32) => f.call::<NibbleQuads<8, 32>>(),
+            Layout::Int4Quads(8, 128) => f.call::<NibbleQuads<8, 128>>(),
+            Layout::Int4Quads(16, 32) => f.call::<NibbleQuads<16, 32>>(),
+            Layout::Int4Quads(16, 128) => f.call::<NibbleQuads<16, 128>>(),
+            Layout::Int4(lanes, group) | Layout::Int4Quads(lanes, group) => {
                 unreachable!("no vectors of {lanes} lanes with groups of {group}")
             }
         }
@@ -188,16 +199,16 @@ pub(super) fn pack_weights<F: Format>(
     });
 }
 
-/// Packs a matrix of nibbles for vectors of `lanes` into zeroed `out`.
+/// Packs a matrix of nibbles for vectors of `lanes`, `per_step` elements of k side by side, into zeroed `out`.
 pub(super) fn pack_nibbles(
     pool: &Pool,
     (n, k): (usize, usize),
-    lanes: usize,
+    (lanes, per_step): (usize, usize),
     bytes: &[u8],
     out: &mut [u8],
 ) {
-    let (row_bytes, step_len) = (k.div_ceil(2), PANEL / 2);
-    let panel_len = steps::<Single<i8>>(k) * step_len;
+    let (row_bytes, step_len) = (k.div_ceil(2), PANEL / 2 * per_step);
+    let panel_len = k.div_ceil(per_step).max(1) * step_len;
     assert_eq!(bytes.len(), n * row_bytes);
     let panels = n.div_ceil(PANEL);
     let out = Parts::new(out);
@@ -207,12 +218,12 @@ pub(super) fn pack_nibbles(
         for (column, row) in (panel * PANEL..n.min((panel + 1) * PANEL)).enumerate() {
             let row = &bytes[row * row_bytes..(row + 1) * row_bytes];
             let (place, shift) = (
-                column / (2 * lanes) * lanes + column % lanes,
+                (column / (2 * lanes) * lanes + column % lanes) * per_step,
                 if (column / lanes).is_multiple_of(2) { 0 } else { 4 },
             );
-            for step in 0..k {
-                let code = row[step / 2] >> (4 * (step % 2)) & 15;
-                out[step * step_len + place] |= code << shift;
+            for k in 0..k {
+                let code = row[k / 2] >> (4 * (k % 2)) & 15;
+                out[k / per_step * step_len + place + k % per_step] |= code << shift;
             }
         }
     });

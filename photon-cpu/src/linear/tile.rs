@@ -31,6 +31,8 @@ pub(super) trait Format: Copy + Send + Sync + 'static {
     const GROUP: usize = 0;
     /// Steps that a row has in front of each group's, for what [`Quads`] keeps there.
     const HEAD: usize = 0;
+    /// Whether columns have scales and offsets of their own for each group.
+    const SCALES: bool = false;
 
     /// Where a step holds `column`, counted in columns.
     fn place(column: usize) -> usize {
@@ -268,8 +270,8 @@ impl Format for Pairs {
 ///
 /// Weights are codes plus 128, since one factor must be unsigned. Activations are rounded to `scale q`, `q` from
 /// -127 to 127, with a scale for each group of steps of each row, so that a large element costs only
-/// those around it precision. In front of a group are its scale and, in the next step, what 128
-/// added to the sum, negated.
+/// those around it precision. In front of a group are its scale and, in the next step, what its sum begins with:
+/// what 128 adds to it, negated.
 #[derive(Clone, Copy)]
 pub(super) struct Quads;
 
@@ -285,14 +287,7 @@ impl Format for Quads {
         weight ^ 0x80
     }
     fn write_row<S: Simd, X: Readable>(s: S, x: &[X], out: &mut [u8]) {
-        let head = Self::HEAD * Self::PER_STEP;
-        let mut left = x.chunks(Self::GROUP * Self::PER_STEP);
-        for out in out.chunks_mut(head + Self::GROUP * Self::PER_STEP) {
-            let (head, out) = out.split_at_mut(head);
-            let (scale, sum) = s.run(Quantize { x: left.next().unwrap_or_default(), out });
-            head[..4].copy_from_slice(&scale.to_le_bytes());
-            head[4..].copy_from_slice(&(-128 * sum).to_le_bytes());
-        }
+        write_quads::<S, Self, X>(s, x, out, |sum| (-128 * sum) as u32);
     }
     #[inline(always)]
     unsafe fn columns<S: Simd>(s: S, p: *const u8) -> [S::V; 2] {
@@ -311,6 +306,60 @@ impl Format for Quads {
     #[inline(always)]
     fn multiply<S: Simd>(s: S, row: S::V, columns: S::V, sum: S::V) -> S::V {
         s.dot_quads(sum, row, columns)
+    }
+}
+
+/// As [`Quads`], the weights being halves of bytes: of each `2 * LANES` columns the first half lies in the lower
+/// ones. `GROUP` elements of k share a scale and an offset, and a row's scale; what is in front
+/// of a group is its scale and the sum of its `q`, a float, which the offset counts times.
+#[derive(Clone, Copy)]
+pub(super) struct NibbleQuads<const LANES: usize, const GROUP: usize>;
+
+impl<const LANES: usize, const GROUP: usize> Format for NibbleQuads<LANES, GROUP> {
+    type Weight = u8;
+    type Activation = u8;
+    const PER_STEP: usize = 4;
+    const WIDEN: bool = false;
+    const STEP_LEN: usize = PANEL * 2;
+    const GROUP: usize = GROUP / 4;
+    const HEAD: usize = 2;
+    const SCALES: bool = true;
+
+    fn write_row<S: Simd, X: Readable>(s: S, x: &[X], out: &mut [u8]) {
+        write_quads::<S, Self, X>(s, x, out, |sum| (sum as f32).to_bits());
+    }
+    #[inline(always)]
+    unsafe fn columns<S: Simd>(s: S, p: *const u8) -> [S::V; 2] {
+        assert!(LANES == S::LANES, "packed for another instruction set");
+        // SAFETY: eight halves of bytes are as large as an f32, and the load need not be aligned.
+        s.nibbles(unsafe { s.read_f32(p.cast()) })
+    }
+    #[inline(always)]
+    unsafe fn row<S: Simd>(s: S, p: *const u8) -> S::V {
+        // SAFETY: the caller vouches for four bytes.
+        s.splat(unsafe { p.cast::<f32>().read_unaligned() })
+    }
+    #[inline(always)]
+    fn multiply<S: Simd>(s: S, row: S::V, columns: S::V, sum: S::V) -> S::V {
+        s.dot_quads(sum, row, columns)
+    }
+}
+
+/// See [`Quads`]; `second` makes what is in front of a group beside its scale from the sum of its `q`.
+#[inline(always)]
+fn write_quads<S: Simd, F: Format, X: Readable>(
+    s: S,
+    x: &[X],
+    out: &mut [u8],
+    second: impl Fn(i32) -> u32,
+) {
+    let head = F::HEAD * F::PER_STEP;
+    let mut left = x.chunks(F::GROUP * F::PER_STEP);
+    for out in out.chunks_mut(head + F::GROUP * F::PER_STEP) {
+        let (head, out) = out.split_at_mut(head);
+        let (scale, sum) = s.run(Quantize { x: left.next().unwrap_or_default(), out });
+        head[..4].copy_from_slice(&scale.to_le_bytes());
+        head[4..].copy_from_slice(&second(sum).to_le_bytes());
     }
 }
 
@@ -372,6 +421,9 @@ pub(super) struct Tile<'a, F: Format> {
     pub(super) columns: &'a [F::Weight],
     /// Columns from one step to the next.
     pub(super) stride: usize,
+    /// Where a format has such: from the first group and column on, the columns' scales, [`PANEL`] further
+    /// their offsets, and then those of the next group.
+    pub(super) scales: &'a [f32],
     /// How many steps to add.
     pub(super) steps: usize,
     /// Sums, `sums_stride` apart from row to row.
@@ -399,7 +451,8 @@ impl<F: Format, const R: usize, const V: usize> Shaped<'_, F, R, V> {
         steps: usize,
         acc: &mut [[S::V; V]; R],
     ) {
-        let (row_stride, stride) = (self.0.row_stride * F::PER_STEP, self.0.stride * F::PER_STEP);
+        let stored = F::STEP_LEN / PANEL;
+        let (row_stride, stride) = (self.0.row_stride * F::PER_STEP, self.0.stride * stored);
         let prefetch = self.0.prefetch;
         for _ in 0..steps {
             let a = |r: usize| {
@@ -408,10 +461,10 @@ impl<F: Format, const R: usize, const V: usize> Shaped<'_, F, R, V> {
             };
             let b = |v: usize| {
                 // SAFETY: the caller vouches for `V` vectors of `steps` steps: two of them, for even `v < V`.
-                unsafe { F::columns(s, column.wrapping_add(v * S::LANES * F::PER_STEP)) }
+                unsafe { F::columns(s, column.wrapping_add(v * S::LANES * stored)) }
             };
             if prefetch > 0 {
-                for line in 0..(V * S::LANES * F::PER_STEP * size_of::<F::Weight>()).div_ceil(64) {
+                for line in 0..(V * S::LANES * stored * size_of::<F::Weight>()).div_ceil(64) {
                     s.prefetch(column.cast::<u8>().wrapping_add(prefetch + 64 * line));
                 }
             }
@@ -465,16 +518,27 @@ impl<F: Format, const R: usize, const V: usize> Shaped<'_, F, R, V> {
                 unsafe { F::row(s, head.wrapping_add(r * row_stride + step * F::PER_STEP)) }
             };
             let mut acc = [[s.splat(0.0); V]; R];
-            for (r, acc) in acc.iter_mut().enumerate() {
-                *acc = [heads(r, 1); V];
+            if !F::SCALES {
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    *acc = [heads(r, 1); V];
+                }
             }
             let row = head.wrapping_add(F::HEAD * F::PER_STEP);
-            let column = self.0.columns.as_ptr().wrapping_add(start * self.0.stride * F::PER_STEP);
+            let column =
+                self.0.columns.as_ptr().wrapping_add(start * self.0.stride * (F::STEP_LEN / PANEL));
             // SAFETY: with the assertions on `rows` and `columns`.
             unsafe { self.add(s, (row, column), F::GROUP.min(steps - start), &mut acc) };
+            let scales =
+                if F::SCALES { &self.0.scales[start / F::GROUP * 2 * PANEL..] } else { &[] };
             for (r, acc) in acc.into_iter().enumerate() {
                 let scale = heads(r, 0);
                 for (v, acc) in acc.into_iter().enumerate() {
+                    let mut sum = s.to_float(acc);
+                    if F::SCALES {
+                        let offset = load(s, &scales[PANEL + v * S::LANES..]);
+                        sum = s.mul(sum, load(s, &scales[v * S::LANES..]));
+                        sum = s.fma(offset, heads(r, 1), sum);
+                    }
                     let sums = self.sums::<S>(r, v);
                     let mut old = s.splat(0.0);
                     if !self.0.fresh || start > 0 {
@@ -482,7 +546,7 @@ impl<F: Format, const R: usize, const V: usize> Shaped<'_, F, R, V> {
                         old = unsafe { s.read_f32(sums) };
                     }
                     // SAFETY: as above.
-                    unsafe { s.write_f32(sums, s.fma(s.to_float(acc), scale, old)) };
+                    unsafe { s.write_f32(sums, s.fma(sum, scale, old)) };
                 }
             }
         }
@@ -497,10 +561,11 @@ impl<F: Format, const R: usize, const V: usize> Op for Shaped<'_, F, R, V> {
         let Tile { rows, columns, steps, sums, sums_stride, fresh, .. } = &self.0;
         let (steps, fresh) = (*steps, *fresh);
         let row_stride = self.0.row_stride * F::PER_STEP;
-        let stride = self.0.stride * F::PER_STEP;
+        let stored = F::STEP_LEN / PANEL;
+        let stride = self.0.stride * stored;
         assert!(0 < steps);
         assert!(rows.len() >= (R - 1) * row_stride + layout::stride::<F>(steps) * F::PER_STEP);
-        assert!(columns.len() >= (steps - 1) * stride + V * S::LANES * F::PER_STEP);
+        assert!(columns.len() >= (steps - 1) * stride + V * S::LANES * stored);
         assert!(sums.len() >= (R - 1) * sums_stride + V * S::LANES);
         if F::GROUP > 0 {
             return self.groups(s);

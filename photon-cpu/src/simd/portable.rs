@@ -111,6 +111,11 @@ impl Simd for Portable {
         map(x, |x| f32::from_bits(x.to_bits() << 16))
     }
     #[inline(always)]
+    fn nibbles(self, x: V) -> [V; 2] {
+        let low = |shift: u32| map(x, |x| f32::from_bits(x.to_bits() >> shift & 0x0f0f_0f0f));
+        [low(0), low(4)]
+    }
+    #[inline(always)]
     fn to_float(self, x: V) -> V {
         map(x, |x| x.to_bits() as i32 as f32)
     }

@@ -151,6 +151,15 @@ impl<const DOTS: u8> Simd for Avx2<DOTS> {
         unsafe { _mm256_castsi256_ps(sum) }
     }
     #[inline(always)]
+    fn nibbles(self, x: __m256) -> [__m256; 2] {
+        // SAFETY: `self` proves that the processor has the instructions.
+        unsafe {
+            let (x, low) = (_mm256_castps_si256(x), _mm256_set1_epi8(15));
+            let high = _mm256_and_si256(_mm256_srli_epi32::<4>(x), low);
+            [_mm256_castsi256_ps(_mm256_and_si256(x, low)), _mm256_castsi256_ps(high)]
+        }
+    }
+    #[inline(always)]
     fn to_float(self, x: __m256) -> __m256 {
         // SAFETY: `self` proves that the processor has the instructions.
         unsafe { _mm256_cvtepi32_ps(_mm256_castps_si256(x)) }
@@ -399,6 +408,15 @@ impl<const DOTS: u8> Simd for Avx512<DOTS> {
             let (acc, a, b) =
                 (_mm512_castps_si512(acc), _mm512_castps_si512(a), _mm512_castps_si512(b));
             _mm512_castsi512_ps(_mm512_dpbusd_epi32(acc, b, a))
+        }
+    }
+    #[inline(always)]
+    fn nibbles(self, x: __m512) -> [__m512; 2] {
+        // SAFETY: `self` proves that the processor has the instructions.
+        unsafe {
+            let (x, low) = (_mm512_castps_si512(x), _mm512_set1_epi8(15));
+            let high = _mm512_and_si512(_mm512_srli_epi32::<4>(x), low);
+            [_mm512_castsi512_ps(_mm512_and_si512(x, low)), _mm512_castsi512_ps(high)]
         }
     }
     #[inline(always)]

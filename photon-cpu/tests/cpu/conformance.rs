@@ -6,17 +6,15 @@ use std::sync::LazyLock;
 use photon_conformance::Options;
 use photon_cpu::{Cpu, CpuOptions, Isa, Tape};
 
-/// Dot products of bf16 pairs round activations to 8 bits of precision, those of bytes to 8 bits; everything
-/// else is f32.
+/// Dot products of bf16 pairs round activations to 8 bits of precision, those of bytes to 8 bits;
+/// everything else is f32.
 fn options(isa: Isa) -> Options {
     let product_error = if isa == Isa::Avx512Bf16 { 2f64.powi(-8) } else { 0.0 };
-    let has_bytes = matches!(isa, Isa::AvxVnni | Isa::Avx512Vnni | Isa::Avx512Bf16);
-    let int8_rows = if has_bytes { 512 } else { 0 };
     Options {
         batch_invariant: true,
         chunk_invariant: true,
         product_error,
-        int8_rows,
+        rounded_rows: isa.has_bytes(),
         ..Options::FULL
     }
 }
