@@ -75,7 +75,7 @@ pub(crate) fn pack(isa: Isa, data: WeightData<'_>, pool: &Pool) -> Result<Weight
         match layout {
             Layout::Int4(lanes, _) => layout::pack_nibbles(pool, (n, k), (lanes, 1), bytes, panels),
             Layout::Int4Quads(lanes, _) => {
-                layout::pack_nibbles(pool, (n, k), (lanes, 4), bytes, panels)
+                layout::pack_nibbles(pool, (n, k), (lanes, 4), bytes, panels);
             }
             _ => layout.with(PackWeights { pool, dims: (n, k), bytes, out: panels }),
         }

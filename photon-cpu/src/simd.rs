@@ -168,17 +168,18 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
 /// [`Simd::dot_quads`] for levels without such an instruction, which store nothing as such bytes.
 fn quads_without_instruction<S: Simd>(s: S, acc: S::V, a: S::V, b: S::V) -> S::V {
-    let mut of = [[0.0_f32; MAX_LANES]; 3];
-    store(s, &mut of[0], acc);
-    store(s, &mut of[1], a);
-    store(s, &mut of[2], b);
-    for lane in 0..S::LANES {
-        let (a, b) = (of[1][lane].to_bits().to_le_bytes(), of[2][lane].to_bits().to_le_bytes());
-        let products = a.into_iter().zip(b).map(|(a, b)| i32::from(a as i8) * i32::from(b));
-        let sum = products.fold(of[0][lane].to_bits() as i32, i32::wrapping_add);
-        of[0][lane] = f32::from_bits(sum as u32);
+    let (mut sums, mut signed, mut unsigned) =
+        ([0.0; MAX_LANES], [0.0; MAX_LANES], [0.0; MAX_LANES]);
+    store(s, &mut sums, acc);
+    store(s, &mut signed, a);
+    store(s, &mut unsigned, b);
+    for (sum, (a, b)) in sums.iter_mut().zip(signed.iter().zip(&unsigned)).take(S::LANES) {
+        let bytes = |x: &f32| x.to_bits().to_le_bytes();
+        let products = bytes(a).into_iter().zip(bytes(b));
+        let products = products.map(|(a, b)| i32::from(a as i8) * i32::from(b));
+        *sum = f32::from_bits(products.fold(sum.to_bits() as i32, i32::wrapping_add) as u32);
     }
-    load(s, &of[0])
+    load(s, &sums)
 }
 
 /// A code of e4m3.
