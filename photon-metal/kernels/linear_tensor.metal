@@ -42,7 +42,10 @@ template <class T, class F>
 [[kernel, max_total_threads_per_threadgroup(128)]] void linear_tensor(constant LinearArgs& a [[buffer(0)]],
                                                                      uint2 at [[threadgroup_position_in_grid]],
                                                                      uint index [[thread_index_in_threadgroup]]) {
-  threadgroup T x[TENSOR_ROWS * TENSOR_STRIDE], w[TENSOR_N * TENSOR_STRIDE];
+  // Vectors, for their alignment.
+  threadgroup uint4 stage[(TENSOR_ROWS + TENSOR_N) * TENSOR_STRIDE / 8];
+  threadgroup T* x = (threadgroup T*)stage;
+  threadgroup T* w = x + TENSOR_ROWS * TENSOR_STRIDE;
   typedef tensor<threadgroup T, dextents<int, 2>, tensor_inline> Operand;
   Operand left(x, dextents<int, 2>(TENSOR_K, TENSOR_ROWS), array<int, 2>{1, TENSOR_STRIDE});
   Operand right(w, dextents<int, 2>(TENSOR_K, TENSOR_N), array<int, 2>{1, TENSOR_STRIDE});

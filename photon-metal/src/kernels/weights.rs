@@ -127,7 +127,7 @@ pub(super) fn pack(data: &WeightData<'_>, layout: Layout) -> Vec<u8> {
     std::thread::scope(|scope| {
         for tiles in tiles.chunks_mut(per_thread) {
             scope.spawn(move || {
-                tiles.iter_mut().for_each(|(rows, out)| pack_tile(row_bytes, rows, out))
+                tiles.iter_mut().for_each(|(rows, out)| pack_tile(row_bytes, rows, out));
             });
         }
     });
@@ -263,18 +263,19 @@ mod tests {
     fn scales_are_where_lanes_look_for_them_in_as_few_bits_as_tell_them() {
         let (n, k, format) = (34, 65, WeightFormat::Int4 { group: 32 });
         let layout = Layout::of(format, n, k).unwrap();
-        let rounded: [(u32, fn(f32) -> f32); 3] = [
-            (0, |x| x),
-            (1, |x| f16::from_f32(x).to_f32()),
-            (2, |x| bf16::from_f32(x * 1e-6).to_f32()),
-        ];
-        for (code, round) in rounded {
-            let value = |i: usize| round(((i * 7919 % 1013) as f32 / 506.5 - 1.0).powi(3) / 3.0);
-            let values: Vec<f32> = (0..n * k).map(value).collect();
+        let round = |dtype: DType, x: f32| match dtype {
+            DType::F16 => f16::from_f32(x).to_f32(),
+            // Smaller than f16 can tell.
+            DType::Bf16 => bf16::from_f32(x * 1e-6).to_f32(),
+            _ => x,
+        };
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            let value = |i: usize| ((i * 7919 % 1013) as f32 / 506.5 - 1.0).powi(3) / 3.0;
+            let values: Vec<f32> = (0..n * k).map(|i| round(dtype, value(i))).collect();
             let coded = quant::quantize(format, k, &values).unwrap();
             let mut out = vec![0; layout.scale_bytes()];
             pack_scales(layout, 6, &coded.scales, &mut out);
-            assert_eq!(out[..4], code.to_le_bytes());
+            assert_eq!(out[..4], type_code(dtype).to_le_bytes());
             for (i, pair) in coded.scales.chunks_exact(2).enumerate() {
                 let (step, offset) = scale(layout, &out, i / 3, i % 3);
                 assert_eq!(offset, pair[1]);
