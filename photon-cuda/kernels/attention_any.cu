@@ -128,8 +128,10 @@ DEVICE void attend(const Cached& cached, const void* q, void* out, uint32_t type
   }
 }
 
+// Four blocks a multiprocessor at least: left to itself the compiler makes room for eight on Blackwell, and spills.
+//
 // grid = (tokens / QUERIES, heads, num_seqs head_dim / 128), block = 128, dynamic shared memory: QUERIES head_dim floats.
-extern "C" __global__ void __launch_bounds__(POSITIONS) attention_any(const AttentionArgs a) {
+extern "C" __global__ void __launch_bounds__(POSITIONS, 4) attention_any(const AttentionArgs a) {
   enter();
   const uint32_t columns = (a.head_dim + POSITIONS - 1) / POSITIONS;
   const uint32_t head = blockIdx.y, seq = blockIdx.z / columns, width = a.heads * a.head_dim;
@@ -146,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(POSITIONS) attention_any(const Atte
 }
 
 // grid = (at least as many as find_queries finds, kv_heads, head_dim / 128), block and shared memory as above.
-extern "C" __global__ void __launch_bounds__(POSITIONS) paged_attention_any(const PagedAttentionArgs a) {
+extern "C" __global__ void __launch_bounds__(POSITIONS, 4) paged_attention_any(const PagedAttentionArgs a) {
   enter();
   alignas(16) __shared__ uint32_t visible[QUERIES];
   Queries queries;
