@@ -11,6 +11,7 @@
 //! It exists so that capture, padding, overlap and errors are tested without a GPU. Buffers and weight
 //! layouts are the [`Cpu`]'s, so tensors and weights of one convert to the other with `on`.
 use std::{
+    borrow::Cow,
     fmt,
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -39,7 +40,7 @@ pub struct Tape {
 /// One recorded operation.
 #[derive(Clone)]
 struct Step {
-    name: &'static str,
+    name: Cow<'static, str>,
     run: Arc<dyn Fn(&Cpu) + Send + Sync>,
 }
 
@@ -64,7 +65,7 @@ pub struct TapeEvent {
 
 impl fmt::Debug for TapeStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<_> = self.steps.iter().map(|step| step.name).collect();
+        let names: Vec<_> = self.steps.iter().map(|step| &step.name).collect();
         f.debug_struct("TapeStream")
             .field("steps", &names)
             .field("capturing", &self.capturing)
@@ -75,7 +76,7 @@ impl fmt::Debug for TapeStream {
 
 impl fmt::Debug for TapeGraph {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.steps.iter().map(|step| step.name)).finish()
+        f.debug_list().entries(self.steps.iter().map(|step| &step.name)).finish()
     }
 }
 
@@ -92,8 +93,12 @@ impl TapeStream {
         self.steps.len()
     }
 
-    fn push(&mut self, name: &'static str, run: impl Fn(&Cpu) + Send + Sync + 'static) {
-        self.steps.push(Step { name, run: Arc::new(run) });
+    fn push(
+        &mut self,
+        name: impl Into<Cow<'static, str>>,
+        run: impl Fn(&Cpu) + Send + Sync + 'static,
+    ) {
+        self.steps.push(Step { name: name.into(), run: Arc::new(run) });
     }
 
     fn fail(&mut self, doing: &str, why: String) {
@@ -140,7 +145,7 @@ impl Tape {
                         Some(message) => message.as_str(),
                         None => thrown.downcast_ref::<&str>().copied().unwrap_or("a panic"),
                     };
-                    stream.fail(step.name, why.into());
+                    stream.fail(&step.name, why.into());
                     break;
                 }
             }
@@ -323,12 +328,13 @@ impl Kernels for Tape {
         });
     }
 
-    // Not in the table for its weight and its optional bias.
+    // Not in the table for its weight and its optional bias. Its name says which matrix, so that tests can count
+    // them.
     fn linear(cx: &mut Cx<'_, Self>, op: Linear<'_, Self>) {
         let Linear { out, x, w, bias, activation, accumulate } = op;
         let (out, x, w) = (out.on::<Cpu>(), x.on::<Cpu>(), w.on::<Cpu>());
         let bias = bias.map(photon_core::Tensor::on::<Cpu>);
-        cx.stream.push("linear", move |cpu| {
+        cx.stream.push(format!("linear {}x{}", w.n(), w.k()), move |cpu| {
             let (out, bias) = (&mut out.view(), bias.as_ref());
             linear(cpu, Linear { out, x: &x, w: &w, bias, activation, accumulate });
         });

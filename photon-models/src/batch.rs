@@ -33,10 +33,21 @@ pub struct Row<'a> {
     pub mask: Option<&'a [i32]>,
 }
 
+/// What tokens of a step are drawn from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Draws {
+    /// Whether some are drawn from all ids.
+    pub words: bool,
+    /// Whether some are drawn from the marks: those of whose row only marks are allowed, and that has no
+    /// mask.
+    pub marks: bool,
+}
+
 /// Gathers rows.
 #[derive(Debug)]
 pub struct BatchBuilder {
     block_size: usize,
+    marks: [u32; 4],
     /// Positions of a picture.
     patches: usize,
     /// Least columns of the block tables.
@@ -53,6 +64,9 @@ pub struct BatchBuilder {
     adapters: Vec<i32>,
     drawing_adapters: Vec<i32>,
     params: Vec<SampleParams>,
+    /// Of each token that is drawn, padding not counted, whether it is drawn from the marks; its parameters
+    /// name places among them then.
+    from_marks: Vec<bool>,
     /// The masks of the rows that have one, one after the other, and that of each token that is drawn; -1
     /// without one.
     masks: Vec<i32>,
@@ -69,10 +83,12 @@ pub struct BatchBuilder {
 }
 
 impl BatchBuilder {
-    /// Without rows, for a cache of this block size and pictures of so many patches.
-    pub fn new(block_size: usize, patches: usize) -> Self {
+    /// Without rows, for a cache of this block size, pictures of so many patches and these
+    /// [marks](crate::config::TokenConfig::marks).
+    pub fn new(block_size: usize, patches: usize, marks: [u32; 4]) -> Self {
         BatchBuilder {
             block_size,
+            marks,
             patches,
             min_blocks: 1,
             ids: Vec::new(),
@@ -85,6 +101,7 @@ impl BatchBuilder {
             adapters: Vec::new(),
             drawing_adapters: Vec::new(),
             params: Vec::new(),
+            from_marks: Vec::new(),
             masks: Vec::new(),
             mask_rows: Vec::new(),
             mask_words: 0,
@@ -107,6 +124,7 @@ impl BatchBuilder {
         }
         self.drawing.clear();
         self.params.clear();
+        self.from_marks.clear();
         self.masks.clear();
         self.mask_rows.clear();
         self.mask_words = 0;
@@ -177,7 +195,11 @@ impl BatchBuilder {
                 self.mask_words = mask.len();
                 self.masks.extend_from_slice(mask);
             }
+            let is_free = row.mask.is_none() && params.banned == [-1; 4];
+            let places = among(&self.marks, params.allowed).filter(|_| is_free);
+            let params = SampleParams { allowed: places.unwrap_or(params.allowed), ..params };
             for (i, token) in (first..self.ids.len()).enumerate() {
+                self.from_marks.push(places.is_some());
                 self.drawing.push(token as i32);
                 self.drawing_adapters.push(adapter);
                 self.params.push(SampleParams { position: params.position + i as u32, ..params });
@@ -198,9 +220,25 @@ impl BatchBuilder {
         self.table_ends.len()
     }
 
-    /// Whether an input is a coordinate or a size.
-    pub fn has_region_inputs(&self) -> bool {
-        !self.coord_tokens.is_empty() || !self.size_tokens.is_empty()
+    /// Of each token that is drawn, in order, whether what is drawn is a place among the marks.
+    pub fn from_marks(&self) -> &[bool] {
+        &self.from_marks
+    }
+
+    /// What the tokens are drawn from; neither if none is drawn.
+    pub fn draws(&self) -> Draws {
+        let marks = self.from_marks.contains(&true);
+        Draws { words: self.from_marks.contains(&false), marks }
+    }
+
+    /// Whether an input is a coordinate.
+    pub fn has_coords(&self) -> bool {
+        !self.coord_tokens.is_empty()
+    }
+
+    /// Whether an input is a size.
+    pub fn has_sizes(&self) -> bool {
+        !self.size_tokens.is_empty()
     }
 
     /// Whether a row has an adapter.
@@ -214,16 +252,15 @@ impl BatchBuilder {
     }
 
     /// Brings a step of one token per row to a fixed form, so that the work recorded for it depends on
-    /// nothing but the arguments, [`has_adapters`](Self::has_adapters) and [`has_masks`](Self::has_masks):
-    /// `rows` rows, tables of `max_blocks`, with `region` room for a coordinate and a size in every row,
-    /// and if there are masks, as many as rows. The rows added compute nothing that is kept.
+    /// nothing but the arguments and what the builder says it [`draws`](Self::draws) and has: `rows` rows,
+    /// tables of `max_blocks`, and of coordinates, sizes and masks none or as many as rows. The rows added
+    /// compute nothing that is kept.
     ///
     /// # Panics
     /// If a row has more than one token or draws none, or there are more rows already.
-    pub fn pad(&mut self, rows: usize, max_blocks: usize, region: bool) {
+    pub fn pad(&mut self, rows: usize, max_blocks: usize) {
         let is_decode = self.ids.len() == self.rows() && self.drawing.len() == self.rows();
         assert!(is_decode && self.rows() <= rows, "pad takes steps of one token per row");
-        assert!(region || !self.has_region_inputs(), "a region input without room for it");
         self.min_blocks = max_blocks;
         self.masks.resize(rows * self.mask_words, 0);
         while self.rows() < rows {
@@ -239,9 +276,11 @@ impl BatchBuilder {
             self.visible.push(0);
             self.end_row();
         }
-        if region {
+        if self.has_coords() {
             self.coords.resize(rows, 0.0);
             self.coord_tokens.resize(rows, -1);
+        }
+        if self.has_sizes() {
             self.sizes.resize(2 * rows, 0.0);
             self.size_tokens.resize(rows, -1);
         }
@@ -302,8 +341,8 @@ impl BatchBuilder {
             masks: masks.map(|parts| parts.map(view)),
             adapters: adapters.map(|parts| parts.map(view)),
             block_tables: view(block_tables),
-            coords: (!self.coord_tokens.is_empty()).then(|| (view(coords), view(coord_tokens))),
-            sizes: (!self.size_tokens.is_empty()).then(|| (view(sizes), view(size_tokens))),
+            coords: self.has_coords().then(|| (view(coords), view(coord_tokens))),
+            sizes: self.has_sizes().then(|| (view(sizes), view(size_tokens))),
         }
     }
 }
@@ -354,6 +393,15 @@ impl<D: Device> Batch<D> {
     pub fn drawn(&self) -> usize {
         self.drawing.shape().elements()
     }
+}
+
+/// `allowed` as places among the marks, if it names any and nothing else.
+fn among(marks: &[u32; 4], allowed: [i32; 4]) -> Option<[i32; 4]> {
+    let mut places = [-1; 4];
+    for (place, id) in places.iter_mut().zip(allowed).filter(|(_, id)| *id >= 0) {
+        *place = marks.iter().position(|&mark| mark as i32 == id)? as i32;
+    }
+    (places != [-1; 4]).then_some(places)
 }
 
 struct Part {
@@ -419,7 +467,7 @@ mod tests {
 
     #[test]
     fn a_picture_sees_itself_both_ways_and_is_taken_from_its_slot() {
-        let mut batch = BatchBuilder::new(4, 4);
+        let mut batch = BatchBuilder::new(4, 4, [0; 4]);
         push(&mut batch, 0, 11);
         assert_eq!(batch.visible, [5, 5, 5, 5, 5, 6, 10, 10, 10, 10, 11]);
         assert_eq!(batch.image_rows, [-1, 8, 9, 10, 11, -1, 0, 1, 2, 3, -1]);
@@ -433,18 +481,18 @@ mod tests {
     #[test]
     #[should_panic(expected = "0..3 cuts 0..5")]
     fn a_row_that_ends_inside_of_a_picture_is_a_bug() {
-        push(&mut BatchBuilder::new(4, 4), 0, 3);
+        push(&mut BatchBuilder::new(4, 4, [0; 4]), 0, 3);
     }
 
     #[test]
     #[should_panic(expected = "8..11 begins inside of a picture")]
     fn a_row_that_begins_inside_of_a_picture_is_a_bug() {
-        push(&mut BatchBuilder::new(4, 4), 8, 11);
+        push(&mut BatchBuilder::new(4, 4, [0; 4]), 8, 11);
     }
 
     #[test]
     #[should_panic(expected = "1..6 cuts 0..5")]
     fn bos_belongs_to_the_picture_after_it() {
-        push(&mut BatchBuilder::new(4, 4), 1, 6);
+        push(&mut BatchBuilder::new(4, 4, [0; 4]), 1, 6);
     }
 }

@@ -285,6 +285,16 @@ pub struct TokenConfig {
     pub templates: Templates,
 }
 
+impl TokenConfig {
+    /// The ids that a skill's state may narrow the next one down to, ascending: where such a step goes on,
+    /// nothing else is looked at.
+    pub fn marks(&self) -> [u32; 4] {
+        let mut marks = [self.eos_id, self.answer_id, self.coord_id, self.size_id];
+        marks.sort_unstable();
+        marks
+    }
+}
+
 impl Default for TokenConfig {
     fn default() -> Self {
         TokenConfig {

@@ -63,8 +63,17 @@ impl<D: Device> Loader<'_, D> {
         dtype: DType,
     ) -> Result<Tensor<D>, LoadError> {
         let bytes = self.floats(name, dtype)?;
+        self.tensor_of(&bytes, dims, dtype)
+    }
+
+    fn tensor_of(
+        &mut self,
+        bytes: &[u8],
+        dims: [usize; 2],
+        dtype: DType,
+    ) -> Result<Tensor<D>, LoadError> {
         let tensor = Tensor::zeros(self.device, dims, dtype)?;
-        self.device.upload(&mut self.stream, tensor.buffer(), 0, &bytes);
+        self.device.upload(&mut self.stream, tensor.buffer(), 0, bytes);
         self.device.wait(&self.device.submit(&mut self.stream)?)?;
         Ok(tensor)
     }
@@ -77,6 +86,30 @@ impl<D: Device> Loader<'_, D> {
     pub(crate) fn dense(&mut self, name: &str, n: usize, k: usize) -> Result<Dense<D>, LoadError> {
         let w = self.weight(&[&format!("{name}.weight")], [1, n, k])?;
         Ok(Dense { w, bias: self.vector(&format!("{name}.bias"), n)? })
+    }
+
+    /// As [`dense`](Self::dense), and beside it a layer of some of its outputs.
+    pub(crate) fn dense_and_some(
+        &mut self,
+        name: &str,
+        n: usize,
+        k: usize,
+        some: &[u32],
+    ) -> Result<[Dense<D>; 2], LoadError> {
+        let w = self.floats(&format!("{name}.weight"), self.weights)?;
+        let bias = self.floats(&format!("{name}.bias"), DType::F32)?;
+        let rows = |of: &[u8]| -> Vec<u8> {
+            let row = |&i: &u32| &of[i as usize * (of.len() / n)..][..of.len() / n];
+            some.iter().flat_map(row).copied().collect()
+        };
+        let format = WeightFormat::Float(self.weights);
+        let mut layer = |w: &[u8], bias: &[u8], n: usize| {
+            let data = WeightData { count: 1, n, k, format, bytes: w, scales: &[] };
+            let w = self.device.weight(data)?;
+            let bias = self.tensor_of(bias, [1, n], DType::F32)?.reshape([n]);
+            Ok::<_, LoadError>(Dense { w, bias })
+        };
+        Ok([layer(&w, &bias, n)?, layer(&rows(&w), &rows(&bias), some.len())?])
     }
 
     /// As [`dense`](Self::dense), inside of a block.

@@ -96,7 +96,7 @@ impl<D: Kernels> Moondream<D> {
         let dtype = precision.activations;
         let vision = Vision::load(&mut loader, &config.vision, dtype)?;
         loader.quant = precision.quant.text;
-        let text = Text::load(&mut loader, &config.text, dtype)?;
+        let text = Text::load(&mut loader, &config.text, &config.tokenizer.marks(), dtype)?;
         let region = Region::load(&mut loader, config, dtype)?;
         let mut stream = loader.stream;
         device.wait(&device.submit(&mut stream)?)?;
@@ -162,6 +162,12 @@ impl<D: Kernels> Moondream<D> {
     /// Logits of the next token, `[rows, vocab_size]`, f32.
     pub fn logits(&self, cx: &mut Cx<'_, D>, hidden: &Tensor<D>) -> Tensor<D> {
         self.text.logits(cx, hidden)
+    }
+
+    /// Of those logits the ones of the marks, `[rows, 4]`, in the order of [`TokenConfig::marks`]; the other
+    /// ids' are not computed.
+    pub fn mark_logits(&self, cx: &mut Cx<'_, D>, hidden: &Tensor<D>) -> Tensor<D> {
+        self.text.mark_logits(cx, hidden)
     }
 
     /// Logits of a region head's bins: `[rows, bins]` for a coordinate, `[2 * rows, bins]` (width,

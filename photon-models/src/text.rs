@@ -59,6 +59,8 @@ pub(crate) struct Text<D: Device> {
     blocks: Vec<Block<D>>,
     post_ln: Norm<D>,
     lm_head: Dense<D>,
+    /// The outputs of `lm_head` for the marks.
+    mark_head: Dense<D>,
     /// `[max_context, rotary_dims]`: cosines, then sines.
     rope: Tensor<D>,
     dtype: DType,
@@ -373,6 +375,7 @@ impl<D: Kernels> Text<D> {
     pub(crate) fn load(
         l: &mut Loader<'_, D>,
         c: &TextConfig,
+        marks: &[u32],
         dtype: DType,
     ) -> Result<Self, LoadError> {
         let wte = l.tensor("model.text.wte", [c.vocab_size, c.dim], l.weights)?;
@@ -387,17 +390,12 @@ impl<D: Kernels> Text<D> {
                 mlp: Mlp::load(l, c, i, &name("mlp"))?,
             });
         }
+        let post_ln = l.norm("model.text.post_ln", c.dim)?;
+        let [lm_head, mark_head] =
+            l.dense_and_some("model.text.lm_head", c.vocab_size, c.dim, marks)?;
         let rope = Tensor::zeros(l.device, [c.max_context, c.rotary_dims], DType::F32)?;
         l.device.upload(&mut l.stream, rope.buffer(), 0, &rope_table(c));
-        Ok(Text {
-            wte,
-            blocks,
-            post_ln: l.norm("model.text.post_ln", c.dim)?,
-            lm_head: l.dense("model.text.lm_head", c.vocab_size, c.dim)?,
-            rope,
-            config: c.clone(),
-            dtype,
-        })
+        Ok(Text { wte, blocks, post_ln, lm_head, mark_head, rope, config: c.clone(), dtype })
     }
 
     /// Runs `x` (`[tokens, dim]`, embedded inputs; read and written) through the blocks, storing keys
@@ -521,10 +519,19 @@ impl<D: Kernels> Text<D> {
 
     /// Logits `[rows, vocab_size]`, f32, of hidden states `[rows, dim]`.
     pub(crate) fn logits(&self, cx: &mut Cx<'_, D>, hidden: &Tensor<D>) -> Tensor<D> {
+        self.head(cx, hidden, &self.lm_head)
+    }
+
+    /// Of those the marks', `[rows, marks]`, f32.
+    pub(crate) fn mark_logits(&self, cx: &mut Cx<'_, D>, hidden: &Tensor<D>) -> Tensor<D> {
+        self.head(cx, hidden, &self.mark_head)
+    }
+
+    fn head(&self, cx: &mut Cx<'_, D>, hidden: &Tensor<D>, head: &Dense<D>) -> Tensor<D> {
         let mut h = cx.tensor([hidden.rows(), self.config.dim], self.dtype);
-        let mut logits = cx.tensor([hidden.rows(), self.config.vocab_size], DType::F32);
+        let mut logits = cx.tensor([hidden.rows(), head.w.n()], DType::F32);
         self.post_ln.record(cx, &mut h, hidden);
-        self.lm_head.record(cx, &mut logits, &h);
+        head.record(cx, &mut logits, &h);
         logits
     }
 }

@@ -228,11 +228,20 @@ impl<D: Kernels> Rig<'_, D> {
                 decode.draft = Some(draft).filter(|&draft| 0 < draft);
                 self.phases.push(decode);
             }
+            // What a decode step costs where a place is drawn, and not a word.
+            let places = vec![Input::Coord(0.5); inputs.len()];
+            let name = format!("places, {}{together} from context {first}", places.len());
+            (self.progress)(&name);
+            let phase = phase(name, repeats, || {
+                let step = |i| self.step(&places[i..=i], first + i, &tables, 0);
+                (0..places.len()).try_for_each(step)
+            })?;
+            self.phases.push(phase);
         }
         Ok(())
     }
 
-    /// Computes `inputs` from position `start` and as many guessed ids as `draft` says, once per block table.
+    /// Computes `inputs`, words or a coordinate that another follows, from position `start` and as many guessed ids as `draft` says, once per block table.
     fn step(
         &mut self,
         inputs: &[Input],
@@ -241,6 +250,12 @@ impl<D: Kernels> Rig<'_, D> {
         draft: usize,
     ) -> photon_core::Result<()> {
         let draft: Vec<u32> = (0..draft as u32).collect();
+        let ids = &self.config.tokenizer;
+        let mut sample = SampleParams::GREEDY;
+        let heads = Heads { coord: matches!(inputs, [Input::Coord(_)]), size: false };
+        if heads.coord {
+            sample.allowed = [ids.coord_id as i32, ids.eos_id as i32, -1, -1];
+        }
         let rows = tables.iter().map(|block_table| Row {
             inputs,
             draft: &draft,
@@ -248,10 +263,10 @@ impl<D: Kernels> Rig<'_, D> {
             block_table,
             images: &[0],
             adapter: None,
-            sample: Some(SampleParams::GREEDY),
+            sample: Some(sample),
             mask: None,
         });
-        let step = self.runner.step(rows, Heads::default())?;
+        let step = self.runner.step(rows, heads)?;
         self.runner.finish(step, &mut Vec::new())
     }
 }

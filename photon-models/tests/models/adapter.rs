@@ -184,7 +184,7 @@ fn logits(
         slots.load(cx, slot, &packed);
     }
     let mut pass = |cx: &mut Cx<'_, Cpu>| {
-        let mut batch = BatchBuilder::new(BLOCK_SIZE, 1);
+        let mut batch = BatchBuilder::new(BLOCK_SIZE, 1, [0; 4]);
         for (i, (ids, adapter)) in rows.iter().enumerate() {
             let inputs: Vec<Input> = ids.iter().map(|&id| Input::Token(id)).collect();
             batch.push(&Row {

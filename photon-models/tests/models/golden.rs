@@ -90,13 +90,16 @@ fn matches_reference(precision: Precision, absolute: f32, relative: f32) {
                 mask: None,
             };
             let logits = run.pass(|model, cx, kv, image| {
-                let mut batch = BatchBuilder::new(BLOCK_SIZE, config.vision.patches());
+                let mut batch = BatchBuilder::new(BLOCK_SIZE, config.vision.patches(), [0; 4]);
                 batch.push(&row);
                 let batch = batch.upload(cx);
                 let hidden = model.forward(cx, &batch, Some(image), None, kv);
-                model.logits(cx, &hidden)
+                [model.logits(cx, &hidden), model.mark_logits(cx, &hidden)]
             });
-            let logits = download(&run.device, &mut run.stream, &logits);
+            let [logits, of_marks] =
+                logits.map(|logits| download(&run.device, &mut run.stream, &logits));
+            let marks = config.tokenizer.marks().map(|id| logits[id as usize]);
+            close("marks", 1.0, &of_marks, &marks);
             let want = golden.floats(&format!("{picture}.{prompt}_logits"));
             close(prompt, 1.0, &logits, &want);
             check_cache(&golden, &mut run, picture, &table, &|what, got, want| {

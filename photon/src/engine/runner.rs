@@ -1,24 +1,32 @@
 //! A model on a device: encodes pictures and runs steps, knowing nothing of requests.
 //!
 //! # Rules
-//! - A step is one upload, the model, and one read-back. What is read comes out of [`Step::wait`]; until
+//! - A step is one upload, the model, and one read-back. What is read comes out of [`Runner::finish`]; until
 //!   then the device works and the caller does something else.
+//! - A token of which only marks are allowed is drawn from the marks' logits, whatever the other rows need, so
+//!   that it does not depend on them; where no row draws words, the head over all ids does not run.
 //! - A step of one token per row is padded to a bucket of rows and replayed from a captured graph, where
 //!   the device captures; what a row computes does not depend on it.
 //! - Everything a step needs was allocated at the start: the arena is sized by a dry run of the largest
 //!   step, the largest vision pass and the largest projection.
 use std::collections::HashMap;
 
-use photon_core::{Arena, Copy, Cx, DType, Kernels, Pending, Result, Sample, SampleParams, Tensor};
+use photon_core::{
+    Arena, Copy, Cx, DType, Kernels, Pending, Result, Sample, SampleParams, Tensor,
+    sampler::NO_TOKEN,
+};
 use photon_models::{
     KvCache, Moondream, Precision,
     adapter::{AdapterShape, AdapterSlots, PackedAdapter},
-    batch::{Batch, BatchBuilder, Row},
+    batch::{Batch, BatchBuilder, Draws, Row},
     config::Config,
     image::Tiling,
     prompt::Input,
     skill::RegionHead,
 };
+
+#[cfg(test)]
+mod tests;
 
 /// Sizes of a runner.
 #[derive(Clone, Copy, Debug)]
@@ -78,22 +86,29 @@ pub(crate) struct Drew {
     pub(crate) size: [i32; 2],
 }
 
-/// The heads some row of a step may need.
+/// The region heads some row of a step may need.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Heads {
     pub(crate) coord: bool,
     pub(crate) size: bool,
 }
 
-/// Where a step's results lie in the output buffer, in bytes per token of `max_drawn`: ids, logarithms of
-/// probability, coordinates, sizes.
-const OUT_BYTES: usize = 4 + 4 + 4 + 8;
+/// Where a step's results lie in the output buffer, in words for each of `max_drawn` tokens: ids, and behind them
+/// logarithms of probability; marks, likewise; coordinates; sizes.
+const IDS: usize = 0;
+const MARKS: usize = 2;
+const COORDS: usize = 4;
+const SIZES: usize = 5;
+const OUT_BYTES: usize = 4 * 7;
 
-/// The arguments a captured decode step depends on.
+/// What a captured decode step depends on: as exactly as can be, so that it reads no weights that no row needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Bucket {
     rows: usize,
-    region: bool,
+    draws: Draws,
+    heads: Heads,
+    coords: bool,
+    sizes: bool,
     adapters: bool,
     masks: bool,
 }
@@ -128,7 +143,8 @@ pub(crate) struct Runner<D: Kernels> {
 pub(crate) struct Step<D: Kernels> {
     pending: Pending<D>,
     max_drawn: usize,
-    drawn: usize,
+    /// Of each token that is drawn, whether from the marks.
+    from_marks: Vec<bool>,
 }
 
 impl<D: Kernels> Runner<D> {
@@ -153,7 +169,7 @@ impl<D: Kernels> Runner<D> {
         device.upload(&mut stream, greedy.buffer(), 0, &records);
         let host = Some(device.host_buffer(max_drawn * OUT_BYTES)?);
         let arena = Arena::new(&device, 0)?;
-        let batch = BatchBuilder::new(block_size, v.patches());
+        let batch = BatchBuilder::new(block_size, v.patches(), config.tokenizer.marks());
         let graphs = HashMap::new();
         let mut runner = Runner {
             device,
@@ -202,7 +218,8 @@ impl<D: Kernels> Runner<D> {
         let adapter = adapters.is_some().then_some(0);
         let mask = vec![0; model.config().text.vocab_size.div_ceil(32)];
         let mask = Some(&mask[..]);
-        let mut batch = BatchBuilder::new(limits.block_size, patches(model));
+        let marks = model.config().tokenizer.marks();
+        let mut batch = BatchBuilder::new(limits.block_size, patches(model), marks);
         let draft = &vec![0; limits.max_draft];
         let mut left = limits.max_tokens.max(limits.max_drawn());
         for row in (0..limits.max_rows).rev() {
@@ -214,10 +231,12 @@ impl<D: Kernels> Runner<D> {
             let start = 0;
             batch.push(&Row { inputs, draft, start, block_table, images, adapter, sample, mask });
         }
-        let heads = Heads { coord: true, size: true };
+        let (draws, heads) =
+            (Draws { words: true, marks: true }, Heads { coord: true, size: true });
         let text = Arena::measure(device, stream, |cx| {
             let batch = batch.upload(cx);
-            text_pass(model, cx, &batch, images, adapters.as_ref(), kv, heads, out, greedy);
+            let adapters = adapters.as_ref();
+            text_pass(model, cx, &batch, images, adapters, kv, draws, heads, out, greedy);
         })?;
         Ok(encode.max(project).max(text))
     }
@@ -289,9 +308,8 @@ impl<D: Kernels> Runner<D> {
         } = self;
         let adapters = adapters.as_ref();
         batch.clear();
-        let (mut is_decode, mut drawn) = (true, 0);
+        let mut is_decode = true;
         for row in rows {
-            drawn += row.sample.map_or(0, |_| 1 + row.draft.len());
             is_decode &= row.inputs.len() == 1
                 && row.draft.is_empty()
                 && row.sample.is_some()
@@ -302,21 +320,28 @@ impl<D: Kernels> Runner<D> {
             self.limits.max_rows,
             model.config().text.max_context.div_ceil(self.limits.block_size),
         );
-        let rows = batch.rows();
+        let (rows, draws) = (batch.rows(), batch.draws());
+        let from_marks = batch.from_marks().to_vec();
         let cx = &mut Cx::new(device, stream, arena);
         if is_decode && self.limits.capture {
-            let region = heads != Heads::default() || batch.has_region_inputs();
-            let rows = rows.next_power_of_two().min(max_rows);
-            let (adapted, masks) = (batch.has_adapters(), batch.has_masks());
-            let bucket = Bucket { rows, region, adapters: adapted, masks };
-            batch.pad(bucket.rows, max_blocks, region);
-            let heads = Heads { coord: region, size: region };
+            let bucket = Bucket {
+                rows: rows.next_power_of_two().min(max_rows),
+                draws,
+                heads,
+                coords: batch.has_coords(),
+                sizes: batch.has_sizes(),
+                adapters: batch.has_adapters(),
+                masks: batch.has_masks(),
+            };
+            batch.pad(bucket.rows, max_blocks);
             let batch = batch.upload(cx);
             let graph = match self.graphs.entry(bucket) {
                 std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
                 std::collections::hash_map::Entry::Vacant(entry) => {
                     entry.insert(cx.capture(|cx| {
-                        text_pass(model, cx, &batch, images, adapters, kv, heads, out, greedy);
+                        text_pass(
+                            model, cx, &batch, images, adapters, kv, draws, heads, out, greedy,
+                        );
                     })?)
                 }
             };
@@ -326,12 +351,12 @@ impl<D: Kernels> Runner<D> {
                     self.replays += 1;
                 }
                 None => {
-                    text_pass(model, cx, &batch, images, adapters, kv, heads, out, greedy);
+                    text_pass(model, cx, &batch, images, adapters, kv, draws, heads, out, greedy);
                 }
             }
         } else {
             let batch = batch.upload(cx);
-            text_pass(model, cx, &batch, images, adapters, kv, heads, out, greedy);
+            text_pass(model, cx, &batch, images, adapters, kv, draws, heads, out, greedy);
         }
         let max_drawn = self.limits.max_drawn();
         let host = self.host.take().expect("given back by the step before");
@@ -341,7 +366,7 @@ impl<D: Kernels> Runner<D> {
             self.out.byte_range(),
             host,
         )?;
-        Ok(Step { pending, max_drawn, drawn })
+        Ok(Step { pending, max_drawn, from_marks })
     }
 
     /// Waits for a step; what was drawn after each drawing row's last input and after each id of its draft,
@@ -352,13 +377,18 @@ impl<D: Kernels> Runner<D> {
             let bytes = host.as_ref()[4 * i..4 * i + 4].try_into();
             i32::from_le_bytes(bytes.expect("four bytes"))
         };
-        let n = step.max_drawn;
+        let (n, marks) = (step.max_drawn, self.model.config().tokenizer.marks());
         drew.clear();
-        drew.extend((0..step.drawn).map(|i| Drew {
-            id: word(i),
-            logprob: f32::from_bits(word(n + i) as u32),
-            coord: word(2 * n + i),
-            size: [word(3 * n + 2 * i), word(3 * n + 2 * i + 1)],
+        let mark = |place: i32| usize::try_from(place).map_or(NO_TOKEN, |i| marks[i] as i32);
+        drew.extend(step.from_marks.iter().enumerate().map(|(i, &is_mark)| {
+            let first = if is_mark { MARKS } else { IDS };
+            let id = word(first * n + i);
+            Drew {
+                id: if is_mark { mark(id) } else { id },
+                logprob: f32::from_bits(word((first + 1) * n + i) as u32),
+                coord: word(COORDS * n + i),
+                size: [word(SIZES * n + 2 * i), word(SIZES * n + 2 * i + 1)],
+            }
         }));
         self.host = Some(host);
         Ok(())
@@ -386,7 +416,8 @@ fn encode_pass<D: Kernels>(
     cx.copy(Copy { out, x: &features });
 }
 
-/// The model, and draws after every drawing token from its logits and from the heads.
+/// The model, and draws after every drawing token from all ids, from the marks and from the region heads, as far as
+/// some row wants it.
 #[expect(clippy::too_many_arguments, reason = "everything a graph may touch, by name")]
 fn text_pass<D: Kernels>(
     model: &Moondream<D>,
@@ -395,6 +426,7 @@ fn text_pass<D: Kernels>(
     images: &Tensor<D>,
     adapters: Option<&AdapterSlots<D>>,
     kv: &mut KvCache<D>,
+    draws: Draws,
     heads: Heads,
     out: &Tensor<D>,
     greedy: &Tensor<D>,
@@ -402,16 +434,30 @@ fn text_pass<D: Kernels>(
     let (rows, max_drawn) = (batch.drawn(), out.cols() / OUT_BYTES);
     let part = |at: usize, n: usize, dtype| out.bytes_as(4 * at * max_drawn, [n], dtype);
     let hidden = model.forward(cx, batch, Some(images), adapters, kv);
-    let logits = model.logits(cx, &hidden);
-    cx.sample(Sample {
-        ids: &mut part(0, rows, DType::I32),
-        logprobs: &mut part(1, rows, DType::F32),
-        logits: &logits,
-        params: &batch.params,
-        masks: batch.masks(),
-    });
-    let heads =
-        [(heads.coord, RegionHead::Coord, 2, rows), (heads.size, RegionHead::Size, 3, 2 * rows)];
+    if draws.words {
+        let logits = model.logits(cx, &hidden);
+        cx.sample(Sample {
+            ids: &mut part(IDS, rows, DType::I32),
+            logprobs: &mut part(IDS + 1, rows, DType::F32),
+            logits: &logits,
+            params: &batch.params,
+            masks: batch.masks(),
+        });
+    }
+    if draws.marks {
+        let logits = model.mark_logits(cx, &hidden);
+        cx.sample(Sample {
+            ids: &mut part(MARKS, rows, DType::I32),
+            logprobs: &mut part(MARKS + 1, rows, DType::F32),
+            logits: &logits,
+            params: &batch.params,
+            masks: None,
+        });
+    }
+    let heads = [
+        (heads.coord, RegionHead::Coord, COORDS, rows),
+        (heads.size, RegionHead::Size, SIZES, 2 * rows),
+    ];
     for (_, head, at, rows) in heads.into_iter().filter(|(wanted, ..)| *wanted) {
         let logits = model.region_logits(cx, &hidden, head);
         let mut logprobs = cx.tensor([rows], DType::F32);

@@ -148,7 +148,7 @@ impl Run {
             mask: None,
         };
         let logits = self.pass(|model, cx, kv, image| {
-            let mut batch = BatchBuilder::new(BLOCK_SIZE, model.config().vision.patches());
+            let mut batch = BatchBuilder::new(BLOCK_SIZE, model.config().vision.patches(), [0; 4]);
             batch.push(&row);
             let batch = batch.upload(cx);
             let hidden = model.forward(cx, &batch, Some(image), None, kv);
