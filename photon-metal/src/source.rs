@@ -27,6 +27,17 @@ impl Source {
         self.with(HEADERS, &mut Vec::new())
     }
 
+    /// Whether it is for GPUs with tensor operations, and so in Metal 4's language.
+    pub fn needs_tensor_ops(&self) -> bool {
+        self.text.contains("#include <metal_tensor>")
+    }
+
+    /// The whole text, and whether there is bfloat.
+    pub fn compiled(&self, has_bfloat: bool) -> String {
+        let define = if has_bfloat { "#define PHOTON_BFLOAT 1\n" } else { "" };
+        format!("{define}{}", self.whole())
+    }
+
     fn with(self, headers: &[Source], seen: &mut Vec<&'static str>) -> String {
         let mut text = String::new();
         for line in self.text.lines() {
