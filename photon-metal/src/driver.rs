@@ -51,6 +51,8 @@ pub struct Launch<'a> {
     pub args: &'a [u8],
     /// How the argument lies.
     pub layout: &'static Layout,
+    /// Bytes of what it was said to read and write.
+    pub bytes: u64,
 }
 
 /// A handle to memory that the processor and the GPU share. Cloning shares; the last drop frees.

@@ -108,7 +108,8 @@ impl Ffi {
         let name = device.name().to_string();
         let family = FAMILIES.rev().find(|f| device.supportsFamily(MTLGPUFamily(1000 + f)));
         let Some(family) = family else {
-            let why = "is older than Apple's family 7 (M1) or stands for a GPU in a virtual machine";
+            let why =
+                "is older than Apple's family 7 (M1) or stands for a GPU in a virtual machine";
             return Err(unavailable(format!("{name} {why}; use --device cpu")));
         };
         let facts = Facts {
@@ -453,8 +454,7 @@ impl Driver for Ffi {
             // Not retained: the stream keeps all that the work touches.
             let buffer = queue.raw.commandBufferWithUnretainedReferences();
             let buffer = buffer.ok_or_else(|| fail("command buffer"))?;
-            let encoder =
-                buffer.computeCommandEncoderWithDispatchType(MTLDispatchType::Concurrent);
+            let encoder = buffer.computeCommandEncoderWithDispatchType(MTLDispatchType::Concurrent);
             let encoder = encoder.ok_or_else(|| fail("encoder"))?;
             if queue.submits > 0 {
                 encoder.waitForFence(&queue.fence);

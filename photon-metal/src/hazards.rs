@@ -70,6 +70,11 @@ impl Hazards {
         self.next_writes.push(span);
     }
 
+    /// Bytes that the next launch reads and writes, those of both twice.
+    pub(crate) fn next_bytes(&self) -> u64 {
+        self.next_reads.iter().chain(&self.next_writes).map(|s| s.rows * s.row_bytes).sum()
+    }
+
     /// The next launch takes place: whether it needs a barrier first.
     pub(crate) fn launch(&mut self) -> bool {
         let is_hit = |list: &[Span], by: &[Span]| {

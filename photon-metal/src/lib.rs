@@ -7,23 +7,25 @@
 
 mod arguments;
 mod device;
+mod doctor;
 pub mod driver;
 #[cfg(target_os = "macos")]
 mod ffi;
 mod hazards;
 mod kernels;
-#[cfg(any(test, feature = "sim"))]
+#[cfg(any(all(test, target_os = "linux"), feature = "sim"))]
 mod sim;
 pub mod source;
 mod stream;
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests;
 mod work;
 
 pub use device::Gpu;
+pub use doctor::describe;
 #[cfg(target_os = "macos")]
 pub use ffi::Ffi;
-#[cfg(any(test, feature = "sim"))]
+#[cfg(any(all(test, target_os = "linux"), feature = "sim"))]
 pub use sim::Sim;
 pub use stream::{Graph, Pinned, Stream};
 pub use work::{Counts, Step, Work};
@@ -44,10 +46,10 @@ impl Metal {
 }
 
 /// The kernels on the processor, for tests.
-#[cfg(any(test, feature = "sim"))]
+#[cfg(any(all(test, target_os = "linux"), feature = "sim"))]
 pub type SimMetal = Gpu<Sim>;
 
-#[cfg(any(test, feature = "sim"))]
+#[cfg(any(all(test, target_os = "linux"), feature = "sim"))]
 impl SimMetal {
     /// Opens the simulator.
     ///

@@ -4,11 +4,17 @@
 //! real device: here they run in that of the seed, by default the last first, so that every barrier that is
 //! missing shows. A kernel's mistake (out of bounds, a race, a barrier missed) is an error that names the
 //! kernel, and so is an argument that the source declares otherwise.
+//!
+//! It can also count instead of run: what a step of a model too large to simulate consists of.
 #![allow(unsafe_code, reason = "hands addresses to the simulator")]
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     env,
+    fmt::Write,
+    fs::OpenOptions,
+    io::Write as _,
+    path::PathBuf,
     ptr::NonNull,
     sync::{
         Arc, Mutex, PoisonError,
@@ -20,13 +26,18 @@ use photon_core::{Error, MemoryInfo, Result};
 use photon_simt::metal;
 
 use crate::{
-    driver::{self, Driver, Facts, Launch, Layout},
-    work::{Step, Work},
+    driver::{self, Driver, Facts, Launch, Layout, THREADGROUP_BYTES},
+    work::{Counts, Step, Work},
 };
 
 /// A seed of the order in which launches and SIMD-groups run, for looking into a failure; 0: as recorded, 1:
 /// the last first, others: drawn.
 const SEED_VARIABLE: &str = "PHOTON_SIM_SEED";
+/// A file: submits are added to it instead of run, a line of JSON each: how many dispatches and barriers, and of
+/// every kernel how many launches and the bytes they name.
+const COUNT_VARIABLE: &str = "PHOTON_SIM_COUNT";
+/// Submits so small are run even then: a device that is opened is asked what it can.
+const FEW: u64 = 4;
 /// As much as a small Mac has: nothing that is simulated needs more.
 const TOTAL_BYTES: u64 = 4 << 30;
 
@@ -38,6 +49,7 @@ pub struct Sim(Arc<Shared>);
 struct Shared {
     facts: Facts,
     seed: u64,
+    counted: Option<PathBuf>,
     /// Memory given out.
     used: AtomicU64,
     /// Kernels whose arguments were held against their sources.
@@ -58,6 +70,7 @@ impl Sim {
         Sim(Arc::new(Shared {
             facts,
             seed,
+            counted: env::var_os(COUNT_VARIABLE).map(PathBuf::from),
             used: AtomicU64::new(0),
             checked: Mutex::new(BTreeSet::new()),
         }))
@@ -82,7 +95,7 @@ impl Sim {
     }
 
     fn launch(&self, launch: &Launch<'_>, seed: u64) -> Result<()> {
-        let Launch { kernel, threadgroups, threads, threadgroup_bytes, args, layout } = *launch;
+        let Launch { kernel, threadgroups, threads, threadgroup_bytes, args, layout, .. } = *launch;
         self.check(kernel, layout)?;
         let threadgroup = [(0, threadgroup_bytes)];
         let arguments = metal::Arguments {
@@ -91,9 +104,39 @@ impl Sim {
             ..metal::Arguments::default()
         };
         let options = metal::Options { seed, ..metal::Options::default() };
-        metal::launch(kernel, threadgroups, threads, arguments, options)
-            .map(|_| ())
-            .map_err(|fault| self.lost(kernel, fault.to_string()))
+        let report = metal::launch(kernel, threadgroups, threads, arguments, options)
+            .map_err(|fault| self.lost(kernel, fault.to_string()))?;
+        let bytes = report.static_shared + u64::from(threadgroup_bytes);
+        if bytes > THREADGROUP_BYTES.into() {
+            let why = format!("{bytes} bytes of threadgroup memory, of {THREADGROUP_BYTES}");
+            return Err(self.lost(kernel, why));
+        }
+        Ok(())
+    }
+
+    /// Adds a line on the work to the file.
+    fn count(&self, work: &Work, file: &PathBuf) -> Result<()> {
+        let mut kernels: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+        work.steps(&mut |step| {
+            if let Step::Launch(Launch { kernel, bytes, .. }) = step {
+                let (launches, sum) = kernels.entry(kernel).or_default();
+                *launches += 1;
+                *sum += bytes;
+            }
+            Ok::<(), Error>(())
+        })?;
+        let Counts { dispatches, barriers } = work.counts();
+        let mut line =
+            format!("{{\"dispatches\":{dispatches},\"barriers\":{barriers},\"kernels\":{{");
+        for (i, (kernel, (launches, bytes))) in kernels.iter().enumerate() {
+            let comma = if i == 0 { "" } else { "," };
+            let _ = write!(line, "{comma}\"{kernel}\":[{launches},{bytes}]");
+        }
+        line += "}}\n";
+        let opened = OpenOptions::new().create(true).append(true).open(file);
+        opened
+            .and_then(|mut file| file.write_all(line.as_bytes()))
+            .map_err(|error| self.lost(COUNT_VARIABLE, error.to_string()))
     }
 
     /// Whether Rust and the source agree on how a kernel's argument lies.
@@ -204,6 +247,11 @@ impl Driver for Sim {
     }
 
     unsafe fn submit(&self, queue: &mut Queue, work: &Work) -> Result<Event> {
+        if let Some(file) = &self.0.counted
+            && work.counts().dispatches > FEW
+        {
+            return self.count(work, file).map(|()| Event(()));
+        }
         let mut launches = Vec::new();
         work.steps(&mut |step| match step {
             Step::Launch(launch) => {

@@ -307,11 +307,19 @@ impl<L: Driver> Stream<L> {
         if threadgroups.contains(&0) || self.failed.is_some() {
             return hazards.forget_next();
         }
+        let bytes = hazards.next_bytes();
         if hazards.launch() {
             work.barrier();
         }
-        let threads = [threads, 1, 1];
-        work.launch(&Launch { kernel, threadgroups, threads, threadgroup_bytes, args, layout });
+        work.launch(&Launch {
+            kernel,
+            threadgroups,
+            threads: [threads, 1, 1],
+            threadgroup_bytes,
+            args,
+            layout,
+            bytes,
+        });
     }
 
     fn fail(&mut self, doing: &str, why: String) {
@@ -422,6 +430,12 @@ impl<L: Driver> Stream<L> {
         let chunks = std::mem::take(&mut self.staging.spent);
         self.in_flight.push_back(InFlight { event: event.clone(), held, chunks });
         Ok(event)
+    }
+
+    /// What is recorded, which is then no longer so.
+    #[cfg(test)]
+    pub(crate) fn take_work(&mut self) -> Work {
+        std::mem::replace(&mut self.pass, Pass::new()).work
     }
 
     pub(crate) fn capture(

@@ -1,9 +1,11 @@
-//! Every case of the suite on the simulated GPU.
+//! Every case of the suite on the simulated GPU; in what order launches run.
 use std::sync::LazyLock;
 
 use photon_conformance::Options;
 
 use crate::SimMetal;
+
+mod order;
 
 /// Shared by all cases, as a machine has one.
 static GPU: LazyLock<SimMetal> = LazyLock::new(|| SimMetal::open().expect("the simulator"));

@@ -40,6 +40,7 @@ enum Command {
         threadgroup_bytes: u32,
         args: Range<usize>,
         layout: &'static Layout,
+        bytes: u64,
     },
     Barrier,
     Replay(Arc<Work>),
@@ -66,7 +67,8 @@ impl Work {
     }
 
     pub(crate) fn launch(&mut self, launch: &Launch<'_>) {
-        let Launch { kernel, threadgroups, threads, threadgroup_bytes, args, layout } = *launch;
+        let Launch { kernel, threadgroups, threads, threadgroup_bytes, args, layout, bytes } =
+            *launch;
         let start = self.args.len();
         self.args.extend_from_slice(args);
         let args = start..self.args.len();
@@ -78,6 +80,7 @@ impl Work {
             threadgroup_bytes,
             args,
             layout,
+            bytes,
         });
     }
 
@@ -108,6 +111,7 @@ impl Work {
                     threadgroup_bytes,
                     args,
                     layout,
+                    bytes,
                 } => visit(Step::Launch(Launch {
                     kernel,
                     threadgroups: *threadgroups,
@@ -115,6 +119,7 @@ impl Work {
                     threadgroup_bytes: *threadgroup_bytes,
                     args: &self.args[args.clone()],
                     layout,
+                    bytes: *bytes,
                 }))?,
                 Command::Barrier => visit(Step::Barrier)?,
                 Command::Replay(work) => work.steps(visit)?,
