@@ -123,7 +123,7 @@ pub(crate) struct ModelArgs {
 
 #[derive(Clone, Debug, ClapArgs)]
 pub(crate) struct DeviceArgs {
-    /// Where to run: `auto`, `cpu`, or in a build with CUDA `cuda` or `cuda:N`
+    /// Where to run: `auto`, `cpu`, or in a build that has them `cuda`, `cuda:N` or `metal`
     #[arg(long, default_value = "auto", env = "PHOTON_DEVICE")]
     pub(crate) device: Device,
     /// Type of weights; the model's own by default

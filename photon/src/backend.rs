@@ -24,13 +24,21 @@ pub enum Device {
     Tape,
     /// An NVIDIA GPU, by its ordinal.
     Cuda(u16),
+    /// The Mac's GPU.
+    Metal,
     /// The kernels for NVIDIA GPUs on the processor, slowly: for tests.
     SimCuda,
+    /// The kernels for Apple's GPUs on the processor, slowly: for tests.
+    SimMetal,
 }
 
 /// The names of the devices of this build, for messages.
-const NAMES: &str =
-    if cfg!(feature = "cuda") { "auto, cpu, cuda or cuda:N" } else { "auto or cpu" };
+const NAMES: &str = match (cfg!(feature = "cuda"), cfg!(feature = "metal")) {
+    (true, true) => "auto, cpu, cuda, cuda:N or metal",
+    (true, false) => "auto, cpu, cuda or cuda:N",
+    (false, true) => "auto, cpu or metal",
+    (false, false) => "auto or cpu",
+};
 
 impl FromStr for Device {
     type Err = String;
@@ -43,10 +51,13 @@ impl FromStr for Device {
             ("tape", _) => Ok(Device::Tape),
             ("cuda", _) if cfg!(feature = "cuda") => Ok(Device::Cuda(0)),
             (_, Some(ordinal)) if cfg!(feature = "cuda") => Ok(Device::Cuda(ordinal)),
+            ("metal", _) if cfg!(feature = "metal") => Ok(Device::Metal),
             ("sim-cuda", _) if cfg!(feature = "sim") => Ok(Device::SimCuda),
+            ("sim-metal", _) if cfg!(feature = "sim") => Ok(Device::SimMetal),
             ("cuda", _) | (_, Some(_)) => {
                 Err("this build has no CUDA; build it with --features cuda".into())
             }
+            ("metal", _) => Err("this build has no Metal; build it with --features metal".into()),
             _ => Err(format!("no device {name:?} in this build: {NAMES}")),
         }
     }
@@ -71,6 +82,10 @@ fn run<T: Task>(device: Device, options: &EngineOptions, task: T) -> Result<T::O
             if let Ok(gpu) = photon_cuda::Cuda::open(0) {
                 return task.on(gpu);
             }
+            #[cfg(all(feature = "metal", target_os = "macos"))]
+            if let Ok(gpu) = photon_metal::Metal::open() {
+                return task.on(gpu);
+            }
             run(Device::Cpu, options, task)
         }
         #[cfg(feature = "cpu")]
@@ -79,12 +94,25 @@ fn run<T: Task>(device: Device, options: &EngineOptions, task: T) -> Result<T::O
         Device::Tape => task.on(photon_cpu::Tape::new(cpu(options)?)),
         #[cfg(feature = "cuda")]
         Device::Cuda(ordinal) => task.on(photon_cuda::Cuda::open(ordinal.into())?),
+        #[cfg(all(feature = "metal", target_os = "macos"))]
+        Device::Metal => task.on(photon_metal::Metal::open()?),
         #[cfg(feature = "sim")]
         Device::SimCuda => task.on(photon_cuda::SimCuda::open()?),
-        #[cfg(not(all(feature = "cpu", feature = "cuda", feature = "sim")))]
+        #[cfg(feature = "sim")]
+        Device::SimMetal => task.on(photon_metal::SimMetal::open()?),
+        #[cfg(not(all(
+            feature = "cpu",
+            feature = "cuda",
+            feature = "metal",
+            feature = "sim",
+            target_os = "macos"
+        )))]
         _ => {
             let _ = (options, task);
-            let why = format!("this build has no backend for {device:?}; enable its feature");
+            let why = match device {
+                Device::Metal if cfg!(feature = "metal") => "Metal is part of macOS".into(),
+                _ => format!("this build has no backend for {device:?}; enable its feature"),
+            };
             Err(BuildError::NoDevice(why))
         }
     }
@@ -149,5 +177,7 @@ pub fn doctor() -> Vec<Doctor> {
         },
         #[cfg(feature = "cuda")]
         Doctor { device: "cuda", found: photon_cuda::describe() },
+        #[cfg(feature = "metal")]
+        Doctor { device: "metal", found: photon_metal::describe() },
     ]
 }

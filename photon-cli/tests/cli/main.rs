@@ -422,8 +422,9 @@ fn the_machine_and_the_models_are_described() {
     assert_eq!(doctor["devices"][0]["ok"], true);
     // Whether there is a GPU is up to the machine; if there is none, it says why.
     let problems = doctor["problems"].as_array().unwrap();
-    assert!(problems.iter().all(|why| why.as_str().unwrap().starts_with("cuda: ")), "{problems:?}");
-    let said = if problems.is_empty() { "no problems found" } else { "problem: cuda: " };
+    let of_gpu = |why: &str| why.starts_with("cuda: ") || why.starts_with("metal: ");
+    assert!(problems.iter().all(|why| of_gpu(why.as_str().unwrap())), "{problems:?}");
+    let said = if problems.is_empty() { "no problems found" } else { "problem: " };
     assert!(succeeds(&["doctor"]).contains(said));
     let models: Value = serde_json::from_str(&succeeds(&["models", "--json"])).unwrap();
     let names: Vec<&str> =

@@ -14,7 +14,7 @@ mod mixture;
 mod requests;
 mod segment;
 mod serving;
-#[cfg(feature = "sim")]
+#[cfg(any(feature = "sim", all(feature = "metal", target_os = "macos")))]
 mod simulated;
 
 /// SplitMix64.

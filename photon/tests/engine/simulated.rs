@@ -1,4 +1,5 @@
-//! The engine on the simulated GPU: real kernels, real graphs, the same tokens as on the processor.
+//! The engine on the simulated GPUs, and on a Mac's own: real kernels, real graphs, the same tokens as on the
+//! processor.
 //!
 //! Few requests, as a simulated GPU is slow; the suite of photon-conformance is what checks kernels.
 use photon::{
@@ -40,10 +41,10 @@ fn answers(photon: &Photon, requests: &[Request]) -> Vec<Response> {
 }
 
 #[track_caller]
-fn same(model: &Model, dtype: DType, requests: &[Request]) -> EngineStats {
+fn same(gpu: Device, model: &Model, dtype: DType, requests: &[Request]) -> EngineStats {
     let options = EngineOptions { max_seqs: Some(4), ..EngineOptions::default() };
     let cpu = build(Device::Cpu, model.clone(), dtype, &options);
-    let gpu = build(Device::SimCuda, model.clone(), dtype, &options);
+    let gpu = build(gpu, model.clone(), dtype, &options);
     let (want, got) = (answers(&cpu, requests), answers(&gpu, requests));
     for (i, (got, want)) in got.iter().zip(&want).enumerate() {
         let what = format!("{model:?} {dtype}, request {i}");
@@ -58,8 +59,7 @@ fn same(model: &Model, dtype: DType, requests: &[Request]) -> EngineStats {
     gpu.stats()
 }
 
-#[test]
-fn the_demo_models_answer_as_on_the_processor() {
+fn the_demo_models_answer_as_on_the_processor(gpu: Device) {
     let image = Image::open(
         concat!(env!("CARGO_MANIFEST_DIR"), "/demo/expected/1099511627779.png").as_ref(),
     )
@@ -72,18 +72,49 @@ fn the_demo_models_answer_as_on_the_processor() {
     ];
     for (_, model) in Model::BUILT_IN {
         for dtype in [DType::F32, DType::Bf16] {
-            let stats = same(&model, dtype, &requests);
+            let stats = same(gpu, &model, dtype, &requests);
             assert!(stats.graph_replays > 0, "{stats:?}");
         }
     }
 }
 
 /// A question without a picture: 27 layers of vision would take minutes.
-#[test]
-fn the_golden_models_answer_as_on_the_processor() {
+fn the_golden_models_answer_as_on_the_processor(gpu: Device) {
     let question = question(golden::query("what is a photon?"), None, 6);
     for name in ["moondream2", "moondream3"] {
         let (_folder, model) = golden::golden_model(name);
-        same(&model, DType::F32, std::slice::from_ref(&question));
+        same(gpu, &model, DType::F32, std::slice::from_ref(&question));
     }
+}
+
+#[cfg(feature = "sim")]
+mod simulator {
+    use super::*;
+
+    #[test]
+    fn the_demo_models_answer_on_cuda() {
+        the_demo_models_answer_as_on_the_processor(Device::SimCuda);
+    }
+
+    #[test]
+    fn the_golden_models_answer_on_cuda() {
+        the_golden_models_answer_as_on_the_processor(Device::SimCuda);
+    }
+
+    #[test]
+    fn the_demo_models_answer_on_metal() {
+        the_demo_models_answer_as_on_the_processor(Device::SimMetal);
+    }
+
+    #[test]
+    fn the_golden_models_answer_on_metal() {
+        the_golden_models_answer_as_on_the_processor(Device::SimMetal);
+    }
+}
+
+#[cfg(all(feature = "metal", target_os = "macos"))]
+#[test]
+fn the_golden_and_demo_models_answer_on_this_mac() {
+    the_golden_models_answer_as_on_the_processor(Device::Metal);
+    the_demo_models_answer_as_on_the_processor(Device::Metal);
 }
