@@ -2,12 +2,15 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a tool for the terminal")]
 #![forbid(unsafe_code)]
 
+mod check_macos;
 mod ci;
 mod cuda_check;
 mod demo_eval;
 mod fuzz;
 mod gpu_check;
 mod gpu_run;
+mod metal_check;
+mod metal_counts;
 mod serve_load;
 mod simt;
 mod tidy;
@@ -51,6 +54,12 @@ enum Task {
     SimtSanitize,
     /// Check the address spaces of Metal's kernels with clang, as C++ for OpenCL
     MslCheck,
+    /// On a Mac: build, have Apple's compiler take every kernel, check answers, measure
+    MetalCheck(metal_check::Args),
+    /// Count what steps of the real models consist of on Metal, predict their times
+    MetalCounts,
+    /// Check the types and lints of what only macOS compiles, on Linux
+    CheckMacos,
     /// Feed bytes that nobody would write to everything that reads files (needs cargo-fuzz)
     Fuzz(fuzz::Args),
     /// Write the tiny synthetic checkpoint that the golden outputs were recorded with
@@ -83,6 +92,9 @@ fn main() -> ExitCode {
         ]),
         Task::SimtSanitize => simt::sanitize(),
         Task::MslCheck => simt::msl_check(),
+        Task::MetalCheck(args) => metal_check::run(&args),
+        Task::MetalCounts => metal_counts::run(),
+        Task::CheckMacos => check_macos::run(),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::GoldenCheckpoint { out, family } => golden_checkpoint(&out, &family),
     };

@@ -1,0 +1,156 @@
+//! What a step of Moondream at its real size consists of on Metal: dispatches, barriers, and the bytes that launches
+//! name, counted by the backend's own host code on the simulator, which then runs nothing; and what an Apple GPU
+//! would take for it by a model of two numbers, marked as the prediction it is.
+//!
+//! Layers are alike: models of one layer and of two are counted, and the rest is multiplied.
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::{cargo, root};
+
+/// GPUs, and what of their TFLOP/s and GB/s large kernels are taken to reach: 84 % and 92 % of what they have; of
+/// M5's matrix units two thirds.
+const GPUS: &[(&str, f64, f64)] = &[("M2", 3.0, 92.0), ("M4", 3.4, 110.0), ("M5 Max", 15.0, 550.0)];
+/// What a barrier costs: the GPU runs dry and fills again.
+const BARRIER_S: f64 = 1.5e-6;
+/// Tokens in the cache when a token is decoded: a picture and a question.
+const CONTEXT: f64 = 770.0;
+/// Layers of the real models: vision, text, and of Moondream 3's text those without experts.
+const LAYERS: [f64; 3] = [27.0, 24.0, 4.0];
+
+/// Of one pass.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counted {
+    dispatches: f64,
+    barriers: f64,
+    /// Named by launches, keys and values aside.
+    bytes: f64,
+}
+
+impl Counted {
+    /// `self + factor * (to - from)`.
+    fn plus(self, factor: f64, to: Counted, from: Counted) -> Counted {
+        let sum = |of: fn(Counted) -> f64| of(self) + factor * (of(to) - of(from));
+        Counted {
+            dispatches: sum(|c| c.dispatches),
+            barriers: sum(|c| c.barriers),
+            bytes: sum(|c| c.bytes),
+        }
+    }
+}
+
+/// The passes of one run: one crop, nine crops, a prompt of 750 tokens, a token for one sequence and for four.
+type Passes = [Counted; 5];
+
+pub(crate) fn run() -> Result<()> {
+    cargo(&["build", "--quiet", "-p", "photon-cli", "--features", "sim"])?;
+    let md2 = |layers: u32| {
+        count(&format!("md2-{layers}"), &json!({"text": {"n_layers": layers}}), layers, 1.0)
+    };
+    // A token goes to 8 of 64 experts, four tokens to 26 on average, a prompt's to all.
+    let md3 = |layers: u32, dense: u32| {
+        let moe = json!({"start_layer": dense});
+        let text = json!({"n_layers": layers, "tau_attn": true, "max_context": 4096, "moe": moe});
+        count(&format!("md3-{layers}-{dense}"), &json!({"text": text}), 1, 8.0 / 64.0)
+    };
+    let (one, two) = (md2(1)?, md2(2)?);
+    let [vision, text, dense] = LAYERS;
+    let whole = |i: usize| {
+        let layers = if i < 2 { vision } else { text };
+        one[i].plus(layers - 1.0, two[i], one[i])
+    };
+    report("Moondream 2", std::array::from_fn(whole));
+    let (base, expert, plain) = (md3(1, 1)?, md3(2, 1)?, md3(2, 2)?);
+    let whole = |i: usize| {
+        base[i].plus(dense - 1.0, plain[i], base[i]).plus(text - dense, expert[i], base[i])
+    };
+    let mut passes: Passes = std::array::from_fn(whole);
+    passes[..2].copy_from_slice(&std::array::from_fn::<_, 2, _>(|i| {
+        one[i].plus(vision - 1.0, two[i], one[i])
+    }));
+    report("Moondream 3", passes);
+    Ok(())
+}
+
+/// Counts the passes of a model. `experts`: which part of the experts' weights one token reads.
+fn count(name: &str, config: &Value, vision_layers: u32, experts: f64) -> Result<Passes> {
+    let folder = root().join("target/metal-counts").join(name);
+    fs::create_dir_all(&folder)?;
+    let mut config = config.clone();
+    config["vision"] = json!({"enc_n_layers": vision_layers});
+    fs::write(folder.join("config.json"), json!({"config": config}).to_string())?;
+    let file = folder.join("counts.jsonl");
+    if file.exists() {
+        fs::remove_file(&file)?;
+    }
+    let status = Command::new(root().join("target/debug/photon"))
+        .args(["bench", "model", "--device", "sim-metal", "--dtype", "f16", "--json"])
+        .args(["--repeats", "1", "--decode-tokens", "1", "--concurrency", "1,4"])
+        .args(["--kv-memory", "128MiB", "--synthetic"])
+        .arg(&folder)
+        .env("PHOTON_SIM_COUNT", &file)
+        .stdout(std::process::Stdio::null())
+        .status()?;
+    ensure!(status.success(), "photon bench fails on {name}");
+    passes(&file, experts)
+}
+
+fn passes(file: &Path, experts: f64) -> Result<Passes> {
+    let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    let lines: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    // Every phase twice, to warm up and to be timed; the question's 20 tokens between prompt and decoding once.
+    let lines: [&Value; 5] = match lines.len() {
+        11 => [1, 3, 5, 8, 10].map(|i| &lines[i]),
+        other => anyhow::bail!("{} submits in {}, of 11", other, file.display()),
+    };
+    let parts = [1.0, 1.0, 1.0, experts, (experts * 3.25).min(1.0)];
+    let mut passes = Passes::default();
+    for ((pass, line), part) in passes.iter_mut().zip(lines).zip(parts) {
+        let number = |value: &Value| value.as_f64().unwrap_or_default();
+        pass.dispatches = number(&line["dispatches"]);
+        pass.barriers = number(&line["barriers"]);
+        for (kernel, of) in line["kernels"].as_object().into_iter().flatten() {
+            let bytes = number(&of[1]);
+            pass.bytes += match kernel.as_str() {
+                // They name the whole cache, of which they touch the sequence's part.
+                k if k.contains("paged_attention") || k.contains("rope_store") => 0.0,
+                k if k.contains("grouped") => bytes * part,
+                _ => bytes,
+            };
+        }
+    }
+    Ok(passes)
+}
+
+fn report(model: &str, passes: Passes) {
+    // Of the text model in f16; TFLOP of vision by crops and of the prompt from the shapes of the layers.
+    let kv = CONTEXT * 24.0 * 2.0 * 2048.0 * 2.0;
+    let (prompt, of) = if model.ends_with('2') { (1.97, "2") } else { (2.50, "3") };
+    let names =
+        ["vision, 1 crop", "vision, 9 crops", "prefill, 750 tokens", "decode", "decode of 4"];
+    let tflop = [0.67, 6.0, prompt, 0.0, 0.0];
+    println!("\n| Moondream {of}, f16 | dispatches | barriers | MB named | M2 | M4 | M5 Max |");
+    println!("|---|---|---|---|---|---|---|");
+    for (i, (name, pass)) in names.iter().zip(passes).enumerate() {
+        let cached = match i {
+            3 => kv,
+            4 => 4.0 * kv,
+            _ => 0.0,
+        };
+        let bytes = pass.bytes + cached;
+        let predicted = |(_, tflops, gbs): &(&str, f64, f64)| {
+            let seconds = (tflop[i] / tflops).max(bytes / gbs / 1e9) + pass.barriers * BARRIER_S;
+            format!("{:.1} ms", 1e3 * seconds)
+        };
+        let predicted: Vec<String> = GPUS.iter().map(predicted).collect();
+        println!(
+            "| {name} | {:.0} | {:.0} | {:.0} | {} |",
+            pass.dispatches,
+            pass.barriers,
+            bytes / 1e6,
+            predicted.join(" | ")
+        );
+    }
+}
