@@ -128,15 +128,15 @@ DEVICE int find_group(constant LinearArgs& a, threadgroup GroupList& shared, uin
   int group = -1;
   uint before = 0;
   for (uint i = lane; i < SKINNY_GROUPED_ROWS; i += 32) {
-    const uint firsts = (uint)(ulong)simd_ballot(shared.is_first[i] != 0);
+    const uint firsts = ballot(shared.is_first[i] != 0);
     const uint place = before + popcount(firsts & ((1u << lane) - 1));
-    const uint found = (uint)(ulong)simd_ballot(shared.is_first[i] != 0 && place == which);
+    const uint found = ballot(shared.is_first[i] != 0 && place == which);
     if (found) group = shared.groups[i - lane + ctz(found)];
     before += popcount(firsts);
   }
   count = 0;
   for (uint i = lane; i < SKINNY_GROUPED_ROWS && group >= 0; i += 32) {
-    const uint mine = (uint)(ulong)simd_ballot(shared.groups[i] == group);
+    const uint mine = ballot(shared.groups[i] == group);
     if (index < 32 && shared.groups[i] == group) shared.list[count + popcount(mine & ((1u << lane) - 1))] = i;
     count += popcount(mine);
   }
