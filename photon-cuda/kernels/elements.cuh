@@ -20,7 +20,7 @@ template <> DEVICE float from_float<float>(float x) { return x; }
 template <> DEVICE f16 from_float<f16>(float x) { return __float2half_rn(x); }
 template <> DEVICE bf16 from_float<bf16>(float x) { return __float2bfloat16_rn(x); }
 
-// What a kernel begins with that may be launched early (`Stream::launch_early`): from here on everything launched before is
+// What a kernel begins with, as it may start before the one before it has ended: from here on everything launched before is
 // seen, and what comes after may get ready. Every thread calls it, before it touches memory.
 DEVICE void enter() {
   grid_wait();

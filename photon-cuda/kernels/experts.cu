@@ -18,6 +18,7 @@ DEVICE bool precedes(float value, uint32_t place, float other, uint32_t at) {
 // comes after the choice before, so nothing is stored and any number of experts will do. Logits are read `top` times, from
 // L1 but for the first.  grid = rows / 8, block = 256.
 extern "C" __global__ void __launch_bounds__(256) route(const RouteArgs a) {
+  enter();
   const uint32_t lane = threadIdx.x % 32, row = blockIdx.x * 8 + threadIdx.x / 32;
   if (row >= a.rows) return;
   float last = INFINITY;
@@ -70,6 +71,7 @@ struct NestArgs {
 
 // A thread has an element.  grid = elements / 256, block = 256.
 extern "C" __global__ void __launch_bounds__(256) nest(const NestArgs a) {
+  enter();
   const uint32_t i = blockIdx.x * 256 + threadIdx.x;
   if (i >= a.rows * a.top) return;
   const int32_t outer = a.outer[i / a.top], inner = a.inner[i];
@@ -91,6 +93,7 @@ struct WeightedSumArgs {
 // A thread has eight columns of a row; what it adds up is added to the output last. Bytes: x once, the output twice.
 // grid = (rows, columns / 8 / 128), block = 128.
 extern "C" __global__ void __launch_bounds__(128) weighted_sum(const WeightedSumArgs a) {
+  enter();
   const uint32_t row = blockIdx.x, column = (blockIdx.y * 128 + threadIdx.x) * 8;
   if (column >= a.dim) return;
   const int count = (int)(a.dim - column);
@@ -123,6 +126,7 @@ struct GroupRowsArgs {
 // grid = 1, block = 1024, shared = 4 count bytes.
 extern "C" __global__ void __launch_bounds__(1024) group_rows(const GroupRowsArgs a) {
   DYNAMIC_SHARED(uint32_t, places);
+  enter();
   for (uint32_t g = threadIdx.x; g < a.count; g += 1024) places[g] = 0;
   for (uint32_t i = threadIdx.x; i < a.tiles_len; i += 1024) a.tiles[3 * i] = -1;
   __syncthreads();

@@ -13,6 +13,7 @@ struct GateArgs {
 
 // A thread has eight columns of a row.  grid = (rows, columns / 8 / 128), block = 128. Bound by bytes: x once, out once.
 extern "C" __global__ void __launch_bounds__(128) activate_rows(const GateArgs a) {
+  enter();
   const uint32_t row = blockIdx.x, column = (blockIdx.y * 128 + threadIdx.x) * 8;
   if (column >= a.dim) return;
   const int count = (int)(a.dim - column);
@@ -25,6 +26,7 @@ extern "C" __global__ void __launch_bounds__(128) activate_rows(const GateArgs a
 
 // The gate of an expert. As above.
 extern "C" __global__ void __launch_bounds__(128) gated_gelu(const GateArgs a) {
+  enter();
   const uint32_t row = blockIdx.x, column = (blockIdx.y * 128 + threadIdx.x) * 8;
   if (column >= a.dim) return;
   const int count = (int)(a.dim - column);

@@ -46,6 +46,7 @@ DEVICE void sum_part(const LinearArgs& a, const uint8_t* const (&matrices)[ROWS]
 
 template <int ROWS> DEVICE void any_rows(const LinearArgs& a) {
   __shared__ float parts[MAX_PARTS][ROWS][BLOCK_N];
+  enter();
   const uint32_t first = blockIdx.x * ROWS;
   const uint8_t* matrices[ROWS];
   size_t x[ROWS];

@@ -153,7 +153,7 @@ DEVICE void skinny_rows(const LinearArgs& a, const uint8_t* matrix, const uint32
   const uint32_t begin = part * a.part_blocks, stop = min(begin + a.part_blocks, a.k_blocks);
   Chunk<F, MT> next;
   next.load(a, matrix, tile, begin, stop);
-  // Weights of linear layers are never written; what else is read may still be on its way.
+  // Weights of linear layers are never written; what else is read may still be on its way. For a list it is waited before.
   if (!list) grid_wait();
   for (uint32_t block = begin; block < stop; block += next.DEPTH) {
     const Chunk<F, MT> now = next;
@@ -208,6 +208,7 @@ template <class T, class F, int NT> DEVICE void skinny_grouped(const LinearArgs&
   __shared__ int32_t groups[SKINNY_GROUPED_ROWS];
   __shared__ uint32_t is_first[SKINNY_GROUPED_ROWS];
   __shared__ uint32_t list[SKINNY_GROUPED_ROWS];
+  enter();
   const uint32_t lane = threadIdx.x % 32;
   for (uint32_t i = threadIdx.x; i < SKINNY_GROUPED_ROWS; i += blockDim.x) {
     const int32_t group = i < a.rows ? a.groups[i] : -1;

@@ -181,6 +181,7 @@ DEVICE void tile_rows(const LinearArgs& a, const uint8_t* matrix, const uint32_t
 
 template <class T, class F> DEVICE void tile(const LinearArgs& a) {
   DYNAMIC_SHARED(uint8_t, shared);
+  enter();
   const uint32_t first = blockIdx.y * 128;
   tile_rows<T, F, 128>(a, a.w, nullptr, first, min(a.rows - first, 128u), shared);
 }
@@ -194,6 +195,7 @@ constexpr uint32_t GROUPED_ROWS = 64;
 template <class T, class F> DEVICE void tile_grouped(const LinearArgs& a) {
   DYNAMIC_SHARED(uint8_t, shared);
   __shared__ uint32_t list[GROUPED_ROWS];
+  enter();
   const int32_t* mine = a.tiles + 3 * blockIdx.y;
   const int32_t group = mine[0];
   if (group < 0) return;

@@ -120,6 +120,7 @@ template <class T, int FEATURES> DEVICE void linear_wgmma(const WgmmaArgs& a) {
     tma_prefetch(&a.w);
   }
   __syncthreads();
+  enter();
   const uint32_t group = threadIdx.x / 128;
   if (group == 2) {
     registers_down<40>();

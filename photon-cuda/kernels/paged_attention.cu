@@ -195,5 +195,5 @@ template <class T, class F> DEVICE void prompt(const PagedAttentionArgs& a) {
   extern "C" __global__ void __launch_bounds__(128, 2) name(const PagedAttentionArgs a) { prompt<T, F>(a); }
 PROMPT(paged_attention_bf16, bf16, Floats)
 PROMPT(paged_attention_f16, f16, Floats)
-PROMPT(paged_attention_bf16_int8, bf16, Codes<Int8Codes>)
-PROMPT(paged_attention_bf16_fp8, bf16, Codes<Fp8Codes>)
+PROMPT(paged_attention_bf16_int8, bf16, Codes<Int8>)
+PROMPT(paged_attention_bf16_fp8, bf16, Codes<Fp8>)

@@ -31,18 +31,9 @@ template <class F> struct Codes {
   static constexpr bool IS_SCALED = true;
   // The pairs of bf16 that four codes are.
   DEVICE static void widen(uint32_t codes, uint32_t& low, uint32_t& high) {
-    constexpr bool IS_INT8 = F::IS_INT8;
-    low = F::pair(codes, IS_INT8 ? 0x4140 : 0x1404);
-    high = F::pair(codes, IS_INT8 ? 0x4342 : 0x3424);
+    low = F::template pair<bf16>(codes, F::LOW);
+    high = F::template pair<bf16>(codes, F::HIGH);
   }
-};
-struct Int8Codes {
-  static constexpr bool IS_INT8 = true;
-  DEVICE static uint32_t pair(uint32_t codes, uint32_t bytes) { return Int8::pair<bf16>(codes, bytes); }
-};
-struct Fp8Codes {
-  static constexpr bool IS_INT8 = false;
-  DEVICE static uint32_t pair(uint32_t codes, uint32_t bytes) { return Fp8::pair<bf16>(codes, bytes); }
 };
 
 // The queries of a warp as operands, and what each sees. Rows are g and g + 8; one that is not there sees nothing.

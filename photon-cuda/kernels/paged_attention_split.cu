@@ -221,5 +221,5 @@ template <class T, class F> DEVICE void few(const PagedAttentionArgs& a) {
   extern "C" __global__ void __launch_bounds__(128, 2) name(const PagedAttentionArgs a) { few<T, F>(a); }
 FEW_KERNEL(paged_attention_split_bf16, bf16, Floats)
 FEW_KERNEL(paged_attention_split_f16, f16, Floats)
-FEW_KERNEL(paged_attention_split_bf16_int8, bf16, Codes<Int8Codes>)
-FEW_KERNEL(paged_attention_split_bf16_fp8, bf16, Codes<Fp8Codes>)
+FEW_KERNEL(paged_attention_split_bf16_int8, bf16, Codes<Int8>)
+FEW_KERNEL(paged_attention_split_bf16_fp8, bf16, Codes<Fp8>)

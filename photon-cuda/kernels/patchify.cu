@@ -11,6 +11,7 @@ struct PatchifyArgs {
 // A block has a patch, a thread every 128th of its elements: channels first, then lines. Divided as written, so that every
 // backend gives the same bits.  grid = rows, block = 128. Bytes: 1 read and 2 or 4 written per element.
 extern "C" __global__ void __launch_bounds__(128) patchify(const PatchifyArgs a) {
+  enter();
   const uint32_t row = blockIdx.x, grid = a.size / a.patch, area = a.patch * a.patch;
   const uint32_t crop = row / (grid * grid), top = row / grid % grid * a.patch, left = row % grid * a.patch;
   for (uint32_t i = threadIdx.x; i < 3 * area; i += 128) {

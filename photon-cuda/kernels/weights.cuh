@@ -58,15 +58,20 @@ struct Float {
   }
 };
 
-struct Int8 {
+// Formats of bytes. `pair` makes numbers of two of a word's four codes: by LOW of the first two, by HIGH of the others.
+template <class F> struct Bytes {
   static constexpr int WORDS = 2;
   static constexpr bool ROW_SCALES = true, GROUP_SCALES = false;
 
-  template <class T> DEVICE static uint32_t pair(uint32_t word, uint32_t bytes);
   template <class T> DEVICE static void fragments(const uint32_t* words, uint32_t (&a)[2][4]) {
 #pragma unroll
-    for (int i = 0; i < 8; i++) a[i / 4][i % 4] = pair<T>(words[i / 2], i % 2 ? 0x4342 : 0x4140);
+    for (int i = 0; i < 8; i++) a[i / 4][i % 4] = F::template pair<T>(words[i / 2], i % 2 ? F::HIGH : F::LOW);
   }
+};
+
+struct Int8 : Bytes<Int8> {
+  static constexpr uint32_t LOW = 0x4140, HIGH = 0x4342;
+  template <class T> DEVICE static uint32_t pair(uint32_t word, uint32_t bytes);
 };
 
 // 0x43xx is `128 + low seven bits` in bf16 where the top bit is clear: the code is that less 128, or less 256 where it is set.
@@ -81,15 +86,9 @@ template <> DEVICE uint32_t Int8::pair<f16>(uint32_t word, uint32_t bytes) {
 
 // e4m3: exponent and mantissa are moved to their places; what the exponent is then short of is multiplied, which makes
 // normal numbers of subnormal ones too.
-struct Fp8 {
-  static constexpr int WORDS = 2;
-  static constexpr bool ROW_SCALES = true, GROUP_SCALES = false;
-
+struct Fp8 : Bytes<Fp8> {
+  static constexpr uint32_t LOW = 0x1404, HIGH = 0x3424;
   template <class T> DEVICE static uint32_t pair(uint32_t word, uint32_t bytes);
-  template <class T> DEVICE static void fragments(const uint32_t* words, uint32_t (&a)[2][4]) {
-#pragma unroll
-    for (int i = 0; i < 8; i++) a[i / 4][i % 4] = pair<T>(words[i / 2], i % 2 ? 0x3424 : 0x1404);
-  }
 };
 
 template <> DEVICE uint32_t Fp8::pair<bf16>(uint32_t word, uint32_t bytes) {

@@ -2,28 +2,29 @@
 //! benchmark are of.
 #![allow(unsafe_code, reason = "multiplies by addresses")]
 
-use std::time::Instant;
-
 use half::bf16;
-use photon_core::{Activation, DType, Result};
+use photon_core::Result;
 
 use crate::{
     Cuda,
-    driver::{Driver, Gemm, Memory},
+    blas::{Blas, Product},
+    driver::{Driver, Memory},
+    ffi::Stream,
 };
 
 /// Rates that were measured.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Ceilings {
     /// Bytes read and bytes written per second by a copy within the device's memory.
     pub copy_bytes_per_s: f64,
-    /// Operations per second of a large product of bf16 matrices; `None` where there is no cuBLASLt.
-    pub gemm_flops: Option<f64>,
+    /// Operations per second of a large product of bf16 matrices, by the best algorithm that cuBLASLt suggests;
+    /// or why there is no cuBLASLt.
+    pub gemm_flops: std::result::Result<f64, String>,
 }
 
 const COPY_BYTES: usize = 1 << 30;
 const SIDE: usize = 8192;
-/// Long enough that the host's share does not show.
+/// After one to warm up; long enough that the host's share does not show.
 const RUNS: usize = 20;
 
 impl Cuda {
@@ -32,19 +33,24 @@ impl Cuda {
     /// # Errors
     /// If there is too little memory, or the device fails.
     pub fn ceilings(&self) -> Result<Ceilings> {
-        let driver = self.driver();
-        let mut stream = driver.stream()?;
-        let (from, to) = (driver.alloc(COPY_BYTES)?, driver.alloc(COPY_BYTES)?);
-        driver.copy_within(&mut stream, &from, &to)?;
-        driver.wait(&driver.record(&mut stream)?)?;
-        let begun = Instant::now();
-        for _ in 0..RUNS {
-            driver.copy_within(&mut stream, &from, &to)?;
-        }
-        driver.wait(&driver.record(&mut stream)?)?;
-        let copy_s = begun.elapsed().as_secs_f64();
-        drop((from, to));
+        let mut stream = self.driver().stream()?;
+        let copy_bytes_per_s = self.copy_bytes_per_s(&mut stream)?;
+        let gemm_flops = match Blas::open(self.driver().facts().driver_version) {
+            Ok(blas) => Ok(self.gemm_flops(&mut stream, &blas)?),
+            Err(why) => Err(why),
+        };
+        Ok(Ceilings { copy_bytes_per_s, gemm_flops })
+    }
 
+    fn copy_bytes_per_s(&self, stream: &mut Stream) -> Result<f64> {
+        let driver = self.driver();
+        let (from, to) = (driver.alloc(COPY_BYTES)?, driver.alloc(COPY_BYTES)?);
+        let seconds =
+            driver.seconds(stream, RUNS, |stream| driver.copy_within(stream, &from, &to))?;
+        Ok(2.0 * COPY_BYTES as f64 / seconds)
+    }
+
+    fn gemm_flops(&self, stream: &mut Stream, blas: &Blas) -> Result<f64> {
         // Random numbers: zeros are faster, as the chip draws less power.
         let mut state = 1u64;
         let mut noise = || {
@@ -52,39 +58,23 @@ impl Cuda {
             bf16::from_f32((state >> 40) as f32 / (1 << 23) as f32 - 1.0).to_le_bytes()
         };
         let matrix: Vec<u8> = (0..SIDE * SIDE).flat_map(|_| noise()).collect();
-        let (x, w) = (self.load(&matrix)?, self.load(&matrix)?);
-        let out = driver.alloc(matrix.len())?;
-        let gemm = Gemm {
-            rows: SIDE,
-            n: SIDE,
-            k: SIDE,
-            dtype: DType::Bf16,
-            x: x.address(),
-            x_stride: SIDE,
-            w: w.address(),
-            out: out.address(),
-            out_stride: SIDE,
-            out_dtype: DType::Bf16,
-            bias: None,
-            activation: Activation::None,
-            accumulate: false,
-        };
-        let multiply = |stream: &mut _| {
-            // SAFETY: the matrices are as large as said, and live until the work was waited for below.
-            unsafe { driver.gemm(stream, &gemm) }
-        };
-        let multiplied = multiply(&mut stream)?;
-        driver.wait(&driver.record(&mut stream)?)?;
-        let begun = Instant::now();
-        for _ in 0..RUNS {
-            multiply(&mut stream)?;
+        let (driver, x) = (self.driver(), self.load(&matrix)?);
+        let (out, scratch) = (driver.alloc(matrix.len())?, driver.alloc(Product::SCRATCH_BYTES)?);
+        let addresses = [x.address(), x.address(), out.address(), scratch.address()];
+        let lost = |why| driver.lost("multiplying", why);
+        let product = Product::new(blas, SIDE).map_err(lost)?;
+        let mut best = f64::INFINITY;
+        for algorithm in product.algorithms().map_err(lost)? {
+            let seconds = driver.seconds(stream, RUNS, |stream| {
+                // SAFETY: the matrices and the scratch memory are as large as said, and live until the work
+                // was waited for by `seconds`; `open` was called on this thread, for this driver's context.
+                unsafe { product.run(&algorithm, addresses, stream.raw()) }.map_err(lost)
+            })?;
+            best = best.min(seconds);
         }
-        driver.wait(&driver.record(&mut stream)?)?;
-        let gemm_s = begun.elapsed().as_secs_f64();
-        let runs = RUNS as f64;
-        Ok(Ceilings {
-            copy_bytes_per_s: 2.0 * runs * COPY_BYTES as f64 / copy_s,
-            gemm_flops: multiplied.then(|| 2.0 * runs * (SIDE as f64).powi(3) / gemm_s),
-        })
+        if best.is_infinite() {
+            return Err(lost("cuBLASLt has no algorithm for bf16".into()));
+        }
+        Ok(2.0 * (SIDE as f64).powi(3) / best)
     }
 }

@@ -17,7 +17,7 @@
 
 use std::{fmt::Debug, ops::Range};
 
-use photon_core::{Activation, DType, MemoryInfo, Result};
+use photon_core::{DType, MemoryInfo, Result};
 
 /// What kernels are chosen by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +34,8 @@ pub struct Facts {
     pub driver_version: u32,
 }
 
-/// One launch.
+/// One launch. Where the device can (sm_90) a kernel starts while the one before it ends, and waits by itself
+/// (`grid_wait` of `ptx.cuh`) before it touches what kernels write; the simulator refuses one that does not.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch<'a> {
     /// The kernel's name in its source.
@@ -47,41 +48,6 @@ pub struct Launch<'a> {
     pub shared_bytes: u32,
     /// The kernel's one argument, byte for byte.
     pub args: &'a [u8],
-    /// Whether the kernel waits by itself (`griddepcontrol.wait`) for what was launched before it, so that
-    /// it may start early. Only looked at where the device can (sm_90).
-    pub starts_early: bool,
-}
-
-/// `out = activation(x w^T + bias)`, plus the old `out` if `accumulate`: what a vendor's library may do
-/// instead of a kernel of ours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gemm {
-    /// Rows of `x` and `out`.
-    pub rows: usize,
-    /// Columns of `out`.
-    pub n: usize,
-    /// Columns of `x`.
-    pub k: usize,
-    /// Type of `x` and `w`: f16 or bf16.
-    pub dtype: DType,
-    /// Address of `[rows, k]`.
-    pub x: u64,
-    /// Elements from a row of `x` to the next.
-    pub x_stride: usize,
-    /// Address of `[n, k]`, contiguous.
-    pub w: u64,
-    /// Address of `[rows, n]`.
-    pub out: u64,
-    /// Elements from a row of `out` to the next.
-    pub out_stride: usize,
-    /// Type of `out`.
-    pub out_dtype: DType,
-    /// Address of `[n]`, of the type of `out`.
-    pub bias: Option<u64>,
-    /// Applied to each sum.
-    pub activation: Activation,
-    /// Whether to add to what `out` holds.
-    pub accumulate: bool,
 }
 
 /// A matrix in device memory as the copy engine of sm_90 sees it.
@@ -176,12 +142,6 @@ pub trait Driver: Clone + Debug + Send + Sync + 'static {
     /// The arguments are what the kernel takes, and every address in them is of memory that lives until the
     /// work has run and is as large as the kernel's other arguments say.
     unsafe fn launch(&self, stream: &mut Self::Stream, launch: &Launch<'_>) -> Result<()>;
-
-    /// Multiplies by a library; `false`, and nothing happens, if it should be left to a kernel of ours.
-    ///
-    /// # Safety
-    /// As for [`Driver::launch`].
-    unsafe fn gemm(&self, stream: &mut Self::Stream, gemm: &Gemm) -> Result<bool>;
 
     /// Describes a matrix for the copy engine of sm_90; `None` where there is no such engine.
     fn tensor_map(&self, map: &TensorMap) -> Option<TensorMapBits>;

@@ -18,9 +18,8 @@ use photon_core::{DType, Error, MemoryInfo, Result};
 
 use crate::{
     binaries::{self, Binaries, Origins},
-    blas::Blas,
     cache::Cache,
-    driver::{Driver, Facts, Gemm, Launch, Memory, TensorMap, TensorMapBits},
+    driver::{Driver, Facts, Launch, Memory, TensorMap, TensorMapBits},
     sys::{self, Address, Code, Functions, Handle},
 };
 
@@ -42,7 +41,6 @@ struct Context {
     modules: Vec<Handle>,
     origins: Origins,
     kernels: Mutex<HashMap<&'static str, Handle>>,
-    blas: std::result::Result<Blas, String>,
     syncs: bool,
 }
 
@@ -152,7 +150,6 @@ impl Ffi {
             modules: Vec::new(),
             origins,
             kernels: Mutex::default(),
-            blas: Err("not opened".into()),
             syncs: env::var_os(SYNC_VARIABLE).is_some(),
         };
         context.enter("opening the device")?;
@@ -165,21 +162,19 @@ impl Ffi {
             context.check(code, "loading kernels")?;
             context.modules.push(module);
         }
-        context.blas = Blas::open(&context.facts);
         Ok(Ffi(Arc::new(context)))
     }
 
-    /// Where the kernels came from, and whether there is cuBLASLt, in words.
+    /// Where the kernels came from, in words.
     pub(crate) fn describe(&self) -> String {
         let Origins { prebuilt, cached, compiled } = self.0.origins;
-        let blas = match &self.0.blas {
-            Ok(blas) => blas.name(),
-            Err(why) => format!("no cuBLASLt ({why}); kernels of Photon's own instead"),
-        };
         format!(
-            "kernels       {prebuilt} files prebuilt, {cached} from the cache, {compiled} compiled now\n\
-             library       {blas}"
+            "kernels       {prebuilt} files prebuilt, {cached} from the cache, {compiled} compiled now"
         )
+    }
+
+    pub(crate) fn lost(&self, doing: &str, why: String) -> Error {
+        self.0.lost(doing, why)
     }
 
     fn buffer(&self, bytes: usize) -> Result<Address> {
@@ -268,9 +263,6 @@ impl Drop for Context {
             return;
         }
         // Failures here have nobody to go to: the device is being given up.
-        if let Ok(blas) = &self.blas {
-            blas.close();
-        }
         for &module in &self.modules {
             // SAFETY: loaded by `open` and unloaded only here; streams, which launch its kernels, hold the
             // context.
@@ -357,8 +349,13 @@ pub struct Stream {
     gpu: Ffi,
     raw: Handle,
     capturing: bool,
-    /// Scratch memory of the library; none where there is no library.
-    scratch: Option<Buffer>,
+}
+
+impl Stream {
+    /// For other libraries than the driver.
+    pub(crate) fn raw(&self) -> Handle {
+        self.raw
+    }
 }
 
 // SAFETY: the driver's functions may be called from any thread on streams of any thread.
@@ -442,7 +439,7 @@ impl Driver for Ffi {
     fn alloc(&self, bytes: usize) -> Result<Buffer> {
         let address = self.buffer(bytes)?;
         let buffer = Buffer(Arc::new(Allocation { gpu: self.clone(), address, bytes }));
-        let stream = self.plain_stream()?;
+        let stream = self.stream()?;
         // SAFETY: the memory was allocated above, with this many bytes.
         let code =
             unsafe { (self.0.functions.cuMemsetD8Async)(address, 0, bytes.max(1), stream.raw) };
@@ -475,11 +472,13 @@ impl Driver for Ffi {
     }
 
     fn stream(&self) -> Result<Stream> {
-        let mut stream = self.plain_stream()?;
-        if self.0.blas.is_ok() {
-            stream.scratch = Some(self.alloc(Blas::SCRATCH_BYTES)?);
-        }
-        Ok(stream)
+        self.0.enter("opening a stream")?;
+        let mut raw = ptr::null_mut();
+        // SAFETY: `raw` is there to be written to.
+        let code =
+            unsafe { (self.0.functions.cuStreamCreate)(&raw mut raw, sys::STREAM_NON_BLOCKING) };
+        self.0.check(code, "opening a stream")?;
+        Ok(Stream { gpu: self.clone(), raw, capturing: false })
     }
 
     unsafe fn copy_in(
@@ -527,7 +526,7 @@ impl Driver for Ffi {
             shared_bytes: launch.shared_bytes,
             stream: stream.raw,
             attributes: &raw mut early,
-            num_attributes: u32::from(launch.starts_early && context.facts.capability >= (9, 0)),
+            num_attributes: u32::from(context.facts.capability >= (9, 0)),
         };
         // Copied to where any type of argument may lie.
         let mut args = [TensorMapBits([0; 16]); 32];
@@ -546,16 +545,6 @@ impl Driver for Ffi {
             context.check(code, launch.kernel)?;
         }
         Ok(())
-    }
-
-    unsafe fn gemm(&self, stream: &mut Stream, gemm: &Gemm) -> Result<bool> {
-        let (Ok(blas), Some(scratch)) = (&self.0.blas, &stream.scratch) else { return Ok(false) };
-        self.0.enter("multiplying")?;
-        let timer = Timer { gpu: self, stream };
-        let timer = (!stream.capturing).then_some(&timer);
-        // SAFETY: the caller vouches for the addresses; the scratch memory is this stream's.
-        let done = unsafe { blas.multiply(gemm, stream.raw, scratch.address(), timer) };
-        done.map_err(|why| self.0.lost("multiplying", why))
     }
 
     fn tensor_map(&self, map: &TensorMap) -> Option<TensorMapBits> {
@@ -644,17 +633,6 @@ impl Driver for Ffi {
 }
 
 impl Ffi {
-    /// A stream without anything of its own.
-    fn plain_stream(&self) -> Result<Stream> {
-        self.0.enter("opening a stream")?;
-        let mut raw = ptr::null_mut();
-        // SAFETY: `raw` is there to be written to.
-        let code =
-            unsafe { (self.0.functions.cuStreamCreate)(&raw mut raw, sys::STREAM_NON_BLOCKING) };
-        self.0.check(code, "opening a stream")?;
-        Ok(Stream { gpu: self.clone(), raw, capturing: false, scratch: None })
-    }
-
     /// Copies all of a buffer to another that is as large.
     pub(crate) fn copy_within(
         &self,
@@ -683,38 +661,25 @@ impl Ffi {
         self.0.check(code, "submitting")?;
         Ok(event)
     }
-}
 
-/// Measures work on a stream.
-pub(crate) struct Timer<'a> {
-    gpu: &'a Ffi,
-    stream: &'a Stream,
-}
-
-impl Timer<'_> {
-    /// Seconds that `work` takes on the device.
+    /// Seconds that `work` takes on the device, on average over `runs` of it after one to warm up.
     pub(crate) fn seconds(
         &self,
-        work: impl FnOnce() -> std::result::Result<(), String>,
-    ) -> std::result::Result<f32, String> {
-        let context = &self.gpu.0;
-        let mark =
-            || self.gpu.mark(self.stream, sys::EVENT_DEFAULT).map_err(|error| error.to_string());
-        let begun = mark()?;
-        work()?;
-        let ended = mark()?;
-        self.gpu.wait(&ended).map_err(|error| error.to_string())?;
+        stream: &mut Stream,
+        runs: usize,
+        mut work: impl FnMut(&mut Stream) -> Result<()>,
+    ) -> Result<f64> {
+        work(stream)?;
+        let begun = self.mark(stream, sys::EVENT_DEFAULT)?;
+        (0..runs).try_for_each(|_| work(stream))?;
+        let ended = self.mark(stream, sys::EVENT_DEFAULT)?;
+        self.wait(&ended)?;
         let mut milliseconds = 0.0;
         // SAFETY: both events have fired, and `milliseconds` is there to be written to.
         let code = unsafe {
-            (context.functions.cuEventElapsedTime)(&raw mut milliseconds, begun.raw, ended.raw)
+            (self.0.functions.cuEventElapsedTime)(&raw mut milliseconds, begun.raw, ended.raw)
         };
-        context.check(code, "measuring").map_err(|error| error.to_string())?;
-        Ok(milliseconds / 1e3)
-    }
-
-    /// Memory to write results to that nobody wants.
-    pub(crate) fn scratch(&self, bytes: usize) -> std::result::Result<Buffer, String> {
-        self.gpu.alloc(bytes).map_err(|error| error.to_string())
+        self.0.check(code, "measuring")?;
+        Ok(f64::from(milliseconds) / 1e3 / runs as f64)
     }
 }

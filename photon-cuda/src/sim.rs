@@ -18,7 +18,7 @@ use std::{
 use photon_core::{Error, MemoryInfo, Result};
 use photon_simt::cuda;
 
-use crate::driver::{self, Driver, Facts, Gemm, Launch, TensorMap, TensorMapBits};
+use crate::driver::{self, Driver, Facts, Launch, TensorMap, TensorMapBits};
 
 /// A seed of the order in which warps run, for looking into a failure.
 const SEED_VARIABLE: &str = "PHOTON_SIM_SEED";
@@ -33,6 +33,8 @@ pub struct Sim(Arc<Shared>);
 struct Shared {
     facts: Facts,
     seed: u64,
+    /// Kernels that can be had with this bug have it.
+    bug: Option<String>,
     /// Memory given out.
     used: AtomicU64,
 }
@@ -40,6 +42,16 @@ struct Shared {
 impl Sim {
     /// A GPU of few multiprocessors, so that grids wrap round where they may.
     pub fn open() -> Self {
+        Self::new(None)
+    }
+
+    /// The same with a bug in its kernels: see `kernels/planted.diff`.
+    #[cfg(test)]
+    pub(crate) fn with_bug(name: &str) -> Self {
+        Self::new(Some(name.to_owned()))
+    }
+
+    fn new(bug: Option<String>) -> Self {
         let seed = env::var(SEED_VARIABLE).ok().and_then(|seed| seed.parse().ok());
         let facts = Facts {
             name: "simulated".into(),
@@ -48,7 +60,14 @@ impl Sim {
             shared_bytes: 99 << 10,
             driver_version: 0,
         };
-        Sim(Arc::new(Shared { facts, seed: seed.unwrap_or(1), used: AtomicU64::new(0) }))
+        let used = AtomicU64::new(0);
+        Sim(Arc::new(Shared { facts, seed: seed.unwrap_or(1), bug, used }))
+    }
+
+    /// What photon-simt calls the kernel that is to run.
+    fn kernel(&self, name: &'static str) -> &'static str {
+        let bug = self.0.bug.as_ref().and_then(|bug| cuda::kernel(&format!("{name}!{bug}")));
+        bug.map_or(name, |kernel| kernel.name)
     }
 
     fn lost(&self, doing: &str, why: String) -> Error {
@@ -70,9 +89,12 @@ impl Sim {
                 }
                 Step::Launch { kernel, grid, block, shared_bytes, args } => {
                     *seed = seed.wrapping_add(1);
-                    let shared_limit = self.0.facts.shared_bytes;
-                    let options =
-                        cuda::Options { seed: *seed, shared_limit, ..cuda::Options::default() };
+                    let options = cuda::Options {
+                        seed: *seed,
+                        shared_limit: self.0.facts.shared_bytes,
+                        starts_early: true,
+                        ..cuda::Options::default()
+                    };
                     cuda::launch(kernel, *grid, *block, *shared_bytes, args, options)
                         .map_err(|fault| self.lost(kernel, fault.to_string()))?;
                 }
@@ -251,13 +273,10 @@ impl Driver for Sim {
     }
 
     unsafe fn launch(&self, stream: &mut Stream, launch: &Launch<'_>) -> Result<()> {
-        let Launch { kernel, grid, block, shared_bytes, args, .. } = *launch;
-        stream.steps.push(Step::Launch { kernel, grid, block, shared_bytes, args: args.to_vec() });
+        let Launch { kernel, grid, block, shared_bytes, args } = *launch;
+        let (kernel, args) = (self.kernel(kernel), args.to_vec());
+        stream.steps.push(Step::Launch { kernel, grid, block, shared_bytes, args });
         Ok(())
-    }
-
-    unsafe fn gemm(&self, _: &mut Stream, _: &Gemm) -> Result<bool> {
-        Ok(false)
     }
 
     fn tensor_map(&self, _: &TensorMap) -> Option<TensorMapBits> {

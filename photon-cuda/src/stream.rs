@@ -168,35 +168,16 @@ impl<L: Driver> Stream<L> {
         args: &impl Pod,
     ) {
         let args = bytemuck::bytes_of(args);
-        self.enqueue(&Launch { kernel, grid, block, shared_bytes, args, starts_early: false });
-    }
-
-    /// As [`Stream::launch`], for a kernel that waits by itself for what was launched before it.
-    #[track_caller]
-    pub(crate) fn launch_early(
-        &mut self,
-        kernel: &'static str,
-        grid: [u32; 3],
-        block: [u32; 3],
-        shared_bytes: u32,
-        args: &impl Pod,
-    ) {
-        let args = bytemuck::bytes_of(args);
-        self.enqueue(&Launch { kernel, grid, block, shared_bytes, args, starts_early: true });
-    }
-
-    #[track_caller]
-    fn enqueue(&mut self, launch: &Launch<'_>) {
-        let Launch { kernel, grid, args, .. } = launch;
         let fits = grid[1] <= MAX_GRID_YZ && grid[2] <= MAX_GRID_YZ && args.len() <= MAX_ARGS;
         assert!(fits, "{kernel}: a grid of {grid:?}, {} bytes of arguments", args.len());
         if grid.contains(&0) {
             return;
         }
+        let launch = Launch { kernel, grid, block, shared_bytes, args };
         // SAFETY: the arguments are those of the kernel of this name (tested for every kernel against what
         // its source declares); addresses in them came from `Self::address`, which holds the memory or, as
         // freeing waits for the device, need not; `Cx` has checked that shapes fit their tensors.
-        self.attempt(|driver, raw| unsafe { driver.launch(raw, launch) });
+        self.attempt(|driver, raw| unsafe { driver.launch(raw, &launch) });
     }
 
     /// Calls the driver, unless the stream has failed; latches its failure.

@@ -22,11 +22,20 @@ pub struct Options {
     pub shared_limit: u32,
     /// Whether all blocks run at once, so that they can wait for each other.
     pub cooperative: bool,
+    /// Whether the kernel may start before the one before it has ended, so that each of its threads has to call
+    /// `grid_wait`.
+    pub starts_early: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { seed: 0, threads: 0, shared_limit: 227 << 10, cooperative: false }
+        Self {
+            seed: 0,
+            threads: 0,
+            shared_limit: 227 << 10,
+            cooperative: false,
+            starts_early: false,
+        }
     }
 }
 
@@ -136,6 +145,7 @@ pub(crate) fn run(
         shared_limit: options.shared_limit,
         seed: options.seed,
         cooperative: options.cooperative.into(),
+        starts_early: options.starts_early.into(),
         next: AtomicU32::new(0),
         failed: AtomicU32::new(0),
     };

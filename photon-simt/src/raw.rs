@@ -53,6 +53,7 @@ pub(crate) struct Launch {
     pub(crate) shared_limit: u32,
     pub(crate) seed: u64,
     pub(crate) cooperative: u32,
+    pub(crate) starts_early: u32,
     pub(crate) next: AtomicU32,
     pub(crate) failed: AtomicU32,
 }

@@ -64,13 +64,13 @@ pub(crate) fn attention<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: Attention<'_, Gp
     match kernel {
         Some(kernel) => {
             let grid = [args.seq_len.div_ceil(128), args.heads, num_seqs];
-            cx.stream.launch_early(kernel, grid, [128, 1, 1], 0, &args);
+            cx.stream.launch(kernel, grid, [128, 1, 1], 0, &args);
         }
         None => {
             let columns = args.head_dim.div_ceil(ANY_THREADS);
             let grid = [args.seq_len.div_ceil(ANY_QUERIES), args.heads, num_seqs * columns];
             let shared_bytes = 4 * ANY_QUERIES * args.head_dim;
-            cx.stream.launch_early("attention_any", grid, [ANY_THREADS, 1, 1], shared_bytes, &args);
+            cx.stream.launch("attention_any", grid, [ANY_THREADS, 1, 1], shared_bytes, &args);
         }
     }
 }
@@ -182,13 +182,7 @@ pub(crate) fn paged_attention<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: PagedAtten
         let columns = args.head_dim.div_ceil(ANY_THREADS);
         let grid = [args.blocks(ANY_QUERIES), args.kv_heads, columns];
         let shared_bytes = 4 * ANY_QUERIES * args.head_dim;
-        cx.stream.launch_early(
-            "paged_attention_any",
-            grid,
-            [ANY_THREADS, 1, 1],
-            shared_bytes,
-            &args,
-        );
+        cx.stream.launch("paged_attention_any", grid, [ANY_THREADS, 1, 1], shared_bytes, &args);
         return;
     };
     // How tokens are divided among rows is known to the device alone. Mostly one token a row is decoding,
@@ -200,14 +194,14 @@ pub(crate) fn paged_attention<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: PagedAtten
     if !is_decoding {
         args.least = if has_few { FEW + 1 } else { 1 };
         let grid = [args.blocks(MANY), args.kv_heads, 1];
-        cx.stream.launch_early(many, grid, [128, 1, 1], 0, &args);
+        cx.stream.launch(many, grid, [128, 1, 1], 0, &args);
     }
     if has_few {
         args.least = 1;
         args.most = if is_decoding { u32::MAX } else { FEW };
         let splits = args.splits(cx.device.facts().multiprocessors);
         let grid = [args.blocks(FEW), args.kv_heads, splits];
-        cx.stream.launch_early(few, grid, [128, 1, 1], 0, &args);
+        cx.stream.launch(few, grid, [128, 1, 1], 0, &args);
     }
 }
 

@@ -85,5 +85,5 @@ pub(crate) fn stitch_pool<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: StitchPool<'_,
         padding: 0,
     };
     let launch = [u32_of(out.rows()), args.dim.div_ceil(8 * 128), 1];
-    cx.stream.launch_early("stitch_pool", launch, [128, 1, 1], 0, &args);
+    cx.stream.launch("stitch_pool", launch, [128, 1, 1], 0, &args);
 }

@@ -284,7 +284,7 @@ pub(super) fn run<L: Driver>(
     let kernel = names.skinny[features - 1][units.ilog2() as usize];
     let grid = [u32_of(n.div_ceil(features * BLOCK_N)), u32_of(rows.div_ceil(8 * units)), 1];
     let shared = skinny_bytes(split, features, units);
-    stream.launch_early(kernel, grid, [split.threads(), 1, 1], shared, &args);
+    stream.launch(kernel, grid, [split.threads(), 1, 1], shared, &args);
 }
 
 /// `WgmmaArgs` of `linear_wgmma.cu`.

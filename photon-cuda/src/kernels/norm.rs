@@ -56,8 +56,8 @@ pub(crate) fn layer_norm<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: LayerNorm<'_, G
     match kernel {
         Some(kernel) => {
             let grid = [args.rows.div_ceil(WARPS), 1, 1];
-            cx.stream.launch_early(kernel, grid, [32 * WARPS, 1, 1], 0, &args);
+            cx.stream.launch(kernel, grid, [32 * WARPS, 1, 1], 0, &args);
         }
-        None => cx.stream.launch_early("layer_norm", [args.rows, 1, 1], [256, 1, 1], 0, &args),
+        None => cx.stream.launch("layer_norm", [args.rows, 1, 1], [256, 1, 1], 0, &args),
     }
 }

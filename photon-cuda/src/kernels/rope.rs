@@ -72,5 +72,5 @@ pub(crate) fn rope_store<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: RopeStore<'_, G
     }
     let grid = [u32_of(qkv.rows()), (args.heads + 2 * args.kv_heads).div_ceil(WARPS), 1];
     let shared_bytes = WARPS * args.head_dim * 4;
-    cx.stream.launch_early("rope_store", grid, [32 * WARPS, 1, 1], shared_bytes, &args);
+    cx.stream.launch("rope_store", grid, [32 * WARPS, 1, 1], shared_bytes, &args);
 }

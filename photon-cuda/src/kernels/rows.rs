@@ -77,7 +77,7 @@ fn move_rows<L: Driver>(
         args.x_stride = u32_of(x.row_stride() * size) / unit;
     }
     let grid = [args.rows, args.columns.div_ceil(THREADS), 1];
-    stream.launch_early(kernel, grid, [THREADS, 1, 1], 0, &args);
+    stream.launch(kernel, grid, [THREADS, 1, 1], 0, &args);
 }
 
 pub(crate) fn tile<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: Tile<'_, Gpu<L>>) {
@@ -125,5 +125,5 @@ pub(crate) fn fourier<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: Fourier<'_, Gpu<L>
         padding: 0,
     };
     let grid = [args.rows, args.features.div_ceil(THREADS), 1];
-    cx.stream.launch_early("fourier", grid, [THREADS, 1, 1], 0, &args);
+    cx.stream.launch("fourier", grid, [THREADS, 1, 1], 0, &args);
 }

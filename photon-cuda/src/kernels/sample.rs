@@ -55,5 +55,5 @@ pub(crate) fn sample<L: Driver>(cx: &mut Cx<'_, Gpu<L>>, op: Sample<'_, Gpu<L>>)
     };
     let warps = (vocab / IDS_PER_WARP).next_power_of_two().clamp(1, 32);
     let grid = [u32_of(logits.rows()), 1, 1];
-    cx.stream.launch_early(kernel, grid, [32 * warps, 1, 1], 4 * args.staged, &args);
+    cx.stream.launch(kernel, grid, [32 * warps, 1, 1], 4 * args.staged, &args);
 }

@@ -24,7 +24,7 @@ struct Launch {
   Shape shape;
   uint32_t dynamic_bytes, shared_limit;
   uint64_t seed;
-  uint32_t cooperative;
+  uint32_t cooperative, starts_early;
   std::atomic<uint32_t> next;
   std::atomic<uint32_t> failed;
 };

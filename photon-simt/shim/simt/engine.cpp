@@ -191,7 +191,7 @@ struct Launch {
   Shape shape;
   uint32_t dynamic_bytes, shared_limit;
   uint64_t seed;
-  uint32_t cooperative;
+  uint32_t cooperative, starts_early;
   std::atomic<uint32_t> next;
   std::atomic<uint32_t> failed;
 };
@@ -704,6 +704,8 @@ SIMT_QUIET void finish_lane() {
   Lane& lane = *current;
   Warp& warp = *lane.warp;
   Block& block = *lane.block;
+  if (w.launch->starts_early && !lane.has_waited)
+    fail({}, "returned without `grid_wait`: the kernel before it may still be running, whose memory this one uses");
   lane.finished = true;
   warp.live &= ~(1u << lane.number);
   warp.ready &= ~(1u << lane.number);
@@ -819,7 +821,7 @@ void Worker::begin(Block& block, Dim3 index) {
     for (uint32_t l = 0; l < in_warp; l++) {
       Lane& lane = warp.lanes[l];
       lane.index = {lane.thread % size.x, lane.thread / size.x % size.y, lane.thread / size.x / size.y};
-      lane.finished = false;
+      lane.finished = lane.has_waited = false;
       lane.site = {};
       lane.copies->queue.clear();
       lane.copies->groups.clear();

@@ -80,6 +80,7 @@ struct Lane {
   Copies* copies;
   Site site;  // Where it waits.
   bool finished;
+  bool has_waited;  // For the launches before.
   char* stack;
   void* sanitizer;
 };

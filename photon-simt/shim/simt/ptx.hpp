@@ -145,7 +145,7 @@ inline uint32_t atomic_add_acq_rel(uint32_t* p, uint32_t x, SIMT_PLACE) {
 inline void bar_sync(uint32_t id, uint32_t threads, SIMT_PLACE) { simt::barrier(id, threads, SIMT_SITE("bar.sync")); }
 inline void bar_arrive(uint32_t id, uint32_t threads, SIMT_PLACE) { simt::arrive(id, threads, SIMT_SITE("bar.arrive")); }
 
-inline void grid_wait() {}
+inline void grid_wait() { simt::current->has_waited = true; }
 inline void grid_launch_next() {}
 
 #endif

@@ -36,6 +36,15 @@ fn nothing_is_wrong_with_case_0() {
 }
 
 #[test]
+fn a_kernel_that_may_start_early_waits_for_the_one_before_it() {
+    let data = Memory::new(1000);
+    let args = [bytes(&[data.address()]), bytes(&[0, 0])].concat();
+    let options = cuda::Options { starts_early: true, ..cuda::Options::default() };
+    let fault = cuda::launch("faulty", [2, 1, 1], [128, 1, 1], 0, &args, options).unwrap_err();
+    assert!(fault.to_string().contains("returned without `grid_wait`"), "{fault}");
+}
+
+#[test]
 fn accesses_outside_of_buffers_are_named_with_thread_and_line() {
     let wrote = line("if (i == 5) a.data[a.at] = 1;");
     check(
