@@ -1,11 +1,11 @@
 //! Compiles the engine and every kernel source as host C++, and the table of the kernels found.
 //!
-//! Only what changed is compiled: an object's name carries the hash of all that went into it. Kernels of the tests with
-//! lines marked `// planted NAME: replacement` are compiled once more for every NAME, with the replacement instead.
+//! Only what changed is compiled: an object's name carries the hash of all that went into it. Sources are compiled once
+//! more for every bug that a `planted.diff` beside them has for them.
 #![allow(clippy::print_stdout, reason = "what cargo is told")]
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     env,
     error::Error,
     fs,
@@ -17,6 +17,9 @@ use std::{
 #[path = "src/source.rs"]
 #[allow(dead_code, reason = "shared with the crate's own tests")]
 mod source;
+
+#[path = "src/planted.rs"]
+mod planted;
 
 #[path = "src/rewrite.rs"]
 mod rewrite;
@@ -59,6 +62,16 @@ struct Unit {
     hash: u64,
 }
 
+/// What was found in the sources.
+#[derive(Default)]
+struct Found {
+    units: Vec<Unit>,
+    /// Names of the tables: of one source each, with or without a bug.
+    tables: Vec<String>,
+    /// Where every kernel is, by language and name.
+    kernels: BTreeMap<(String, String), String>,
+}
+
 struct Build {
     root: PathBuf,
     out: PathBuf,
@@ -80,7 +93,7 @@ fn run() -> Result<()> {
     let shim = manifest.join("shim");
     println!("cargo::rerun-if-changed={}", shim.display());
     println!("cargo::rerun-if-changed=build.rs");
-    for module in ["source", "rewrite", "cuda_source", "metal_source"] {
+    for module in ["source", "planted", "rewrite", "cuda_source", "metal_source"] {
         println!("cargo::rerun-if-changed=src/{module}.rs");
     }
     let compiler = configured().try_get_compiler()?;
@@ -90,23 +103,20 @@ fn run() -> Result<()> {
     }
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let build = Build { root, out, shim, shim_hash: hash(&texts), compiler };
-    let mut units = Vec::new();
+    let mut found = Found::default();
     for name in ["engine", "land", "warp"] {
         let path = build.shim.join(format!("simt/{name}.cpp"));
-        units.push(Unit { name: name.into(), path, hash: build.shim_hash });
+        found.units.push(Unit { name: name.into(), path, hash: build.shim_hash });
     }
-    let mut tables = Vec::new();
     for folder in FOLDERS {
         let path = build.root.join(folder);
         println!("cargo::rerun-if-changed={}", path.display());
-        for (extension, flags) in LANGUAGES {
-            for file in if path.is_dir() { files(&path, extension)? } else { Vec::new() } {
-                build.kernels(&file, extension, flags, &mut units, &mut tables)?;
-            }
+        if path.is_dir() {
+            build.folder(&path, &mut found)?;
         }
     }
-    units.push(build.write("registry", &registry(&tables))?);
-    build.compile(&units)
+    found.units.push(build.write("registry", &registry(&found.tables))?);
+    build.compile(&found.units)
 }
 
 /// The compiler and what all units are compiled with.
@@ -154,19 +164,6 @@ fn files(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Which replacements a source has lines for.
-fn planted(text: &str) -> BTreeSet<String> {
-    let marks = text.lines().filter_map(|line| line.split_once("// planted ")?.1.split_once(':'));
-    marks.map(|(name, _)| name.trim().to_owned()).collect()
-}
-
-/// The source with the replacements of that name made.
-fn plant(text: &str, name: &str) -> String {
-    let mark = format!("// planted {name}:");
-    let line = |line: &str| line.split_once(&mark).map_or(line, |(_, instead)| instead).to_owned();
-    text.lines().map(line).collect::<Vec<_>>().join("\n")
-}
-
 /// Lists of the tables, those of Metal, whose names say so, apart.
 fn registry(tables: &[String]) -> String {
     let (metal, cuda): (Vec<_>, Vec<_>) = tables.iter().partition(|t| t.starts_with("metal_"));
@@ -182,37 +179,81 @@ fn registry(tables: &[String]) -> String {
     out
 }
 
+impl Found {
+    /// Notes where a kernel is. Launches know it by its name alone.
+    fn kernel(&mut self, language: &str, name: String, place: String) -> Result<()> {
+        let key = (language.to_owned(), name);
+        match self.kernels.get(&key) {
+            Some(other) => Err(format!("{other} and {place}: two kernels `{}`", key.1).into()),
+            None => {
+                self.kernels.insert(key, place);
+                Ok(())
+            }
+        }
+    }
+}
+
 impl Build {
-    /// One source, and its planted variants.
+    /// All sources of a folder, and those with bugs planted.
+    fn folder(&self, folder: &Path, found: &mut Found) -> Result<()> {
+        let planted = folder.join("planted.diff");
+        let text = if planted.exists() { fs::read_to_string(&planted)? } else { String::new() };
+        let mut bugs = planted::bugs(&text).map_err(|e| format!("{}: {e}", planted.display()))?;
+        for (extension, flags) in LANGUAGES {
+            for file in files(folder, extension)? {
+                let text = fs::read_to_string(&file)?;
+                if text.starts_with(NOT_SIMULATED) {
+                    continue;
+                }
+                self.kernels(&file, "", flags, &text, found)?;
+                for bug in bugs.extract_if(.., |bug| file.ends_with(&bug.file)) {
+                    let text = bug.plant(&text)?;
+                    self.kernels(&file, &bug.name, flags, &text, found)?;
+                }
+            }
+        }
+        match bugs.first() {
+            Some(bug) => Err(format!("{}: there is no {}", planted.display(), bug.file).into()),
+            None => Ok(()),
+        }
+    }
+
+    /// The kernels of one source, called `name!bug` if it has one.
     fn kernels(
         &self,
         file: &Path,
-        extension: &str,
+        bug: &str,
         flags: &[&str],
-        units: &mut Vec<Unit>,
-        tables: &mut Vec<String>,
+        text: &str,
+        found: &mut Found,
     ) -> Result<()> {
-        let text = fs::read_to_string(file)?;
-        if text.starts_with(NOT_SIMULATED) {
-            return Ok(());
-        }
         let stem = file.file_stem().and_then(|s| s.to_str()).ok_or("a file without name")?;
-        let mut variants = vec![(stem.to_owned(), String::new(), text.clone())];
-        for name in planted(&text) {
-            variants.push((format!("{stem}__{name}"), format!("!{name}"), plant(&text, &name)));
+        let (stem, suffix) = match bug {
+            "" => (stem.to_owned(), String::new()),
+            bug => (format!("{stem}__{bug}"), format!("!{bug}")),
+        };
+        let preprocessed = self.preprocess(file, flags, text)?;
+        let is_metal = file.extension().is_some_and(|e| e == "metal");
+        let (table, text, kernels): (_, _, Vec<_>) = if is_metal {
+            let unit = metal_source::translate(&preprocessed)?;
+            let place = |k: &metal_source::Kernel| (k.name.clone(), k.place.clone());
+            let kernels = unit.kernels.iter().map(place).collect();
+            (format!("metal_{stem}"), metal_source::unit(&stem, &suffix, &unit), kernels)
+        } else {
+            let unit = cuda_source::translate(&preprocessed)?;
+            let place = |k: &cuda_source::Kernel| (k.name.clone(), (k.file.clone(), k.line));
+            let kernels = unit.kernels.iter().map(place).collect();
+            (stem.clone(), cuda_source::unit(&stem, &suffix, &unit), kernels)
+        };
+        if found.tables.contains(&table) {
+            return Err(format!("{}: another source has this name", file.display()).into());
         }
-        for (stem, suffix, text) in variants {
-            let preprocessed = self.preprocess(file, flags, &text)?;
-            let (table, text) = if extension == "metal" {
-                let unit = metal_source::translate(&preprocessed)?;
-                (format!("metal_{stem}"), metal_source::unit(&stem, &suffix, &unit))
-            } else {
-                let unit = cuda_source::translate(&preprocessed)?;
-                (stem.clone(), cuda_source::unit(&stem, &suffix, &unit))
-            };
-            units.push(self.write(&table, &text)?);
-            tables.push(table);
+        let language = if is_metal { "metal" } else { "cuda" };
+        for (name, (file, line)) in kernels {
+            found.kernel(language, format!("{name}{suffix}"), format!("{file}:{line}"))?;
         }
+        found.units.push(self.write(&table, &text)?);
+        found.tables.push(table);
         Ok(())
     }
 

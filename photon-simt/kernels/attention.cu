@@ -1,5 +1,5 @@
 // Flash attention of the usual shape, `out = softmax(scale q k^T) v`: everything at once that the simulator must get right,
-// and the patient of its tests. The lines marked `planted` are replaced, one bug each, in further builds of this file.
+// and the patient of its tests: `planted.diff` has bugs for it.
 //
 // grid = (n / 64, heads), block = 4 warps of 16 query rows each; keys in tiles of 32, two of them in flight.
 #include "ptx.cuh"
@@ -30,7 +30,7 @@ DEVICE void load_rows(bf16* to, const bf16* from, int first) {
 template <class F>
 DEVICE float over_row(float x, F f) {
   x = f(x, __shfl_xor_sync(0xffffffff, x, 1));
-  x = f(x, __shfl_xor_sync(0xffffffff, x, 2));  // planted lane: x = f(x, __shfl_xor_sync(0xffffffff, x, 4));
+  x = f(x, __shfl_xor_sync(0xffffffff, x, 2));
   return x;
 }
 
@@ -101,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(128) attention(const AttentionArgs 
         mma_m16n8k16_bf16(sums[d], w, b);
       }
     }
-    __syncthreads();  // planted barrier: ;
+    __syncthreads();
   }
 
   for (int half = 0; half < 2; half++) {
@@ -110,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(128) attention(const AttentionArgs 
     float* const out = a.out + head + static_cast<size_t>(row) * DIM;
     for (int d = 0; d < DIM / 8; d++) {
       for (int i = 0; i < 2; i++) {
-        const int column = d * 8 + lane % 4 * 2 + i;  // planted index: const int column = d * 8 + lane % 4 * 2 + i + 1;
+        const int column = d * 8 + lane % 4 * 2 + i;
         out[column] = sums[d][2 * half + i] / total[half];
       }
     }

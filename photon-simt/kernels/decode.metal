@@ -44,7 +44,7 @@ template <typename T, int DIM, int SIMD_GROUPS>
     largest[group] = most;
     totals[group] = total;
   }
-  threadgroup_barrier(mem_flags::mem_threadgroup);  // planted barrier: ;
+  threadgroup_barrier(mem_flags::mem_threadgroup);
   if (group == 0) {
     const float mine = lane < SIMD_GROUPS ? largest[lane] : -INFINITY;
     const float all = simd_max(mine);

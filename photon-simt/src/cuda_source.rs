@@ -215,7 +215,7 @@ mod tests {
         let unit = unit("k", "!bug", &translate(text).unwrap());
         assert!(unit.contains("namespace cuda_k {"), "{unit}");
         assert!(unit.contains("{\"n\", \"int\", offsetof(A, n), sizeof(A::n)}"), "{unit}");
-        let entry = "{\"a!bug\", \"k.cu\", 1, sizeof(A), 1, simt_fields_a, 0, simt_run_a},";
+        let entry = "{\"a!bug\", \"k.cu\", 1, \"A\", sizeof(A), 1, simt_fields_a, 0, nullptr, 0, simt_run_a},";
         assert!(unit.contains(entry), "{unit}");
         assert!(unit.contains("simt_table_k = {cuda_k::simt_kernels, 1};"), "{unit}");
     }

@@ -11,6 +11,7 @@
 //! - Shared memory that was never written reads as NaN or as huge numbers, by the seed; so does [`Memory::new`].
 //! - `cp.async` that nobody waited for, or that overwrites what is still read: copies land when issued or when waited for,
 //!   by the seed.
+//! - Threads that return without having waited for the launches before them, where kernels start early.
 //! - Addresses that are not aligned for `cp.async`, `ldmatrix` and streaming loads; arrays beyond 48 KiB.
 //!
 //! # What it does not show
@@ -39,6 +40,8 @@ mod record;
 mod cuda_source;
 #[cfg(test)]
 mod metal_source;
+#[cfg(test)]
+mod planted;
 #[cfg(test)]
 mod rewrite;
 #[cfg(test)]
