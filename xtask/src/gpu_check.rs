@@ -1,17 +1,17 @@
-//! Packs what a GPU's machine needs to check Photon: programs, compiled kernels, small models and
-//! questions, and a script that does it all (`gpu_run`). That machine has a driver and CUDA's libraries, and
-//! neither Rust nor a network; its C library is at least as new as this machine's.
+//! Packs what a GPU's machine needs to check Photon: programs and compiled kernels, in one compressed file, questions, and
+//! a script that does it all (`gpu_run`). That machine has a driver and CUDA's libraries, and neither Rust nor a network;
+//! its C library is at least as new as this machine's. Models are made there.
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
-use crate::{cargo, cuda_check, golden_checkpoint, root};
+use crate::{cuda_check, root};
 
 /// What a bundle may weigh.
 const MAX_BYTES: u64 = 60 << 20;
@@ -22,8 +22,23 @@ const RUN: &str = "\
 # stopped and started; results are in results/report.md and results/report.json.
 #   ./run                 every stage, in the order of their use
 #   ./run --stage NAME    a certain stage, again
-exec \"$(dirname \"$0\")/bin/xtask\" gpu-run \"$@\"
+set -e
+here=$(cd \"$(dirname \"$0\")\" && pwd)
+if [ ! -e \"$here/bin/unpacked\" ]; then
+  tar -xzf \"$here/programs.tar.gz\" -C \"$here\"
+  : > \"$here/bin/unpacked\"
+fi
+exec \"$here/bin/xtask\" gpu-run \"$@\"
 ";
+
+/// Packages, what of them is built, and its name in the bundle.
+const PROGRAMS: &[(&str, &[&str], &str)] = &[
+    ("photon-cli", &["--bin", "photon", "--features", "cuda"], "photon"),
+    ("xtask", &["--bin", "xtask"], "xtask"),
+    ("photon-cuda", &["--example", "ceilings"], "ceilings"),
+    ("photon-models", &["--example", "golden_checkpoint"], "golden-checkpoint"),
+    ("photon-cuda", &["--test", "device"], "conformance"),
+];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -46,8 +61,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let tables = cuda_check::compile(&[])?
         .map_err(|why| anyhow!("a bundle needs compiled kernels: {why}"))?;
     cuda_check::copy_to(&tables, &bin.join("cuda-kernels"))?;
-    programs(&bin)?;
-    models(&bundle.join("models"))?;
+    for (package, what, name) in PROGRAMS {
+        program(package, what, &bin.join(name))?;
+    }
+    tool(Command::new("tar").current_dir(&bundle).args(["-czf", "programs.tar.gz", "bin"]))?;
+    fs::remove_dir_all(&bin)?;
     fs::write(bundle.join("requests.jsonl"), requests()?)?;
     script(&bundle.join("run"))?;
 
@@ -57,71 +75,33 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Builds the programs and copies them without their symbols.
-fn programs(bin: &Path) -> Result<()> {
-    cargo(&["build", "--release", "-p", "photon-cli", "--features", "cuda"])?;
-    cargo(&["build", "--release", "-p", "xtask"])?;
-    cargo(&["build", "--release", "-p", "photon-cuda", "--example", "ceilings"])?;
-    let release = target_folder()?.join("release");
-    let conformance = test_binary()?;
-    let programs = [
-        (release.join("photon"), "photon"),
-        (release.join("xtask"), "xtask"),
-        (release.join("examples/ceilings"), "ceilings"),
-        (conformance, "conformance"),
-    ];
-    for (from, name) in programs {
-        let to = bin.join(name);
-        fs::copy(&from, &to).with_context(|| from.display().to_string())?;
-        let stripped = Command::new("strip").arg(&to).status().context("cannot run strip")?;
-        ensure!(stripped.success(), "strip {} failed", to.display());
-    }
-    Ok(())
-}
-
-/// Runs cargo and reads the JSON objects it prints.
-fn cargo_json(args: &[&str]) -> Result<Vec<Value>> {
+/// Builds a program and copies it without its symbols.
+fn program(package: &str, what: &[&str], to: &Path) -> Result<()> {
+    let is_test = what.contains(&"--test");
+    let build: &[&str] = if is_test { &["test", "--no-run"] } else { &["build"] };
+    let common = ["--release", "--message-format", "json", "-p", package];
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .current_dir(root())
-        .args(args)
-        .stderr(std::process::Stdio::inherit())
+        .args([build, &common, what].concat())
+        .stderr(Stdio::inherit())
         .output()
         .context("cannot run cargo")?;
-    ensure!(output.status.success(), "cargo {} failed", args.join(" "));
+    ensure!(output.status.success(), "{package} {} does not compile", what.join(" "));
+    // The program itself comes last.
     let text = String::from_utf8(output.stdout)?;
-    text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+    let mut messages =
+        text.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let built = messages.find_map(|message| message["executable"].as_str().map(str::to_owned));
+    let built = built.with_context(|| format!("cargo built no program of {package}"))?;
+    fs::copy(&built, to).with_context(|| built.clone())?;
+    tool(Command::new("strip").arg(to))
 }
 
-fn target_folder() -> Result<PathBuf> {
-    let metadata = cargo_json(&["metadata", "--no-deps", "--format-version", "1"])?;
-    let folder = metadata.first().and_then(|metadata| metadata["target_directory"].as_str());
-    Ok(folder.context("cargo metadata: no target folder")?.into())
-}
-
-/// Builds the suite for real devices, and says where it is.
-fn test_binary() -> Result<PathBuf> {
-    let build = [
-        "test",
-        "--release",
-        "--no-run",
-        "--message-format",
-        "json",
-        "-p",
-        "photon-cuda",
-        "--test",
-    ];
-    let messages = cargo_json(&[&build[..], &["device"]].concat())?;
-    let is_it = |message: &&Value| message["target"]["name"] == "device";
-    let path = messages.iter().filter(is_it).find_map(|message| message["executable"].as_str());
-    Ok(path.context("cargo built no test")?.into())
-}
-
-/// The tiny models whose outputs PyTorch recorded; the demo models are in the program.
-fn models(folder: &Path) -> Result<()> {
-    for family in ["moondream2", "moondream3"] {
-        golden_checkpoint(&folder.join(family), family)?;
-    }
+fn tool(command: &mut Command) -> Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let status = command.status().with_context(|| format!("cannot run {name}"))?;
+    ensure!(status.success(), "{name} failed");
     Ok(())
 }
 

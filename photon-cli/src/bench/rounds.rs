@@ -1,7 +1,8 @@
 //! `bench workload`: which cells there are, in which order they are run, what becomes of the numbers.
 //!
 //! Every cell is run once before any is run again, so that a machine that gets slower or busier does
-//! so to all of them.
+//! so to all of them. What is known of a cell after its last run is written then: who is stopped leaves
+//! something.
 use std::{
     collections::BTreeMap,
     fs::File,
@@ -117,16 +118,19 @@ pub(super) fn workload(args: &BenchWorkloadArgs) -> Result<(), Failure> {
         return Ok(drawn.save(dir)?);
     }
 
-    let records = Rounds { args, model, workload: &drawn, concurrency }.run()?;
-    let lines: Vec<String> = records.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
-    if let Some((file, path)) = &mut out {
-        let text = lines.iter().map(|line| format!("{line}\n")).collect::<String>();
-        file.write_all(text.as_bytes())
-            .with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    match args.json {
-        true => lines.iter().try_for_each(|line| output::line(line))?,
-        false => table::print(&records, &drawn)?,
+    let mut keep = |record: &Record| -> Result<(), Failure> {
+        let line = serde_json::to_string(record)?;
+        if let Some((file, path)) = &mut out {
+            writeln!(file, "{line}").with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        if args.json {
+            output::line(&line)?;
+        }
+        Ok(())
+    };
+    let records = Rounds { args, model, workload: &drawn, concurrency }.run(&mut keep)?;
+    if !args.json {
+        table::print(&records, &drawn)?;
     }
     Ok(())
 }
@@ -144,40 +148,51 @@ struct Rounds<'a> {
 }
 
 impl Rounds<'_> {
-    fn run(&self) -> Result<Vec<Record>, Failure> {
-        let probe = self.open(1)?;
-        let dtype = probe.dtype();
-        let setup = self.setup(probe.device_name(), dtype);
-        let alphabet = alphabet(&probe)?;
-        drop(probe);
-
+    fn run(
+        &self,
+        keep: &mut dyn FnMut(&Record) -> Result<(), Failure>,
+    ) -> Result<Vec<Record>, Failure> {
         let cells = Cell::all(self.args, self.concurrency);
+        let first = self.open(cells.first().map_or(1, |cell| cell.concurrency()))?;
+        let dtype = first.dtype();
+        let setup = self.setup(first.device_name(), dtype);
+        let alphabet = alphabet(&first)?;
+        let mut first = Some(first);
+
         let bar = self.bar(&cells);
         let driver = Driver { workload: self.workload, alphabet: &alphabet, bar: &bar };
         let mut samples: Vec<Vec<Sample>> = cells.iter().map(|_| Vec::new()).collect();
+        let mut records = Vec::new();
         for round in 1..=self.args.repeats {
             for (cell, samples) in cells.iter().zip(&mut samples) {
                 bar.set_message(format!("round {round}, {}", cell.name()));
-                let photon = self.open(cell.concurrency())?;
+                let photon = match first.take() {
+                    Some(first) => first,
+                    None => self.open(cell.concurrency())?,
+                };
                 samples.push(match *cell {
                     Cell::Many { mode, answer, concurrency } => {
                         driver.run(&photon, mode, answer, concurrency)?
                     }
                     Cell::Twice { decoded } => driver.twice(&photon, self.twice(), decoded)?,
                 });
+                if round == self.args.repeats {
+                    let record = self.record(*cell, samples, &setup);
+                    keep(&record)?;
+                    records.push(record);
+                }
             }
             if !std::io::stderr().is_terminal() {
                 output::note(&format!("round {round} of {} is done", self.args.repeats));
             }
         }
         bar.finish_and_clear();
-        let mut records: Vec<Record> = cells
-            .iter()
-            .zip(&samples)
-            .map(|(cell, samples)| self.record(*cell, samples, &setup))
-            .collect();
+        // Of phases alone nothing was run.
+        drop(first);
         if self.args.modes.contains(&BenchMode::Phases) {
-            records.push(self.phases(&setup, dtype)?);
+            let record = self.phases(&setup, dtype)?;
+            keep(&record)?;
+            records.push(record);
         }
         Ok(records)
     }

@@ -17,13 +17,14 @@ const KV_BYTES: f64 = 196_608.0;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ceilings {
     pub(super) bytes_per_s: f64,
+    /// Not a number where there is no cuBLASLt; what follows from it is none, either.
     pub(super) flops: f64,
 }
 
 impl Ceilings {
     pub(super) fn of(data: &Value) -> Option<Self> {
         let bytes_per_s = data["copy_bytes_per_s"].as_f64()?;
-        Some(Ceilings { bytes_per_s, flops: data["gemm_flops"].as_f64()? })
+        Some(Ceilings { bytes_per_s, flops: data["gemm_flops"].as_f64().unwrap_or(f64::NAN) })
     }
 }
 
@@ -65,7 +66,9 @@ impl Text {
 
     pub(super) fn prefill_s(self, tokens: f64, can: Ceilings) -> f64 {
         let computed = tokens * (self.flops_per_token() + ATTENTION_FLOPS) / can.flops;
-        computed.max(self.weight_bytes(tokens) / can.bytes_per_s)
+        let read = self.weight_bytes(tokens) / can.bytes_per_s;
+        // No number if one of them is none, which `max` would pass over.
+        if computed < read { read } else { computed }
     }
 
     pub(super) fn decode_s(self, batch: f64, context: f64, can: Ceilings) -> f64 {

@@ -12,10 +12,13 @@ pub(super) fn markdown(results: &Map<String, Value>) -> String {
     }
     text += "| stage | outcome | seconds |\n|---|---|---|\n";
     for (name, result) in results {
-        let outcome = match (&result["error"], &result["data"]["skipped"]) {
-            (Value::String(error), _) => format!("FAILED: {}", error.replace(['|', '\n'], " ")),
-            (_, Value::String(why)) => format!("skipped: {why}"),
-            _ => match result["data"]["passed"].as_u64() {
+        let data = &result["data"];
+        let cells = data["cells"].as_array().map_or(0, Vec::len);
+        let outcome = match (&result["error"], &data["skipped"], &data["incomplete"]) {
+            (Value::String(error), ..) => format!("FAILED: {}", one_line(error)),
+            (_, Value::String(why), _) => format!("skipped: {why}"),
+            (.., Value::String(why)) => format!("{cells} cells, then: {}", one_line(why)),
+            _ => match data["passed"].as_u64() {
                 Some(passed) => format!("ok, {passed} cases"),
                 None => "ok".into(),
             },
@@ -25,8 +28,8 @@ pub(super) fn markdown(results: &Map<String, Value>) -> String {
     }
     let can = results.get("ceilings").and_then(|result| Ceilings::of(&result["data"]));
     if let Some(can) = can {
-        let (tb, tf) = (can.bytes_per_s / 1e12, can.flops / 1e12);
-        let _ = writeln!(text, "\nCeilings: copy {tb:.2} TB/s, bf16 product {tf:.0} TFLOP/s.");
+        let (tb, tf) = (can.bytes_per_s / 1e12, known(can.flops / 1e12, 0));
+        let _ = writeln!(text, "\nCeilings: copy {tb:.2} TB/s, bf16 product {tf} TFLOP/s.");
     }
     for model in ["moondream2", "moondream3"] {
         if let Some(result) = results.get(&format!("bench-{model}")) {
@@ -37,6 +40,16 @@ pub(super) fn markdown(results: &Map<String, Value>) -> String {
         }
     }
     text
+}
+
+/// In a cell of a table.
+fn one_line(text: &str) -> String {
+    text.replace(['|', '\n'], " ")
+}
+
+/// A number, if it is one.
+fn known(x: f64, digits: usize) -> String {
+    if x.is_finite() { format!("{x:.digits$}") } else { "?".into() }
 }
 
 /// A number out of a phase's name: `crops: 9`, `prefill, 751 tokens`, `from context 771`.
@@ -69,18 +82,15 @@ fn phases(text: &mut String, model: &str, data: &Value, can: Option<Ceilings>) {
             continue;
         };
         let step = phase["tokens"].as_f64().map(|tokens| format!("{:.3}", 1e3 * took / tokens));
-        let least = can.and_then(|can| floor(Text::of(model), phase, can));
-        let [floor, share] = match least {
-            Some(least) => [format!("{:.3}", 1e3 * least), format!("{:.0}", 100.0 * least / took)],
-            None => ["?".into(), "?".into()],
-        };
+        let least = can.and_then(|can| floor(Text::of(model), phase, can)).unwrap_or(f64::NAN);
+        let (floor, share) = (known(1e3 * least, 3), known(100.0 * least / took, 0));
         let step = step.unwrap_or_default();
         let _ = writeln!(text, "| {name} | {:.3} | {step} | {floor} | {share} |", 1e3 * took);
     }
 }
 
 fn workload(text: &mut String, model: &str, data: &Value, can: Option<Ceilings>) {
-    let Some(cells) = data.as_array() else { return };
+    let Some(cells) = data["cells"].as_array() else { return };
     let _ = writeln!(text, "\n## {model}, questions about charts\n");
     *text += "| cell | requests/s | p50 ms | p99 ms | floor req/s | % of floor |\n|---|---|---|---|---|---|\n";
     for cell in cells {
@@ -90,10 +100,8 @@ fn workload(text: &mut String, model: &str, data: &Value, can: Option<Ceilings>)
         let steps = if name.contains("thought") { 29.0 } else { 2.3 };
         let batch = cell["concurrency"].as_f64().unwrap_or(1.0);
         let most = can.map(|can| Text::of(model).requests_per_s(batch, steps, can));
-        let [floor, share] = match most {
-            Some(most) => [format!("{most:.0}"), format!("{:.0}", 100.0 * rate / most)],
-            None => ["?".into(), "?".into()],
-        };
+        let most = most.unwrap_or(f64::NAN);
+        let (floor, share) = (known(most, 0), known(100.0 * rate / most, 0));
         let ms = |name: &str| median(name).map_or("?".into(), |ms| format!("{ms:.1}"));
         let (p50, p99) = (ms("latency_p50_ms"), ms("latency_p99_ms"));
         let _ = writeln!(text, "| {name} | {rate:.1} | {p50} | {p99} | {floor} | {share} |");
@@ -120,14 +128,16 @@ mod tests {
                 {"name": "prefill, 751 tokens", "median_s": 0.005},
                 {"name": decode, "median_s": 0.016, "batch": 4, "tokens": 16},
             ]}},
-            "workload-moondream2": {"ok": true, "seconds": 60.0, "data": [
+            "workload-moondream2": {"ok": true, "seconds": 60.0, "data": {"cells": [
                 {"cell": "engine direct 64", "concurrency": 64, "values": {
                     "requests_per_s": {"median": 84.0}, "latency_p50_ms": {"median": 500.0}}},
-            ]},
+            ], "incomplete": "photon was ended after 420 s"}},
         });
         let text = markdown(results.as_object().unwrap());
         assert!(text.contains("| conformance | FAILED: 1 failed: a   b | 9 |"), "{text}");
         assert!(text.contains("| racecheck | skipped: none here | 0 |"), "{text}");
+        let ended = "| workload-moondream2 | 1 cells, then: photon was ended after 420 s | 60 |";
+        assert!(text.contains(ended), "{text}");
         assert!(text.contains("| vision, crops: 9 | 15.200 |  | 7.653 | 50 |"), "{text}");
         assert!(text.contains(&format!("| {decode} | 16.000 | 1.000 |")), "{text}");
         assert!(text.contains("| engine direct 64 | 84.0 | 500.0 | ? | 171 | 49 |"), "{text}");
