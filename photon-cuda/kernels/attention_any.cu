@@ -31,22 +31,25 @@ struct Cached {
   }
 };
 
-// Elements of shared memory: the queries and, of a tile, scores.
-constexpr uint32_t SCORE_STRIDE = POSITIONS + 1;
+// From the scores of a position, one a query, to those of the next: odd, so that either order meets all banks.
+constexpr uint32_t SCORE_STRIDE = QUERIES + 1;
 
 // `slot_of(u)`: the row of position `u`, or -1. `visible(i)`, `q_at(i)`, `out_at(i)`: of query `i`.
 template <class Slot, class Visible, class At, class OutAt>
 DEVICE void attend(const Cached& cached, const void* q, void* out, uint32_t type, uint32_t count, uint32_t head_dim, uint32_t first_column,
                    float scale, Slot slot_of, Visible visible, At q_at, OutAt out_at) {
-  DYNAMIC_SHARED(float, queries);  // [QUERIES, head_dim]
-  alignas(16) __shared__ float scores[QUERIES * SCORE_STRIDE];
+  DYNAMIC_SHARED(float, queries);  // [head_dim, QUERIES], zero where there is no query
+  alignas(16) __shared__ float scores[POSITIONS * SCORE_STRIDE];
   alignas(16) __shared__ int32_t slots[POSITIONS];
   alignas(16) __shared__ float value_scales[POSITIONS];
   alignas(16) __shared__ float maxima[QUERIES];
   alignas(16) __shared__ float sums[QUERIES];
   alignas(16) __shared__ float shrinks[QUERIES];
   const uint32_t thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-  for (uint32_t i = thread; i < count * head_dim; i += POSITIONS) queries[i] = load(q, q_at(i / head_dim) + i % head_dim, type);
+  for (uint32_t i = thread; i < QUERIES * head_dim; i += POSITIONS) {
+    const uint32_t query = i / head_dim, d = i % head_dim;
+    queries[d * QUERIES + query] = query < count ? load(q, q_at(query) + d, type) : 0.0f;
+  }
   uint32_t len = 0;
   for (uint32_t i = 0; i < count; i++) len = max(len, visible(i));
   if (thread < QUERIES) {
@@ -69,27 +72,26 @@ DEVICE void attend(const Cached& cached, const void* q, void* out, uint32_t type
       for (uint32_t d = 0; d < head_dim; d++) {
         const float x = load_cached(k, cached.first + d, cached.type);
 #pragma unroll
-        for (uint32_t i = 0; i < QUERIES; i++) {
-          if (i < count) dots[i] += queries[i * head_dim + d] * x;
-        }
+        for (uint32_t i = 0; i < QUERIES; i++) dots[i] += queries[d * QUERIES + i] * x;
       }
     }
 #pragma unroll
     for (uint32_t i = 0; i < QUERIES; i++) {
-      if (i < count) scores[i * SCORE_STRIDE + thread] = slot >= 0 && u < visible(i) ? dots[i] * key_scale : -INFINITY;
+      const bool is_seen = i < count && slot >= 0 && u < visible(i);
+      scores[thread * SCORE_STRIDE + i] = is_seen ? dots[i] * key_scale : -INFINITY;
     }
     __syncthreads();
 
     for (uint32_t i = warp; i < count; i += POSITIONS / 32) {
-      float* row = scores + i * SCORE_STRIDE;
       float top = maxima[i];
-      for (uint32_t j = lane; j < POSITIONS; j += 32) top = fmaxf(top, row[j]);
+      for (uint32_t j = lane; j < POSITIONS; j += 32) top = fmaxf(top, scores[j * SCORE_STRIDE + i]);
       top = warp_max(top);
       const float base = top == -INFINITY ? 0.0f : top;
       float sum = 0.0f;
       for (uint32_t j = lane; j < POSITIONS; j += 32) {
-        row[j] = exp2f(row[j] - base);
-        sum += row[j];
+        float& score = scores[j * SCORE_STRIDE + i];
+        score = exp2f(score - base);
+        sum += score;
       }
       sum = warp_sum(sum);
       // All lanes have read the row's maximum.
@@ -112,9 +114,7 @@ DEVICE void attend(const Cached& cached, const void* q, void* out, uint32_t type
         if (slots[j] < 0) continue;
         const float x = load_cached(cached.v + (size_t)slots[j] * cached.v_stride, cached.first + column, cached.type) * value_scales[j];
 #pragma unroll
-        for (uint32_t i = 0; i < QUERIES; i++) {
-          if (i < count) answer[i] += scores[i * SCORE_STRIDE + j] * x;
-        }
+        for (uint32_t i = 0; i < QUERIES; i++) answer[i] += scores[j * SCORE_STRIDE + i] * x;
       }
     }
     __syncthreads();
