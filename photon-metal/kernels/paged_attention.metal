@@ -23,6 +23,25 @@ DEVICE void look_up(constant PagedAttentionArgs& a, uint row, uint i, uint len, 
   if (thread_index % 32 == 0) theres[i % 2 * 2 + thread_index / 32] = there;
 }
 
+// Puts a key and a value where the SIMD-groups look for them, zeros if there is no such row: a thread has 16 elements of each.
+template <typename T, int KIND>
+DEVICE void fetch(constant PagedAttentionArgs& a, int slot, uint kv_head, uint thread_index, threadgroup T* keys, threadgroup T* values,
+                  threadgroup float* key_scales, threadgroup float* value_scales) {
+  const uint position = thread_index / 4, part = thread_index % 4 * 16;
+  device const uchar* k = a.k_cache + size_t(max(slot, 0)) * a.k_stride;
+  device const uchar* v = a.v_cache + size_t(max(slot, 0)) * a.v_stride;
+  const uint at = bytes_of<KIND>(kv_head * HEAD + part), to = position * STRIDE + part;
+  T x[16];
+  read_cached<T, KIND>(k + at, slot >= 0, x);
+  write(x, (threadgroup vec<T, 4>*)(keys + to));
+  read_cached<T, KIND>(v + at, slot >= 0, x);
+  write(x, (threadgroup vec<T, 4>*)(values + to));
+  if (KIND != FLOATS && part == 0) {
+    key_scales[position] = slot < 0 ? 0.0f : scale_at(k, a.kv_heads, kv_head);
+    value_scales[position] = slot < 0 ? 0.0f : scale_at(v, a.kv_heads, kv_head);
+  }
+}
+
 template <typename T, int KIND>
 [[kernel, max_total_threads_per_threadgroup(PROMPT_THREADS)]] void prompt(
     constant PagedAttentionArgs& a [[buffer(0)]],
@@ -55,23 +74,7 @@ template <typename T, int KIND>
   for (uint first = 0; first < len; first += TILE) {
     const uint tile = first / TILE;
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    {
-      // A thread has 16 elements of a key and of a value.
-      const uint position = thread_index / 4, part = thread_index % 4 * 16;
-      const int slot = slots[tile % 2 * TILE + position];
-      device const uchar* k = a.k_cache + size_t(max(slot, 0)) * a.k_stride;
-      device const uchar* v = a.v_cache + size_t(max(slot, 0)) * a.v_stride;
-      const uint at = bytes_of<KIND>(kv_head * HEAD + part);
-      T x[16];
-      read_cached<T, KIND>(k + at, slot >= 0, x);
-      write(x, (threadgroup vec<T, 4>*)(keys + position * STRIDE + part));
-      read_cached<T, KIND>(v + at, slot >= 0, x);
-      write(x, (threadgroup vec<T, 4>*)(values + position * STRIDE + part));
-      if (KIND != FLOATS && part == 0) {
-        key_scales[position] = slot < 0 ? 0.0f : scale_at(k, a.kv_heads, kv_head);
-        value_scales[position] = slot < 0 ? 0.0f : scale_at(v, a.kv_heads, kv_head);
-      }
-    }
+    fetch<T, KIND>(a, slots[tile % 2 * TILE + thread_index / 4], kv_head, thread_index, keys, values, key_scales, value_scales);
     look_up(a, queries.row, tile + 1, len, thread_index, slots, theres);
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if (first >= rows.longest) continue;

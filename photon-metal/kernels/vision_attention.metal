@@ -13,6 +13,21 @@
 
 constant constexpr uint VISION_QUERIES = 64, VISION_THREADS = 256;
 
+// The keys and values of a tile from position `first` on, zeros behind the last; `kv`: the first position's key, a value being
+// `width` elements further on.
+template <typename T, int DIM, int TILE, int STRIDE>
+DEVICE void fetch(device const T* kv, uint width, uint first, uint seq_len, uint stride, uint thread_index, threadgroup T* keys,
+                  threadgroup T* values) {
+  constexpr uint VECTORS = DIM / 4;
+  for (uint i = thread_index; i < 2 * TILE * VECTORS; i += VISION_THREADS) {
+    const uint is_value = i / (TILE * VECTORS), in_tile = i % (TILE * VECTORS);
+    const uint position = in_tile / VECTORS, at = in_tile % VECTORS * 4;
+    vec<T, 4> x = vec<T, 4>(T(0.0f));
+    if (first + position < seq_len) x = *(device const vec<T, 4>*)(kv + size_t(first + position) * stride + is_value * width + at);
+    *(threadgroup vec<T, 4>*)((is_value ? values : keys) + position * STRIDE + at) = x;
+  }
+}
+
 template <typename T, int DIM, int TILE>
 [[kernel, max_total_threads_per_threadgroup(VISION_THREADS)]] void vision(
     constant AttentionArgs& a [[buffer(0)]],
@@ -20,7 +35,7 @@ template <typename T, int DIM, int TILE>
     uint thread_index [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
-  constexpr int E = DIM < 64 ? 4 : 8, REST = DIM - 8 * E, VECTORS = DIM / 4;
+  constexpr int E = DIM < 64 ? 4 : 8, REST = DIM - 8 * E;
   // Rows of other than a multiple of 32 bytes begin in different banks.
   constexpr int STRIDE = DIM % 16 == 0 ? DIM + 8 : DIM;
   static_assert(REST == 0 || REST == 8, "eight fragments, or four, and perhaps one more");
@@ -47,15 +62,7 @@ template <typename T, int DIM, int TILE>
   float largest = LOWEST, sum = 0.0f;
   const float scale = a.scale * LOG2_E;
   for (uint first = 0; first < a.seq_len; first += TILE) {
-    for (uint i = thread_index; i < 2 * TILE * VECTORS; i += VISION_THREADS) {
-      const uint is_value = i / (TILE * VECTORS), in_tile = i % (TILE * VECTORS);
-      const uint position = in_tile / VECTORS, at = in_tile % VECTORS * 4;
-      vec<T, 4> x = vec<T, 4>(T(0.0f));
-      if (first + position < a.seq_len) {
-        x = *(device const vec<T, 4>*)(qkv + size_t(first + position) * a.qkv_stride + (1 + is_value) * width + at);
-      }
-      *(threadgroup vec<T, 4>*)((is_value ? values : keys) + position * STRIDE + at) = x;
-    }
+    fetch<T, DIM, TILE, STRIDE>(qkv + width, width, first, a.seq_len, a.qkv_stride, thread_index, keys, values);
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
     float scores[TILE / 8][2];
