@@ -1,6 +1,6 @@
 //! Runs Photon's GPU kernels, from their own sources, on the processor: for tests, and for finding bugs.
 //!
-//! The build compiles `photon-cuda/kernels/*.cu` as host C++ behind the headers in `shim/`. A thread of the GPU becomes a
+//! The build compiles `photon-cuda/kernels/*.cu` and `photon-metal/kernels/*.metal` as host C++ behind the headers in `shim/`. A thread of the GPU becomes a
 //! fiber. A seed decides the order they run in, and each runs as far ahead of the others as barriers let it, so that a
 //! barrier that is missing gives wrong results for one seed or another instead of working by accident.
 //!
@@ -24,6 +24,8 @@
 //! - Assembly in `ptx.cuh` only, each wrapper with its definition in `shim/simt/ptx.hpp`.
 //! - `alignas(16) __shared__ T x[N];`, in any function or template; dynamic shared memory by `DYNAMIC_SHARED(T, name)`.
 //! - Every lane in a `_sync` function's mask calls it from the same line.
+//! - Metal: `kernel void name(constant NameArgs& a [[buffer(0)]], ...)`, the struct holding addresses; its layout is told
+//!   ([`metal::Kernel`]). A source that only Apple's compiler takes begins with `// Not simulated:` and why.
 //! - `a * b + c` is not fused here, and is on the GPU unless compiled otherwise: where bits matter, say `fmaf`.
 #![allow(unsafe_code, reason = "calls C++ and hands out memory that it writes")]
 
