@@ -24,10 +24,16 @@ pub fn describe() -> Result<String, String> {
         "GPU           {name}, Apple family {family}\n\
          bfloat16      {}\n\
          tensor ops    {}\n\
+         few rows      {}\n\
          memory        {free:.1} GiB free of the {total:.1} GiB that macOS lets it use\n\
          kernels       {} compiled, at most {most} bytes of threadgroup memory",
         has(has_bfloat),
         has(has_tensor_ops),
+        // What to look at first on a new GPU: see `kernels/linear.rs`.
+        match gpu.matrices_chain() {
+            true => "by chains of fma, whose bits this GPU's matrices share",
+            false => "by matrices, whose bits no chain of fma has on this GPU",
+        },
         kernels.len(),
     ))
 }
