@@ -101,28 +101,37 @@ fn count(name: &str, config: &Value, vision_layers: u32, experts: f64) -> Result
 fn passes(file: &Path, experts: f64) -> Result<Passes> {
     let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
     let lines: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-    // Every phase twice, to warm up and to be timed; the question's 20 tokens between prompt and decoding once.
-    let lines: [&Value; 5] = match lines.len() {
-        11 => [1, 3, 5, 8, 10].map(|i| &lines[i]),
-        other => anyhow::bail!("{} submits in {}, of 11", other, file.display()),
+    // Every phase twice, to warm up and to be timed: one crop, nine in two submits, the prompt, then once the
+    // question's 20 tokens, then decoding, and decoding that finds places, for one sequence and for four.
+    let lines: [&[Value]; 5] = match lines.len() {
+        17 => [1..2, 4..6, 7..8, 10..11, 14..15].map(|range| &lines[range]),
+        other => anyhow::bail!("{} submits in {}, of 17", other, file.display()),
     };
     let parts = [1.0, 1.0, 1.0, experts, (experts * 3.25).min(1.0)];
     let mut passes = Passes::default();
-    for ((pass, line), part) in passes.iter_mut().zip(lines).zip(parts) {
-        let number = |value: &Value| value.as_f64().unwrap_or_default();
-        pass.dispatches = number(&line["dispatches"]);
-        pass.barriers = number(&line["barriers"]);
-        for (kernel, of) in line["kernels"].as_object().into_iter().flatten() {
-            let bytes = number(&of[1]);
-            pass.bytes += match kernel.as_str() {
-                // They name the whole cache, of which they touch the sequence's part.
-                k if k.contains("paged_attention") || k.contains("rope_store") => 0.0,
-                k if k.contains("grouped") => bytes * part,
-                _ => bytes,
-            };
+    for ((pass, lines), part) in passes.iter_mut().zip(lines).zip(parts) {
+        for line in lines {
+            add(pass, line, part);
         }
     }
     Ok(passes)
+}
+
+/// Adds a submit, of whose experts' weights a part is read.
+fn add(pass: &mut Counted, line: &Value, part: f64) {
+    let number = |value: &Value| value.as_f64().unwrap_or_default();
+    pass.dispatches += number(&line["dispatches"]);
+    pass.barriers += number(&line["barriers"]);
+    for (kernel, of) in line["kernels"].as_object().into_iter().flatten() {
+        let bytes = number(&of[1]);
+        // Some name a whole cache or table, of which they touch a sequence's part, or some rows.
+        let names_more = ["paged_attention", "rope_store", "move_rows", "convert_rows"];
+        pass.bytes += match kernel.as_str() {
+            k if names_more.iter().any(|name| k.starts_with(name)) => 0.0,
+            k if k.starts_with("grouped") => bytes * part,
+            _ => bytes,
+        };
+    }
 }
 
 fn report(model: &str, prompt_tflop: f64, least_gb: [f64; 5], passes: Passes) {
@@ -131,7 +140,9 @@ fn report(model: &str, prompt_tflop: f64, least_gb: [f64; 5], passes: Passes) {
     let names =
         ["vision, 1 crop", "vision, 9 crops", "prefill, 750 tokens", "decode", "decode of 4"];
     let tflop = [0.67, 6.0, prompt_tflop, 0.0, 0.0];
-    println!("\n| {model}, f16 | dispatches | barriers | GB named | least GB | M2 | M4 | M5 Max |");
+    println!(
+        "\n| {model}, f16 | dispatches | barriers | GB named | least GB | M2, predicted | M4, predicted | M5 Max, predicted |"
+    );
     println!("|---|---|---|---|---|---|---|---|");
     for (i, (name, pass)) in names.iter().zip(passes).enumerate() {
         let cached = match i {
