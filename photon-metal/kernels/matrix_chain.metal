@@ -24,7 +24,7 @@ struct ChainArgs {
   for (uint e = 0; e < 2; e++) {
     float chain = added[8 * row + column + e];
     for (uint k = 0; k < 8; k++) {
-      const uint at = k;  // planted reversed: const uint at = 7 - k;
+      const uint at = k;
       chain = fma(left[8 * row + at], right[8 * at + column + e], chain);
     }
     if (as_type<uint>(chain) != as_type<uint>((float)sum.thread_elements()[e])) differs = true;
