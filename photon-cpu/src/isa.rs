@@ -19,11 +19,26 @@ pub enum Isa {
     Avx512Vnni,
     /// [`Isa::Avx512Vnni`] and dot products of bf16 pairs.
     Avx512Bf16,
+    /// AArch64, all of which has NEON.
+    Neon,
+    /// [`Isa::Neon`] and dot products of bytes in fours.
+    NeonDot,
+    /// [`Isa::NeonDot`] and dot products of bf16 pairs.
+    NeonBf16,
 }
 
 impl Isa {
-    const ALL: [Isa; 6] =
-        [Isa::Portable, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Avx512Vnni, Isa::Avx512Bf16];
+    const ALL: [Isa; 9] = [
+        Isa::Portable,
+        Isa::Avx2,
+        Isa::AvxVnni,
+        Isa::Avx512,
+        Isa::Avx512Vnni,
+        Isa::Avx512Bf16,
+        Isa::Neon,
+        Isa::NeonDot,
+        Isa::NeonBf16,
+    ];
 
     /// The environment variable that forces a level.
     pub const VARIABLE: &'static str = "PHOTON_CPU_ISA";
@@ -63,6 +78,9 @@ impl Isa {
             Isa::Avx512 => "avx512",
             Isa::Avx512Vnni => "avx512vnni",
             Isa::Avx512Bf16 => "avx512bf16",
+            Isa::Neon => "neon",
+            Isa::NeonDot => "neondot",
+            Isa::NeonBf16 => "neonbf16",
         }
     }
 
@@ -72,12 +90,27 @@ impl Isa {
             Isa::Portable => Isa::Portable,
             Isa::Avx2 | Isa::AvxVnni => Isa::Avx2,
             Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => Isa::Avx512,
+            Isa::Neon | Isa::NeonDot | Isa::NeonBf16 => Isa::Neon,
+        }
+    }
+
+    /// Floats of a vector.
+    pub(crate) const fn lanes(self) -> usize {
+        match self.base() {
+            Isa::Avx512 => 16,
+            Isa::Neon => 4,
+            _ => 8,
         }
     }
 
     /// Whether it has dot products of bytes in fours.
     pub const fn has_bytes(self) -> bool {
-        matches!(self, Isa::AvxVnni | Isa::Avx512Vnni | Isa::Avx512Bf16)
+        matches!(self, Isa::AvxVnni | Isa::Avx512Vnni | Isa::NeonDot) || self.has_pairs()
+    }
+
+    /// Whether it has dot products of bf16 pairs.
+    pub const fn has_pairs(self) -> bool {
+        matches!(self, Isa::Avx512Bf16 | Isa::NeonBf16)
     }
 
     /// All levels this processor has, lowest first.
@@ -111,11 +144,24 @@ impl Isa {
             Isa::Avx512Bf16 => {
                 Isa::Avx512Vnni.is_available() && is_x86_feature_detected!("avx512bf16")
             }
+            Isa::Neon | Isa::NeonDot | Isa::NeonBf16 => false,
         }
     }
 
     /// Whether this processor has the level.
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    pub fn is_available(self) -> bool {
+        use std::arch::is_aarch64_feature_detected;
+        match self {
+            Isa::Portable | Isa::Neon => true,
+            Isa::NeonDot => is_aarch64_feature_detected!("dotprod"),
+            Isa::NeonBf16 => Isa::NeonDot.is_available() && is_aarch64_feature_detected!("bf16"),
+            _ => false,
+        }
+    }
+
+    /// Whether this processor has the level.
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     pub fn is_available(self) -> bool {
         self == Isa::Portable
     }

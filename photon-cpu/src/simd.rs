@@ -14,6 +14,8 @@ use photon_core::Activation;
 
 use crate::isa::Isa;
 
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -41,6 +43,8 @@ pub(crate) fn dispatch<O: Op>(isa: Isa, op: O) -> O::Output {
         Isa::Avx2 => x86::Avx2::<{ x86::PLAIN }>::new().expect(LACKING).run(op),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => x86::Avx512::<{ x86::PLAIN }>::new().expect(LACKING).run(op),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => neon::Neon::<{ neon::PLAIN }>::new().expect(LACKING).run(op),
         isa => {
             assert_eq!(isa, Isa::Portable, "{LACKING}");
             Portable.run(op)
@@ -63,11 +67,19 @@ pub(crate) fn dispatch_product<O: Op>(isa: Isa, op: O) -> O::Output {
         Isa::Avx512Vnni => x86::Avx512::<{ x86::BYTES }>::new().expect(LACKING).run(op),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Bf16 => x86::Avx512::<{ x86::PAIRS }>::new().expect(LACKING).run(op),
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonDot => neon::Neon::<{ neon::BYTES }>::new().expect(LACKING).run(op),
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonBf16 => neon::Neon::<{ neon::PAIRS }>::new().expect(LACKING).run(op),
         isa => dispatch(isa, op),
     }
 }
 
 const LACKING: &str = "an Isa that this processor does not have";
+
+/// What one factor of [`Simd::dot_quads`] has on top: x86 multiplies signed bytes with unsigned ones, AArch64 signed
+/// ones with each other.
+pub(crate) const QUAD_BIAS: u8 = if cfg!(target_arch = "aarch64") { 0 } else { 128 };
 
 /// An instruction set: arithmetic on vectors of [`Simd::LANES`] f32.
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
@@ -111,7 +123,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         self.fma(self.lower(a), self.lower(b), acc)
     }
 
-    /// `acc`, integers, plus products of bytes, four to an element: those of `a` signed, of `b` unsigned.
+    /// `acc`, integers, plus products of bytes, four to an element: those of `a` signed, of `b` unsigned, or
+    /// signed where [`QUAD_BIAS`] is 0.
     #[inline(always)]
     fn dot_quads(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
         quads_without_instruction(self, acc, a, b)
@@ -176,7 +189,8 @@ fn quads_without_instruction<S: Simd>(s: S, acc: S::V, a: S::V, b: S::V) -> S::V
     for (sum, (a, b)) in sums.iter_mut().zip(signed.iter().zip(&unsigned)).take(S::LANES) {
         let bytes = |x: &f32| x.to_bits().to_le_bytes();
         let products = bytes(a).into_iter().zip(bytes(b));
-        let products = products.map(|(a, b)| i32::from(a as i8) * i32::from(b));
+        let second = |b: u8| if QUAD_BIAS == 0 { i32::from(b as i8) } else { i32::from(b) };
+        let products = products.map(|(a, b)| i32::from(a as i8) * second(b));
         *sum = f32::from_bits(products.fold(sum.to_bits() as i32, i32::wrapping_add) as u32);
     }
     load(s, &sums)
@@ -557,7 +571,7 @@ mod tests {
         for isa in Isa::available() {
             let got = dispatch(isa, Nibbles((0..=255).collect()));
             let mut pairs: Vec<(u8, u8)> = Vec::new();
-            for lanes in [8, 16] {
+            for lanes in [4, 8, 16] {
                 pairs.clear();
                 for chunk in got.chunks_exact(2 * lanes) {
                     pairs.extend((0..lanes).map(|i| (chunk[i] as u8, chunk[lanes + i] as u8)));
@@ -649,7 +663,7 @@ mod tests {
         ];
         const ROUNDED: [i8; 16] = [-127, -127, -4, -2, -1, 0, 0, 0, 1, 2, 2, 63, 126, 127, 127, 0];
         let a = |i: i32| [i as i8 - 8, -128, 127, 3];
-        let b = |i: i32| [255, i as u8, 200, 255 - i as u8];
+        let b = |i: i32| [127, i as u8, 100, 127 - i as u8].map(|b| b + QUAD_BIAS);
         let float = |bytes: [u8; 4]| f32::from_bits(u32::from_le_bytes(bytes));
         let quads = || {
             Quads(
@@ -660,8 +674,8 @@ mod tests {
         for isa in Isa::available() {
             let (sums, bytes) = dispatch_product(isa, quads());
             for (i, sum) in (0..).zip(sums) {
-                let want: i32 =
-                    a(i).iter().zip(b(i)).map(|(&a, b)| i32::from(a) * i32::from(b)).sum();
+                let products = a(i).into_iter().zip(b(i));
+                let want: i32 = products.map(|(a, b)| i32::from(a) * i32::from(b)).sum();
                 assert_eq!(sum, (want - 7) as f32, "{}: {i}", isa.name());
             }
             assert_eq!(bytes, ROUNDED[..bytes.len()], "{}", isa.name());

@@ -71,22 +71,18 @@ impl Layout {
         match format {
             WeightFormat::Float(DType::F32) => Some(Layout::F32),
             WeightFormat::Float(DType::F16) => Some(Layout::F16),
-            WeightFormat::Float(DType::Bf16) => Some(match isa {
-                Isa::Portable | Isa::Avx2 | Isa::AvxVnni => Layout::Bf16(8),
-                Isa::Avx512 | Isa::Avx512Vnni => Layout::Bf16(16),
-                Isa::Avx512Bf16 => Layout::Bf16Pairs,
+            WeightFormat::Float(DType::Bf16) => Some(match isa.has_pairs() {
+                true => Layout::Bf16Pairs,
+                false => Layout::Bf16(isa.lanes()),
             }),
             WeightFormat::Int8 => {
                 Some(if isa.has_bytes() { Layout::Int8Quads } else { Layout::Int8 })
             }
             WeightFormat::Fp8 => Some(Layout::Fp8),
-            WeightFormat::Int4 { group: group @ (32 | 128) } => {
-                let lanes = if isa.base() == Isa::Avx512 { 16 } else { 8 };
-                Some(match isa.has_bytes() {
-                    true => Layout::Int4Quads(lanes, group as usize),
-                    false => Layout::Int4(lanes, group as usize),
-                })
-            }
+            WeightFormat::Int4 { group: group @ (32 | 128) } => Some(match isa.has_bytes() {
+                true => Layout::Int4Quads(isa.lanes(), group as usize),
+                false => Layout::Int4(isa.lanes(), group as usize),
+            }),
             _ => None,
         }
     }
@@ -138,6 +134,8 @@ impl Layout {
         match self {
             Layout::F32 => f.call::<Single<f32>>(),
             Layout::F16 => f.call::<Single<f16>>(),
+            #[cfg(target_arch = "aarch64")]
+            Layout::Bf16(4) => f.call::<Halves<4>>(),
             Layout::Bf16(8) => f.call::<Halves<8>>(),
             Layout::Bf16(16) => f.call::<Halves<16>>(),
             Layout::Bf16(lanes) => unreachable!("no vectors of {lanes} lanes"),
@@ -145,11 +143,19 @@ impl Layout {
             Layout::Int8 => f.call::<Single<i8>>(),
             Layout::Int8Quads => f.call::<Quads>(),
             Layout::Fp8 => f.call::<Single<Fp8>>(),
+            #[cfg(target_arch = "aarch64")]
+            Layout::Int4(4, 32) => f.call::<Nibbles<4, 32>>(),
             Layout::Int4(8, 32) => f.call::<Nibbles<8, 32>>(),
+            #[cfg(target_arch = "aarch64")]
+            Layout::Int4(4, 128) => f.call::<Nibbles<4, 128>>(),
             Layout::Int4(8, 128) => f.call::<Nibbles<8, 128>>(),
             Layout::Int4(16, 32) => f.call::<Nibbles<16, 32>>(),
             Layout::Int4(16, 128) => f.call::<Nibbles<16, 128>>(),
+            #[cfg(target_arch = "aarch64")]
+            Layout::Int4Quads(4, 32) => f.call::<NibbleQuads<4, 32>>(),
             Layout::Int4Quads(8, 32) => f.call::<NibbleQuads<8, 32>>(),
+            #[cfg(target_arch = "aarch64")]
+            Layout::Int4Quads(4, 128) => f.call::<NibbleQuads<4, 128>>(),
             Layout::Int4Quads(8, 128) => f.call::<NibbleQuads<8, 128>>(),
             Layout::Int4Quads(16, 32) => f.call::<NibbleQuads<16, 32>>(),
             Layout::Int4Quads(16, 128) => f.call::<NibbleQuads<16, 128>>(),

@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use half::bf16;
 
 use super::layout::{self, PANEL, ROWS};
-use crate::simd::{Convert, Element, MAX_LANES, Op, Readable, Simd, load, store};
+use crate::simd::{Convert, Element, MAX_LANES, Op, QUAD_BIAS, Readable, Simd, load, store};
 
 /// How weights and activations are stored and multiplied. The unit of k is a step.
 pub(super) trait Format: Copy + Send + Sync + 'static {
@@ -268,10 +268,10 @@ impl Format for Pairs {
 /// Four elements of k per step, both factors bytes: for processors with an instruction for it, which adds
 /// four products to an integer.
 ///
-/// Weights are codes plus 128, since one factor must be unsigned. Activations are rounded to `scale q`, `q` from
+/// Weights are codes plus [`QUAD_BIAS`], since one factor may have to be unsigned. Activations are rounded to `scale q`, `q` from
 /// -127 to 127, with a scale for each group of steps of each row, so that a large element costs only
 /// those around it precision. In front of a group are its scale and, in the next step, what its sum begins with:
-/// what 128 adds to it, negated.
+/// what the bias adds to it, negated.
 #[derive(Clone, Copy)]
 pub(super) struct Quads;
 
@@ -284,10 +284,10 @@ impl Format for Quads {
     const HEAD: usize = 2;
 
     fn encode(weight: u8) -> u8 {
-        weight ^ 0x80
+        weight ^ QUAD_BIAS
     }
     fn write_row<S: Simd, X: Readable>(s: S, x: &[X], out: &mut [u8]) {
-        write_quads::<S, Self, X>(s, x, out, |sum| (-128 * sum) as u32);
+        write_quads::<S, Self, X>(s, x, out, |sum| (-i32::from(QUAD_BIAS) * sum) as u32);
     }
     #[inline(always)]
     unsafe fn columns<S: Simd>(s: S, p: *const u8) -> [S::V; 2] {
@@ -600,7 +600,8 @@ const fn fits<S: Simd>(rows: usize, vectors: usize) -> bool {
 
 /// The widest tile, in vectors, that fits in registers with `rows` rows; at least two.
 pub(super) const fn widest<S: Simd>(rows: usize) -> usize {
-    let mut vectors = 8;
+    // More rows and eight vectors would fit where vectors are short, and be one more shape for little.
+    let mut vectors = if rows == 1 { 8 } else { 4 };
     while vectors > 2 && !(fits::<S>(rows, vectors) && vectors * S::LANES <= PANEL) {
         vectors /= 2;
     }

@@ -9,7 +9,7 @@ use photon_cpu::{Cpu, CpuOptions, Isa, Tape};
 /// Dot products of bf16 pairs round activations to 8 bits of precision, those of bytes to 8 bits;
 /// everything else is f32.
 fn options(isa: Isa) -> Options {
-    let product_error = if isa == Isa::Avx512Bf16 { 2f64.powi(-8) } else { 0.0 };
+    let product_error = if isa.has_pairs() { 2f64.powi(-8) } else { 0.0 };
     Options {
         batch_invariant: true,
         chunk_invariant: true,
@@ -57,6 +57,24 @@ mod avx512bf16 {
     use super::*;
     static CPU: LazyLock<Option<Cpu>> = LazyLock::new(|| open(Isa::Avx512Bf16, 2));
     photon_conformance::suite!(optional CPU.clone(), options(Isa::Avx512Bf16));
+}
+
+mod neon {
+    use super::*;
+    static CPU: LazyLock<Option<Cpu>> = LazyLock::new(|| open(Isa::Neon, 2));
+    photon_conformance::suite!(optional CPU.clone(), options(Isa::Neon));
+}
+
+mod neondot {
+    use super::*;
+    static CPU: LazyLock<Option<Cpu>> = LazyLock::new(|| open(Isa::NeonDot, 2));
+    photon_conformance::suite!(optional CPU.clone(), options(Isa::NeonDot));
+}
+
+mod neonbf16 {
+    use super::*;
+    static CPU: LazyLock<Option<Cpu>> = LazyLock::new(|| open(Isa::NeonBf16, 2));
+    photon_conformance::suite!(optional CPU.clone(), options(Isa::NeonBf16));
 }
 
 mod tape {
