@@ -1,5 +1,7 @@
 //! Where barriers stand, what a graph repeats, how uploads keep their turn, in any order of what lies between
 //! two barriers.
+#![allow(clippy::unwrap_used, reason = "a test's helpers")]
+
 use photon_core::{Arena, Copy, Cx, DType, Device, Tensor};
 
 use crate::{Counts, Gpu, Sim, SimMetal, Stream};
