@@ -7,7 +7,7 @@
 //! - A graph owns clones of every buffer it touches, so replaying it is safe for ever.
 use std::{fmt::Debug, ops::Range};
 
-use crate::{Pending, Result, Weight, WeightData};
+use crate::{DType, Pending, Result, Weight, WeightData};
 
 /// Memory of a device, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,12 @@ pub trait Device: Clone + Debug + Send + Sync + 'static {
 
     /// Free and total memory.
     fn memory(&self) -> MemoryInfo;
+
+    /// The type that activations should have beside weights of a float type: f32, unless units that multiply
+    /// matrices want both alike.
+    fn activations(&self, _weights: DType) -> DType {
+        DType::F32
+    }
 
     /// Allocates zeroed memory, aligned to at least 256 bytes. Slow, so only at start-up.
     fn alloc(&self, bytes: usize) -> Result<Self::Buffer>;

@@ -4,7 +4,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use photon_core::{MemoryInfo, Pending, Result, Weight, WeightData};
+use photon_core::{DType, MemoryInfo, Pending, Result, Weight, WeightData};
 
 use crate::{
     driver::{Driver, Facts, TensorMap, TensorMapBits},
@@ -78,6 +78,10 @@ impl<L: Driver> photon_core::Device for Gpu<L> {
 
     fn memory(&self) -> MemoryInfo {
         self.driver.memory()
+    }
+
+    fn activations(&self, weights: DType) -> DType {
+        weights
     }
 
     fn alloc(&self, bytes: usize) -> Result<L::Memory> {

@@ -1,7 +1,7 @@
 //! A GPU as a [`photon_core::Device`], whatever its driver.
 use std::ops::Range;
 
-use photon_core::{MemoryInfo, Pending, Result, Weight, WeightData};
+use photon_core::{DType, MemoryInfo, Pending, Result, Weight, WeightData};
 
 use crate::{
     driver::{Driver, Facts},
@@ -80,6 +80,10 @@ impl<L: Driver> photon_core::Device for Gpu<L> {
 
     fn memory(&self) -> MemoryInfo {
         self.driver.memory()
+    }
+
+    fn activations(&self, weights: DType) -> DType {
+        weights
     }
 
     fn alloc(&self, bytes: usize) -> Result<L::Memory> {

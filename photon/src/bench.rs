@@ -104,7 +104,7 @@ pub(crate) fn measure<D: Kernels>(
 ) -> Result<BenchReport, BuildError> {
     let config = &bench.model.dimensions().map_err(BuildError::from)?;
     let dtype = options.dtype.unwrap_or(DType::Bf16);
-    let precision = precision(dtype, options);
+    let precision = precision(&device, dtype, options);
     let checkpoint = Checkpoint::synthetic(bench.seed, expected_tensors(config));
     progress("making weights");
     let begun = Instant::now();

@@ -127,13 +127,17 @@ fn checkpoint_dtype(checkpoint: &Checkpoint) -> DType {
     }
 }
 
-pub(crate) fn precision(dtype: DType, options: &EngineOptions) -> Precision {
+pub(crate) fn precision<D: Kernels>(
+    device: &D,
+    dtype: DType,
+    options: &EngineOptions,
+) -> Precision {
     let precision = match dtype {
         DType::F32 => Precision::F32,
         dtype => Precision::mixed(dtype),
     };
     let kv = options.kv_dtype.unwrap_or(precision.kv);
-    Precision { kv, quant: options.quant, ..precision }
+    Precision { kv, quant: options.quant, activations: device.activations(dtype), ..precision }
 }
 
 pub(crate) fn crop_config(config: &Config, resize: ResizeOrder) -> CropConfig {
@@ -255,7 +259,7 @@ pub(crate) fn start<D: Kernels>(
     let crops = crop_config(&config, options.resize);
     crops.check().map_err(BuildError::Crops)?;
     let dtype = options.dtype.unwrap_or_else(|| checkpoint_dtype(&checkpoint));
-    let precision = precision(dtype, options);
+    let precision = precision(&device, dtype, options);
     let model = Moondream::load(&device, &checkpoint, &config, precision, progress)?;
     let sizes = Sizes::choose(&device, &config, precision, options)?;
     let device_name = device.name();
