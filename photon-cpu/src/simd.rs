@@ -40,11 +40,11 @@ pub(crate) trait Op {
 pub(crate) fn dispatch<O: Op>(isa: Isa, op: O) -> O::Output {
     match isa.base() {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => x86::Avx2::<{ x86::PLAIN }>::new().expect(LACKING).run(op),
+        Isa::Avx2 => x86::Avx2::<{ PLAIN }>::new().expect(LACKING).run(op),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => x86::Avx512::<{ x86::PLAIN }>::new().expect(LACKING).run(op),
+        Isa::Avx512 => x86::Avx512::<{ PLAIN }>::new().expect(LACKING).run(op),
         #[cfg(target_arch = "aarch64")]
-        Isa::Neon => neon::Neon::<{ neon::PLAIN }>::new().expect(LACKING).run(op),
+        Isa::Neon => neon::Neon::<{ PLAIN }>::new().expect(LACKING).run(op),
         isa => {
             assert_eq!(isa, Isa::Portable, "{LACKING}");
             Portable.run(op)
@@ -59,21 +59,31 @@ pub(crate) fn dispatch<O: Op>(isa: Isa, op: O) -> O::Output {
 pub(crate) fn dispatch_product<O: Op>(isa: Isa, op: O) -> O::Output {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::AvxVnni => match x86::Avx2::<{ x86::BYTES }>::new() {
+        Isa::AvxVnni => match x86::Avx2::<{ BYTES }>::new() {
             Some(avx) => avx.run(op),
             None => x86::Avx2::<{ x86::BYTES_OF_AVX512 }>::new().expect(LACKING).run(op),
         },
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni => x86::Avx512::<{ x86::BYTES }>::new().expect(LACKING).run(op),
+        Isa::Avx512Vnni => x86::Avx512::<{ BYTES }>::new().expect(LACKING).run(op),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 => x86::Avx512::<{ x86::PAIRS }>::new().expect(LACKING).run(op),
+        Isa::Avx512Bf16 => x86::Avx512::<{ PAIRS }>::new().expect(LACKING).run(op),
         #[cfg(target_arch = "aarch64")]
-        Isa::NeonDot => neon::Neon::<{ neon::BYTES }>::new().expect(LACKING).run(op),
+        Isa::NeonDot => neon::Neon::<{ BYTES }>::new().expect(LACKING).run(op),
         #[cfg(target_arch = "aarch64")]
-        Isa::NeonBf16 => neon::Neon::<{ neon::PAIRS }>::new().expect(LACKING).run(op),
+        Isa::NeonBf16 => neon::Neon::<{ PAIRS }>::new().expect(LACKING).run(op),
         isa => dispatch(isa, op),
     }
 }
+
+/// What an instruction set has beside their ordinary instructions: no dot products.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+const PLAIN: u8 = 0;
+/// Dot products of bytes in fours.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+const BYTES: u8 = 1;
+/// [`BYTES`], and of pairs of bf16.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+const PAIRS: u8 = 2;
 
 const LACKING: &str = "an Isa that this processor does not have";
 

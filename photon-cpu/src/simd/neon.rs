@@ -10,15 +10,8 @@ use std::arch::{aarch64::*, asm};
 
 use half::{bf16, f16};
 
-use super::{Fp8, MAX_LANES, Op, Simd, quads_without_instruction};
+use super::{BYTES, Fp8, MAX_LANES, Op, PAIRS, PLAIN, Simd, quads_without_instruction};
 use crate::isa::Isa;
-
-/// No dot products.
-pub(crate) const PLAIN: u8 = 0;
-/// Dot products of bytes in fours.
-pub(crate) const BYTES: u8 = 1;
-/// [`BYTES`], and of pairs of bf16.
-pub(crate) const PAIRS: u8 = 2;
 
 /// The processor has NEON and the dot products `DOTS`.
 #[derive(Clone, Copy, Debug)]

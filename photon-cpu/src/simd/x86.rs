@@ -10,15 +10,9 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Fp8, MAX_LANES, Op, Simd, quads_without_instruction};
+use super::{BYTES, Fp8, MAX_LANES, Op, PAIRS, PLAIN, Simd, quads_without_instruction};
 use crate::isa::Isa;
 
-/// No dot products.
-pub(crate) const PLAIN: u8 = 0;
-/// Dot products of bytes in fours.
-pub(crate) const BYTES: u8 = 1;
-/// [`BYTES`], and of pairs of bf16. AVX-512 only.
-pub(crate) const PAIRS: u8 = 2;
 /// [`BYTES`] for vectors of 256 bits where they are instructions of AVX-512. AVX2 only.
 pub(crate) const BYTES_OF_AVX512: u8 = 3;
 
