@@ -69,7 +69,7 @@ fn a_converted_model_is_the_model() {
 }
 
 /// An adapter to the demo model, as a file of safetensors.
-fn adapter() -> Vec<u8> {
+pub(crate) fn adapter() -> Vec<u8> {
     let (mut header, mut data) = (json!({}), Vec::<u8>::new());
     let mut state = 7u32;
     for layer in 0..4 {

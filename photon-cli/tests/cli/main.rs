@@ -3,6 +3,8 @@
 mod batch;
 mod bench;
 mod convert;
+#[cfg(unix)]
+mod guide;
 mod serve;
 
 use std::{

@@ -131,8 +131,8 @@ fn script(command: &mut Command) {
     }
 }
 
-/// Runs a Python script with packages of these versions.
-fn python(name: &str, packages: &[&str], file: &str) {
+/// Runs a Python script with packages of these versions; returns the Python that has them.
+fn python(name: &str, packages: &[&str], file: &str) -> Option<PathBuf> {
     let made = environment(name, |folder| {
         run(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
         if packages.is_empty() {
@@ -142,12 +142,19 @@ fn python(name: &str, packages: &[&str], file: &str) {
         run(Command::new(folder.join("bin/python")).args(pip).args(packages)).map(|_| ())
     });
     match made {
-        Ok(folder) => script(
-            Command::new(folder.join("bin/python"))
-                .arg(Path::new(FOLDER).join(file))
-                .env("PYTHONDONTWRITEBYTECODE", "1"),
-        ),
-        Err(error) => skip(&error),
+        Ok(folder) => {
+            let python = folder.join("bin/python");
+            script(
+                Command::new(&python)
+                    .arg(Path::new(FOLDER).join(file))
+                    .env("PYTHONDONTWRITEBYTECODE", "1"),
+            );
+            Some(python)
+        }
+        Err(error) => {
+            skip(&error);
+            None
+        }
     }
 }
 
@@ -205,7 +212,8 @@ fn moondream_1_2_2_python() {
 fn moondream_2_6_1_python() {
     // What it needs to run models itself, PyTorch among it, is left out: a server does that.
     let packages = ["--no-deps", "moondream==2.6.1", "pillow"];
-    python("moondream-2.6.1", &packages, "moondream_client.py");
+    let python = python("moondream-2.6.1", &packages, "moondream_client.py");
+    python.into_iter().for_each(|python| guide_runs(&python, "moondream"));
 }
 
 #[test]
@@ -217,17 +225,20 @@ fn moondream_node() {
 
 #[test]
 fn openai_python() {
-    python("openai", &["openai==3.57.0"], "openai_client.py");
+    let python = python("openai", &["openai==3.57.0"], "openai_client.py");
+    python.into_iter().for_each(|python| guide_runs(&python, "openai"));
 }
 
 #[test]
 fn ollama_python() {
-    python("ollama", &["ollama==0.6.3"], "ollama_client.py");
+    let python = python("ollama", &["ollama==0.6.3"], "ollama_client.py");
+    python.into_iter().for_each(|python| guide_runs(&python, "ollama"));
 }
 
 #[test]
 fn triton_python() {
-    python("triton", &["tritonclient[http]==2.73.0"], "triton_client.py");
+    let python = python("triton", &["tritonclient[http]==2.73.0"], "triton_client.py");
+    python.into_iter().for_each(|python| guide_runs(&python, "triton"));
 }
 
 #[cfg(feature = "grpc")]
@@ -240,6 +251,29 @@ fn triton_grpc_python() {
 #[test]
 fn kv_events_python() {
     python("kv-events", &["pyzmq==27.1.0", "msgpack==1.1.2"], "kv_events.py");
+}
+
+/// The guide's programs for a client, as they stand there but for the server's address.
+fn guide(client: &str) -> String {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/src/clients.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let fence = format!("```python,client={client}\n");
+    let blocks = page.split(&fence).skip(1).filter_map(|rest| rest.split("```").next());
+    let address = server().url.trim_start_matches("http://");
+    blocks.collect::<String>().replace("localhost:2020", address)
+}
+
+/// Runs the guide's programs for a client whose package this Python has.
+fn guide_runs(python: &Path, client: &str) {
+    let program = guide(client);
+    assert!(program.contains("import"), "the guide has a program for {client}");
+    // Where `assets` is.
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let mut command = Command::new(python);
+    command.args(["-c", &program]).current_dir(folder).env("NO_PROXY", "127.0.0.1");
+    let printed = run(&mut command).unwrap_or_else(|error| panic!("{error}")).stdout;
+    let printed = String::from_utf8_lossy(&printed).into_owned();
+    assert!(printed.contains("Blue") || printed.contains("x_min"), "{client}: {printed}");
 }
 
 #[test]
