@@ -48,6 +48,22 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! `examples` has programs that caption a folder, stream an answer, and run on whatever a build has.
+//!
+//! # Features
+//!
+//! | feature | what | in addition it brings |
+//! |---|---|---|
+//! | `cpu` (default) | the processor as a device | |
+//! | `demo` (default) | the demo models, [`Model::Demo`] and [`Model::Demo3`] | 18 MB in the program |
+//! | `cuda` | NVIDIA GPUs; builds without CUDA, which is looked for when a device is opened | compiled kernels, in `photon-cuda` |
+//! | `metal` | Apple's GPUs; builds everywhere, runs on macOS | Apple's frameworks, on macOS |
+//! | `hub` | [`hub`]: downloading models by name | TLS and an HTTP client |
+//! | `sim` | the kernels for GPUs on the processor, for tests | a C++ compiler is needed |
+//!
+//! Without `cpu`, `cuda` or `metal` everything builds and no device can be opened; without `demo` name a [`Model`]. Features only add: a program
+//! that works with some of them works with more.
 #![forbid(unsafe_code)]
 
 pub mod adapters;
@@ -419,3 +435,8 @@ impl Builder {
         Ok(Photon { engine: Arc::new(Engine { started, queue, adapters }) })
     }
 }
+
+/// The guide's programs.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/src/library.md")]
+struct Guide;

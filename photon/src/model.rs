@@ -17,7 +17,7 @@ use crate::BuildError;
 /// A model to run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Model {
-    /// The small model inside this library, trained on drawn shapes.
+    /// The small model inside this library (with the feature `demo`), trained on drawn shapes.
     #[default]
     Demo,
     /// The same in the architecture of Moondream 3, with tau and experts; it can outline, too.
@@ -62,21 +62,8 @@ struct Embedded {
     tokenizer: &'static [u8],
 }
 
-const DEMO: Embedded = Embedded {
-    name: "the demo model",
-    weights: include_bytes!("../demo/model.safetensors"),
-    config: include_bytes!("../demo/config.json"),
-    tokenizer: include_bytes!("../demo/tokenizer.json"),
-};
-const DEMO3: Embedded = Embedded {
-    name: "the second demo model",
-    weights: include_bytes!("../demo3/model.safetensors"),
-    config: include_bytes!("../demo3/config.json"),
-    tokenizer: include_bytes!("../demo3/tokenizer.json"),
-};
-
 impl Model {
-    /// The models inside this library, by the names users type.
+    /// The models inside this library (with the feature `demo`), by the names users type.
     pub const BUILT_IN: [(&str, Model); 2] = [("demo", Model::Demo), ("demo3", Model::Demo3)];
 
     /// From what a user types: one of [`Model::BUILT_IN`], a folder, a file of weights with the others
@@ -126,8 +113,9 @@ impl Model {
     /// The dimensions, of a model with weights of `family`.
     fn config(&self, family: Family) -> Result<Config, LoadError> {
         let json = match self {
-            Model::Demo => return Ok(Config::from_json(DEMO.config, family)?),
-            Model::Demo3 => return Ok(Config::from_json(DEMO3.config, family)?),
+            Model::Demo | Model::Demo3 => {
+                return Ok(Config::from_json(self.embedded()?.config, family)?);
+            }
             Model::Dir(dir) | Model::Synthetic { dir: Some(dir), .. } => need(dir, "config.json")?,
             Model::Files { config: Some(path), .. } => path.clone(),
             Model::Files { config: None, .. } | Model::Synthetic { dir: None, .. } => {
@@ -158,18 +146,36 @@ impl Model {
         })
     }
 
-    /// The words inside this library that serve where there is no file.
-    fn own_tokenizer(&self) -> &'static [u8] {
-        match self {
-            Model::Demo3 => DEMO3.tokenizer,
-            _ => DEMO.tokenizer,
-        }
+    /// The files inside this library: those of the model, or the demo model's, whose words serve where there is no
+    /// file.
+    #[cfg(feature = "demo")]
+    fn embedded(&self) -> Result<Embedded, LoadError> {
+        Ok(match self {
+            Model::Demo3 => Embedded {
+                name: "the second demo model",
+                weights: photon_demo3::WEIGHTS,
+                config: photon_demo3::CONFIG,
+                tokenizer: photon_demo3::TOKENIZER,
+            },
+            _ => Embedded {
+                name: "the demo model",
+                weights: photon_demo::WEIGHTS,
+                config: photon_demo::CONFIG,
+                tokenizer: photon_demo::TOKENIZER,
+            },
+        })
+    }
+
+    #[cfg(not(feature = "demo"))]
+    fn embedded(&self) -> Result<Embedded, LoadError> {
+        let why = "the demo models are not in this build: name a model's folder, or enable photon's feature demo";
+        Err(LoadError::NoModel(why.into()))
     }
 
     fn tokenizer(&self) -> Result<Tokenizer, LoadError> {
         Ok(match self.tokenizer_file()? {
             Some(path) => Tokenizer::from_file(&path)?,
-            None => Tokenizer::from_json(self.own_tokenizer())?,
+            None => Tokenizer::from_json(self.embedded()?.tokenizer)?,
         })
     }
 
@@ -177,7 +183,7 @@ impl Model {
     pub(crate) fn tokenizer_json(&self) -> Result<Cow<'static, [u8]>, LoadError> {
         Ok(match self.tokenizer_file()? {
             Some(path) => read(&path)?.into(),
-            None => self.own_tokenizer().into(),
+            None => self.embedded()?.tokenizer.into(),
         })
     }
 
@@ -214,8 +220,10 @@ impl Model {
 
     pub(crate) fn checkpoint(&self) -> Result<(Config, Checkpoint), LoadError> {
         let checkpoint = match self {
-            Model::Demo => Checkpoint::from_bytes(DEMO.name, DEMO.weights)?,
-            Model::Demo3 => Checkpoint::from_bytes(DEMO3.name, DEMO3.weights)?,
+            Model::Demo | Model::Demo3 => {
+                let Embedded { name, weights, .. } = self.embedded()?;
+                Checkpoint::from_bytes(name, weights)?
+            }
             Model::Dir(dir) => Checkpoint::open(dir)?,
             Model::Files { weights, .. } => Checkpoint::open(weights)?,
             Model::Synthetic { family, seed, .. } => {

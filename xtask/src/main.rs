@@ -6,11 +6,13 @@ mod check_macos;
 mod ci;
 mod cuda_check;
 mod demo_eval;
+mod downstream;
 mod fuzz;
 mod gpu_check;
 mod gpu_run;
 mod metal_check;
 mod metal_counts;
+mod public_api;
 mod serve_load;
 mod simt;
 mod tidy;
@@ -60,6 +62,10 @@ enum Task {
     MetalCounts,
     /// Check the types and lints of what only macOS compiles, on Linux
     CheckMacos,
+    /// Build a program outside of the workspace with each set of features, print times and sizes
+    Downstream(downstream::Args),
+    /// Compare the public interface with what is written down (needs crates.io, for cargo-public-api)
+    PublicApi(public_api::Args),
     /// Feed bytes that nobody would write to everything that reads files (needs cargo-fuzz)
     Fuzz(fuzz::Args),
     /// Write the tiny synthetic checkpoint that the golden outputs were recorded with
@@ -95,6 +101,8 @@ fn main() -> ExitCode {
         Task::MetalCheck(args) => metal_check::run(&args),
         Task::MetalCounts => metal_counts::run(),
         Task::CheckMacos => check_macos::run(),
+        Task::Downstream(args) => downstream::run(&args),
+        Task::PublicApi(args) => public_api::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::GoldenCheckpoint { out, family } => golden_checkpoint(&out, &family),
     };

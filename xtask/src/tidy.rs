@@ -1,8 +1,8 @@
 //! What compilers do not check.
 //!
 //! Fails on: a crate edge that ARCHITECTURE.md does not have, unsafe code outside its homes, an
-//! operation without a conformance case, a source file no module names, a bare TODO. Lists, without
-//! failing, long files and long functions.
+//! operation without a conformance case, a source file no module names, a bare TODO, a crate whose manifest says
+//! too little to be published. Lists, without failing, long files and long functions.
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
@@ -32,8 +32,12 @@ const EDGES: &[(&str, &[&str])] = &[
             "photon-cpu",
             "photon-cuda",
             "photon-metal",
+            "photon-demo",
+            "photon-demo3",
         ],
     ),
+    ("photon-demo", &[]),
+    ("photon-demo3", &[]),
     ("photon-server", &["photon"]),
     ("photon-cli", &["photon", "photon-server"]),
     ("demo-model", &[]),
@@ -62,6 +66,7 @@ struct Source {
 pub(crate) fn run(root: &Path) -> Result<()> {
     let sources = sources(root)?;
     let mut problems = edges(root)?;
+    problems.extend(check_manifests(&packages(root)?));
     problems.extend(check_unsafe(&sources));
     problems.extend(check_cases(&sources));
     problems.extend(check_dead_files(&sources));
@@ -125,6 +130,40 @@ fn edges(root: &Path) -> Result<Vec<String>> {
         }
     }
     Ok(problems)
+}
+
+/// What a registry and its readers want of every crate that may be published one day: all but tools.
+fn check_manifests(packages: &[serde_json::Value]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for package in packages {
+        let name = package["name"].as_str().unwrap_or_default();
+        if ["xtask", "demo-model"].contains(&name) {
+            continue;
+        }
+        for key in ["description", "license", "readme", "rust_version"] {
+            if package[key].as_str().is_none_or(str::is_empty) {
+                problems.push(format!("crate {name}: no {key} in its Cargo.toml"));
+            }
+        }
+        for key in ["keywords", "categories"] {
+            // A registry takes five.
+            if !(1..=5).contains(&package[key].as_array().map_or(0, Vec::len)) {
+                problems.push(format!("crate {name}: 1 to 5 {key} in its Cargo.toml"));
+            }
+        }
+        let folder = package["manifest_path"].as_str().map(PathBuf::from).unwrap_or_default();
+        if !folder.with_file_name("README.md").is_file() {
+            problems.push(format!("crate {name}: no README.md"));
+        }
+        for dependency in package["dependencies"].as_array().into_iter().flatten() {
+            let is_ours = dependency["path"].is_string() && dependency["kind"] != "dev";
+            if is_ours && dependency["req"] == "*" {
+                let to = dependency["name"].as_str().unwrap_or_default();
+                problems.push(format!("crate {name}: no version for {to}"));
+            }
+        }
+    }
+    problems
 }
 
 /// Lines without their comments, numbered from 1.
@@ -281,6 +320,22 @@ mod tests {
             source("photon-conformance/src/cases.rs", &cases),
         ];
         assert_eq!(check_cases(&files), ["operation op0 has no conformance case `op0_…`"]);
+    }
+
+    #[test]
+    fn a_crate_that_could_not_be_published_is_found() {
+        let package = serde_json::json!({
+            "name": "x", "description": "", "license": "MIT", "readme": "README.md", "rust_version": "1.89",
+            "keywords": ["a"], "categories": [], "manifest_path": "no/such/Cargo.toml",
+            "dependencies": [{"name": "y", "path": "y", "req": "*", "kind": null}],
+        });
+        let expected = [
+            "crate x: no description in its Cargo.toml",
+            "crate x: 1 to 5 categories in its Cargo.toml",
+            "crate x: no README.md",
+            "crate x: no version for y",
+        ];
+        assert_eq!(check_manifests(&[package]), expected);
     }
 
     #[test]

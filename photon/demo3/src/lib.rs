@@ -1,0 +1,11 @@
+//! The files of a demo model: Moondream 3's architecture with 5 million parameters, with experts and outlines, trained on drawn
+//! shapes. `tools/demo-model` makes it.
+#![no_std]
+#![forbid(unsafe_code)]
+
+/// `model.safetensors`.
+pub static WEIGHTS: &[u8] = include_bytes!("../model.safetensors");
+/// `config.json`.
+pub static CONFIG: &[u8] = include_bytes!("../config.json");
+/// `tokenizer.json`.
+pub static TOKENIZER: &[u8] = include_bytes!("../tokenizer.json");
