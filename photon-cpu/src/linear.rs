@@ -201,7 +201,11 @@ impl<F: Format> Op for RunFormat<'_, F> {
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        record::<S, F>(s, self.run);
+        if const { tile::suits::<S, F>() } {
+            record::<S, F>(s, self.run);
+        } else {
+            unreachable!("packed for another instruction set");
+        }
     }
 }
 

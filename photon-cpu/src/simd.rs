@@ -76,14 +76,11 @@ pub(crate) fn dispatch_product<O: Op>(isa: Isa, op: O) -> O::Output {
 }
 
 /// What an instruction set has beside their ordinary instructions: no dot products.
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-const PLAIN: u8 = 0;
+pub(crate) const PLAIN: u8 = 0;
 /// Dot products of bytes in fours.
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-const BYTES: u8 = 1;
+pub(crate) const BYTES: u8 = 1;
 /// [`BYTES`], and of pairs of bf16.
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-const PAIRS: u8 = 2;
+pub(crate) const PAIRS: u8 = 2;
 
 const LACKING: &str = "an Isa that this processor does not have";
 
@@ -99,6 +96,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const LANES: usize;
     /// Vectors that fit in registers.
     const REGISTERS: usize;
+    /// What there is beside ordinary instructions: [`PLAIN`], [`BYTES`] or [`PAIRS`].
+    const DOTS: u8 = PLAIN;
 
     /// Runs `op` where the compiler may use the instructions.
     fn run<O: Op>(self, op: O) -> O::Output;

@@ -10,7 +10,9 @@ use std::marker::PhantomData;
 use half::bf16;
 
 use super::layout::{self, PANEL, ROWS};
-use crate::simd::{Convert, Element, MAX_LANES, Op, QUAD_BIAS, Readable, Simd, load, store};
+use crate::simd::{
+    BYTES, Convert, Element, MAX_LANES, Op, PAIRS, PLAIN, QUAD_BIAS, Readable, Simd, load, store,
+};
 
 /// How weights and activations are stored and multiplied. The unit of k is a step.
 pub(super) trait Format: Copy + Send + Sync + 'static {
@@ -33,6 +35,10 @@ pub(super) trait Format: Copy + Send + Sync + 'static {
     const HEAD: usize = 0;
     /// Whether columns have scales and offsets of their own for each group.
     const SCALES: bool = false;
+    /// Lanes of the vectors it is laid out for; 0 for any.
+    const LANES: usize = 0;
+    /// The least and the most [`Simd::DOTS`] that it is used with.
+    const DOTS: (u8, u8) = (PLAIN, PAIRS);
 
     /// Where a step holds `column`, counted in columns.
     fn place(column: usize) -> usize {
@@ -79,6 +85,12 @@ pub(super) trait Format: Copy + Send + Sync + 'static {
     unsafe fn row<S: Simd>(s: S, p: *const Self::Activation) -> S::V;
     /// Adds a step's product.
     fn multiply<S: Simd>(s: S, row: S::V, columns: S::V, sum: S::V) -> S::V;
+}
+
+/// Whether matrices are stored so for `S`: nothing else need be compiled.
+pub(super) const fn suits<S: Simd, F: Format>() -> bool {
+    let (least, most) = F::DOTS;
+    (F::LANES == 0 || F::LANES == S::LANES) && least <= S::DOTS && S::DOTS <= most
 }
 
 /// Where column `column` of step `step` is.
@@ -142,6 +154,8 @@ impl<const LANES: usize> Format for Halves<LANES> {
     type Activation = f32;
     const PER_STEP: usize = 1;
     const WIDEN: bool = true;
+    const LANES: usize = LANES;
+    const DOTS: (u8, u8) = (PLAIN, BYTES);
 
     fn place(column: usize) -> usize {
         let within = column % (2 * LANES);
@@ -181,6 +195,8 @@ impl<const LANES: usize, const GROUP: usize> Format for Nibbles<LANES, GROUP> {
     const WIDEN: bool = true;
     const ALWAYS_WIDEN: bool = true;
     const STEP_LEN: usize = PANEL / 2;
+    const LANES: usize = LANES;
+    const DOTS: (u8, u8) = (PLAIN, PLAIN);
 
     #[inline(always)]
     fn widen<S: Simd>(
@@ -241,6 +257,7 @@ impl Format for Pairs {
     type Activation = bf16;
     const PER_STEP: usize = 2;
     const WIDEN: bool = false;
+    const DOTS: (u8, u8) = (PAIRS, PAIRS);
 
     fn write_row<S: Simd, X: Readable>(s: S, x: &[X], out: &mut [bf16]) {
         convert_row(s, x, out);
@@ -282,6 +299,7 @@ impl Format for Quads {
     const WIDEN: bool = false;
     const GROUP: usize = 128;
     const HEAD: usize = 2;
+    const DOTS: (u8, u8) = (BYTES, PAIRS);
 
     fn encode(weight: u8) -> u8 {
         weight ^ QUAD_BIAS
@@ -324,6 +342,8 @@ impl<const LANES: usize, const GROUP: usize> Format for NibbleQuads<LANES, GROUP
     const GROUP: usize = GROUP / 4;
     const HEAD: usize = 2;
     const SCALES: bool = true;
+    const LANES: usize = LANES;
+    const DOTS: (u8, u8) = (BYTES, PAIRS);
 
     fn write_row<S: Simd, X: Readable>(s: S, x: &[X], out: &mut [u8]) {
         write_quads::<S, Self, X>(s, x, out, |sum| (sum as f32).to_bits());
@@ -630,22 +650,24 @@ pub(super) fn run<S: Simd, F: Format>(s: S, rows: usize, vectors: usize, tile: T
     }
 }
 
+/// Whether tiles of `rows` rows are ever `vectors` wide: the others need not be compiled.
+const fn occurs<S: Simd>(rows: usize, vectors: usize) -> bool {
+    rows <= tallest::<S>(vectors) && (vectors == widest::<S>(rows) || vectors == widest::<S>(ROWS))
+}
+
 fn run_part<S: Simd, F: Format>(s: S, rows: usize, vectors: usize, tile: Tile<'_, F>) {
     const { assert!(ROWS == 6) };
-    match (rows, vectors) {
-        (1, 2) => s.run(Shaped::<F, 1, 2>(tile)),
-        (2, 2) => s.run(Shaped::<F, 2, 2>(tile)),
-        (3, 2) => s.run(Shaped::<F, 3, 2>(tile)),
-        (4, 2) => s.run(Shaped::<F, 4, 2>(tile)),
-        (5, 2) => s.run(Shaped::<F, 5, 2>(tile)),
-        (6, 2) => s.run(Shaped::<F, 6, 2>(tile)),
-        (1, 4) => s.run(Shaped::<F, 1, 4>(tile)),
-        (2, 4) => s.run(Shaped::<F, 2, 4>(tile)),
-        (3, 4) => s.run(Shaped::<F, 3, 4>(tile)),
-        (4, 4) => s.run(Shaped::<F, 4, 4>(tile)),
-        (5, 4) => s.run(Shaped::<F, 5, 4>(tile)),
-        (6, 4) => s.run(Shaped::<F, 6, 4>(tile)),
-        (1, 8) => s.run(Shaped::<F, 1, 8>(tile)),
-        _ => unreachable!("no tile of {rows} rows by {vectors} vectors"),
+    macro_rules! shapes {
+        ($($rows:literal x $vectors:literal),*) => {
+            match (rows, vectors) {
+                $(($rows, $vectors) if const { occurs::<S>($rows, $vectors) } => {
+                    s.run(Shaped::<F, $rows, $vectors>(tile));
+                })*
+                _ => unreachable!("no tile of {rows} rows by {vectors} vectors"),
+            }
+        };
     }
+    shapes!(
+        1 x 2, 2 x 2, 3 x 2, 4 x 2, 5 x 2, 6 x 2, 1 x 4, 2 x 4, 3 x 4, 4 x 4, 5 x 4, 6 x 4, 1 x 8
+    );
 }

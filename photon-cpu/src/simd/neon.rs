@@ -40,6 +40,7 @@ impl<const DOTS: u8> Simd for Neon<DOTS> {
     type V = float32x4_t;
     const LANES: usize = 4;
     const REGISTERS: usize = 32;
+    const DOTS: u8 = DOTS;
 
     #[inline(always)]
     fn run<O: Op>(self, op: O) -> O::Output {

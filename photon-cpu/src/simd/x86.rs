@@ -57,6 +57,7 @@ impl<const DOTS: u8> Simd for Avx2<DOTS> {
     type V = __m256;
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
+    const DOTS: u8 = if DOTS == BYTES_OF_AVX512 { BYTES } else { DOTS };
 
     #[inline(always)]
     fn run<O: Op>(self, op: O) -> O::Output {
@@ -309,6 +310,7 @@ impl<const DOTS: u8> Simd for Avx512<DOTS> {
     type V = __m512;
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
+    const DOTS: u8 = DOTS;
 
     #[inline(always)]
     fn run<O: Op>(self, op: O) -> O::Output {
