@@ -45,6 +45,12 @@ pub trait Device: Clone + Debug + Send + Sync + 'static {
         DType::F32
     }
 
+    /// The type of those activations that only live within a block: normed inputs, queries, keys and values,
+    /// hidden layers. The same as the others, unless units that multiply matrices round them anyway.
+    fn inner_activations(&self, weights: DType) -> DType {
+        self.activations(weights)
+    }
+
     /// Allocates zeroed memory, aligned to at least 256 bytes. Slow, so only at start-up.
     fn alloc(&self, bytes: usize) -> Result<Self::Buffer>;
 

@@ -1,13 +1,16 @@
-//! Paged attention of decoding rows, by type of cache, in bytes of keys and values read.
+//! The attentions of Moondream 2: of decoding rows by type of cache, in bytes of keys and values read; of a prompt of
+//! 750 tokens and of a crop's 729 patches, in operations (Gelem/s is GFLOP/s).
 //!
-//! `cargo bench -p photon-cpu --bench attention -- [filter]`. 32 heads of 64 as in Moondream 2, each row with 770
-//! positions of its own; enough layers that they come from memory as in a model.
+//! `cargo bench -p photon-cpu --bench attention -- [filter]`. 32 heads of 64 in the language model, each decoding row
+//! with 770 positions of its own, and enough layers that they come from memory as in a model.
 #![allow(missing_docs, reason = "criterion's macros")]
 
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use photon_core::{Arena, Cx, DType, Device, PagedAttention, Result, RopeStore, Tensor, kv};
+use photon_core::{
+    Arena, Attention, Cx, DType, Device, PagedAttention, Result, RopeStore, Tensor, kv,
+};
 use photon_cpu::{Cpu, CpuOptions};
 
 const HEADS: usize = 32;
@@ -61,20 +64,28 @@ fn decode(c: &mut Criterion) {
     group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(3));
     group.sample_size(15);
     for rows in [1, 16] {
-        for dtype in [DType::F32, DType::Bf16, DType::Fp8, DType::Int8] {
+        // Queries of 16 bits, with keys and values of 16 bits, are multiplied in pairs where the processor can.
+        for (queries, dtype) in [
+            (DType::F32, DType::F32),
+            (DType::F32, DType::Bf16),
+            (DType::Bf16, DType::Bf16),
+            (DType::Bf16, DType::Fp8),
+            (DType::Bf16, DType::Int8),
+        ] {
             let blocks = CONTEXT.div_ceil(BLOCK_SIZE);
-            let slots = rows * blocks * BLOCK_SIZE;
+            // As large as caches are at least, so that they lie in huge pages.
+            let slots = (rows * blocks * BLOCK_SIZE).max(4096);
             let row_bytes = kv::row_len(dtype, HEADS, HEAD_DIM) * dtype.size();
-            let layers = COLD_BYTES.div_ceil(2 * slots * row_bytes);
+            let layers = COLD_BYTES.div_ceil(2 * rows * CONTEXT * row_bytes);
             let caches = caches(&cpu, layers, slots, dtype).expect("memory");
             let tables = ints(&cpu, 0..rows * blocks).expect("memory").reshape([rows, blocks]);
             let starts = ints(&cpu, 0..=rows).expect("memory");
             let visible = ints(&cpu, vec![CONTEXT; rows]).expect("memory");
-            let q = Tensor::zeros(&cpu, [rows, DIM], DType::F32).expect("memory");
-            let mut out = Tensor::zeros(&cpu, [rows, DIM], DType::F32).expect("memory");
+            let q = Tensor::zeros(&cpu, [rows, DIM], queries).expect("memory");
+            let mut out = Tensor::zeros(&cpu, [rows, DIM], queries).expect("memory");
             group.throughput(Throughput::Bytes((2 * rows * CONTEXT * row_bytes) as u64));
             let mut turn = 0;
-            group.bench_function(format!("{rows} rows, {dtype}"), |b| {
+            group.bench_function(format!("{rows} rows of {queries}, {dtype}"), |b| {
                 b.iter(|| {
                     turn = (turn + 1) % layers;
                     let [k_cache, v_cache] = &caches[turn];
@@ -98,5 +109,73 @@ fn decode(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, decode);
+/// A prompt of a picture and a question, all of whose positions see each other.
+fn prompt(c: &mut Criterion) {
+    const TOKENS: usize = 750;
+    let cpu = Cpu::open(CpuOptions::default()).expect("a processor");
+    let (mut stream, mut arena) =
+        (cpu.stream().expect("a stream"), Arena::new(&cpu, 0).expect("nothing"));
+    let mut group = c.benchmark_group(format!("prompt attention, {}", cpu.name()));
+    group.sample_size(15).measurement_time(Duration::from_secs(3));
+    group.throughput(Throughput::Elements((4 * TOKENS * TOKENS * DIM) as u64));
+    for queries in [DType::F32, DType::Bf16] {
+        let blocks = TOKENS.div_ceil(BLOCK_SIZE);
+        let slots = blocks * BLOCK_SIZE;
+        let caches = caches(&cpu, 1, slots, DType::Bf16).expect("memory");
+        let tables = ints(&cpu, 0..blocks).expect("memory").reshape([1, blocks]);
+        let starts = ints(&cpu, [0, TOKENS]).expect("memory");
+        let visible = ints(&cpu, vec![TOKENS; TOKENS]).expect("memory");
+        let q = Tensor::zeros(&cpu, [TOKENS, DIM], queries).expect("memory");
+        let mut out = Tensor::zeros(&cpu, [TOKENS, DIM], queries).expect("memory");
+        group.bench_function(format!("{TOKENS} tokens of {queries}, bf16"), |b| {
+            b.iter(|| {
+                let [k_cache, v_cache] = &caches[0];
+                Cx::new(&cpu, &mut stream, &mut arena).paged_attention(PagedAttention {
+                    out: &mut out,
+                    q: &q,
+                    k_cache,
+                    v_cache,
+                    block_tables: &tables,
+                    row_starts: &starts,
+                    visible: &visible,
+                    block_size: BLOCK_SIZE,
+                    heads: HEADS,
+                    kv_heads: HEADS,
+                    scale: 0.125,
+                });
+            });
+        });
+    }
+    group.finish();
+}
+
+/// One crop: 16 heads of 72.
+fn vision(c: &mut Criterion) {
+    const PATCHES: usize = 729;
+    const WIDTH: usize = 16 * 72;
+    let cpu = Cpu::open(CpuOptions::default()).expect("a processor");
+    let (mut stream, mut arena) =
+        (cpu.stream().expect("a stream"), Arena::new(&cpu, 0).expect("nothing"));
+    let mut group = c.benchmark_group(format!("vision attention, {}", cpu.name()));
+    group.sample_size(15).measurement_time(Duration::from_secs(3));
+    group.throughput(Throughput::Elements((4 * PATCHES * PATCHES * WIDTH) as u64));
+    for dtype in [DType::F32, DType::Bf16] {
+        let qkv = Tensor::zeros(&cpu, [PATCHES, 3 * WIDTH], dtype).expect("memory");
+        let mut out = Tensor::zeros(&cpu, [PATCHES, WIDTH], dtype).expect("memory");
+        group.bench_function(format!("{PATCHES} patches of {dtype}"), |b| {
+            b.iter(|| {
+                Cx::new(&cpu, &mut stream, &mut arena).attention(Attention {
+                    out: &mut out,
+                    qkv: &qkv,
+                    seq_len: PATCHES,
+                    heads: 16,
+                    scale: 0.118,
+                });
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, decode, prompt, vision);
 criterion_main!(benches);

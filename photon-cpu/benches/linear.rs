@@ -76,6 +76,28 @@ fn products(c: &mut Criterion) {
     group.finish();
 }
 
+/// What sharing a loop costs: two panels of nothing to do, on one thread and on all.
+fn fork_and_join(c: &mut Criterion) {
+    let mut group = c.benchmark_group("fork and join");
+    for threads in [Some(1), None] {
+        let cpu = Cpu::open(CpuOptions { threads, isa: None }).expect("a processor");
+        let mut stream = cpu.stream().expect("a stream");
+        let mut arena = Arena::new(&cpu, 0).expect("nothing");
+        let tensor = |cols| Tensor::zeros(&cpu, [1, cols], DType::F32).expect("memory");
+        let (x, mut out) = (tensor(8), tensor(128));
+        let w = &weights(&cpu, 128, 8, WeightFormat::Float(DType::F32), 1)[0];
+        group.bench_function(cpu.name(), |b| {
+            b.iter(|| {
+                let activation = Activation::None;
+                let op =
+                    Linear { out: &mut out, x: &x, w, bias: None, activation, accumulate: false };
+                Cx::new(&cpu, &mut stream, &mut arena).linear(op);
+            });
+        });
+    }
+    group.finish();
+}
+
 fn on_all_threads(work: impl Fn(usize) + Sync, threads: usize) {
     std::thread::scope(|scope| {
         for i in 1..threads {
@@ -203,5 +225,5 @@ mod multiply_add {
     });
 }
 
-criterion_group!(benches, peaks, products);
+criterion_group!(benches, peaks, fork_and_join, products);
 criterion_main!(benches);

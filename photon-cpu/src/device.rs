@@ -3,7 +3,7 @@
 //! Capture is not supported: a replay could save nothing. [`crate::Tape`] has it, for tests.
 use std::{convert::Infallible, ops::Range};
 
-use photon_core::{Device, Error, MemoryInfo, Pending, Result, Weight, WeightData};
+use photon_core::{DType, Device, Error, MemoryInfo, Pending, Result, Weight, WeightData};
 
 use crate::{
     isa::Isa,
@@ -93,6 +93,11 @@ impl Device for Cpu {
 
     fn memory(&self) -> MemoryInfo {
         memory_info()
+    }
+
+    fn inner_activations(&self, weights: DType) -> DType {
+        let pairs = weights == DType::Bf16 && self.isa.has_pairs();
+        if pairs { weights } else { self.activations(weights) }
     }
 
     fn alloc(&self, bytes: usize) -> Result<Buffer> {

@@ -19,6 +19,7 @@ use crate::{
 mod attention;
 mod attention_core;
 mod attention_decode;
+mod attention_pack;
 mod experts;
 mod gate;
 mod image;

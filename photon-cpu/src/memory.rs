@@ -14,6 +14,8 @@
 //!   tensor can make two tasks write one element.
 #![allow(unsafe_code, reason = "owns raw memory")]
 
+#[cfg(target_os = "linux")]
+use std::sync::LazyLock;
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc},
     ptr::NonNull,
@@ -70,6 +72,7 @@ impl Buffer {
         let start = unsafe { base.add(offset) };
         if bytes >= HUGE_FROM {
             advise_huge_pages(start, padded);
+            spread_over_nodes(start, padded);
         }
         Ok(Buffer(Arc::new(Allocation { base, layout, start, bytes })))
     }
@@ -161,6 +164,61 @@ fn advise_huge_pages(start: NonNull<u8>, bytes: usize) {
 #[cfg(not(target_os = "linux"))]
 fn advise_huge_pages(_: NonNull<u8>, _: usize) {}
 
+/// Lays pages on all memory nodes in turn, where there are several: threads take whatever work is next, so nothing
+/// says which node's threads will read what, and all nodes together deliver more than one.
+#[cfg(target_os = "linux")]
+fn spread_over_nodes(start: NonNull<u8>, bytes: usize) {
+    static NODES: LazyLock<Vec<usize>> = LazyLock::new(|| {
+        numbers(&std::fs::read_to_string("/sys/devices/system/node/online").unwrap_or_default())
+    });
+    if NODES.len() > 1 {
+        // A refusal only costs speed.
+        let _ = interleave(start, bytes, &NODES);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn spread_over_nodes(_: NonNull<u8>, _: usize) {}
+
+/// Asks that pages not touched yet come from `nodes` in turn; whether the system agreed.
+#[cfg(target_os = "linux")]
+fn interleave(start: NonNull<u8>, bytes: usize, nodes: &[usize]) -> bool {
+    const MPOL_INTERLEAVE: libc::c_int = 3;
+    // As many nodes as Linux can be built for.
+    let mut mask = [0 as libc::c_ulong; 1024 / libc::c_ulong::BITS as usize];
+    for node in nodes {
+        let bits = libc::c_ulong::BITS as usize;
+        if let Some(word) = mask.get_mut(node / bits) {
+            *word |= 1 << (node % bits);
+        }
+    }
+    let flags: libc::c_uint = 0;
+    // SAFETY: the range is whole pages of one live allocation, whose contents the policy does not change; the mask
+    // is as long as said.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mbind,
+            start.as_ptr(),
+            bytes,
+            MPOL_INTERLEAVE,
+            mask.as_ptr(),
+            libc::c_ulong::BITS as usize * mask.len(),
+            flags,
+        )
+    };
+    result == 0
+}
+
+/// What a list such as `0-1,4` names.
+#[cfg(target_os = "linux")]
+fn numbers(list: &str) -> Vec<usize> {
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(first.parse().ok()?..=last.parse().ok().filter(|last| *last < 1024)?)
+    };
+    list.trim().split(',').filter_map(range).flatten().collect()
+}
+
 /// What the system has, from `/proc/meminfo`.
 #[cfg(target_os = "linux")]
 pub(crate) fn memory_info() -> MemoryInfo {
@@ -214,6 +272,23 @@ mod tests {
             assert!(contents.iter().all(|&b| b == 0));
         }
         assert_eq!(Buffer::new(5 << 20).unwrap().as_ptr() as usize % HUGE_PAGE, 0);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn lists_of_nodes_are_read_and_pages_spread() {
+        assert_eq!(numbers("0\n"), [0]);
+        assert_eq!(numbers("0-2,5\n"), [0, 1, 2, 5]);
+        assert_eq!(numbers(""), [0; 0]);
+        assert_eq!(numbers("0-99999999999,x,3"), [3]);
+        let buffer = Buffer::new(5 << 20).unwrap();
+        // A container may forbid the call; then it says no.
+        let agreed = interleave(buffer.0.start, 4 << 20, &[0]);
+        buffer.write(0, &[7; 4]);
+        let mut read = [0; 8];
+        buffer.read(0, &mut read);
+        assert_eq!(read, [7, 7, 7, 7, 0, 0, 0, 0], "{agreed}");
+        assert!(!interleave(buffer.0.start, 4 << 20, &[1023]), "there is no such node");
     }
 
     #[test]

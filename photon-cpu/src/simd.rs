@@ -82,6 +82,20 @@ pub(crate) const BYTES: u8 = 1;
 /// [`BYTES`], and of pairs of bf16.
 pub(crate) const PAIRS: u8 = 2;
 
+/// Runs `op` with the instructions of `isa`, which has dot products of pairs.
+///
+/// # Panics
+/// If it has not, or this processor does not have them.
+pub(crate) fn dispatch_pairs<O: Op>(isa: Isa, op: O) -> O::Output {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 => x86::Avx512::<{ PAIRS }>::new().expect(LACKING).run(op),
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonBf16 => neon::Neon::<{ PAIRS }>::new().expect(LACKING).run(op),
+        isa => unreachable!("{} has no dot products of pairs", isa.name()),
+    }
+}
+
 const LACKING: &str = "an Isa that this processor does not have";
 
 /// What one factor of [`Simd::dot_quads`] has on top: x86 multiplies signed bytes with unsigned ones, AArch64 signed
@@ -124,6 +138,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn upper(self, x: Self::V) -> Self::V;
     /// Each element's lower 16 bits moved up: the first bf16 of a pair.
     fn lower(self, x: Self::V) -> Self::V;
+    /// Pairs of bf16, given as f32 that are some: `first` in the lower 16 bits.
+    fn pair(self, first: Self::V, second: Self::V) -> Self::V;
 
     /// `acc + a1 * b1 + a0 * b0` for pairs of bf16 `(a0, a1)`, `(b0, b1)`, in this order.
     #[inline(always)]

@@ -19,7 +19,7 @@ use std::{
 };
 
 use photon_core::{
-    Activate, Attention, Copy, Cx, Device, Error, Fourier, GatedGelu, Gather, GroupedLinear,
+    Activate, Attention, Copy, Cx, DType, Device, Error, Fourier, GatedGelu, Gather, GroupedLinear,
     Kernels, LayerNorm, Linear, Masks, MemoryInfo, Nest, PagedAttention, Patchify, Pending, Result,
     RopeStore, Route, Sample, Scatter, StitchPool, Tau, Tile, Weight, WeightData, WeightedSum,
 };
@@ -170,6 +170,14 @@ impl Device for Tape {
 
     fn memory(&self) -> MemoryInfo {
         self.cpu.memory()
+    }
+
+    fn activations(&self, weights: DType) -> DType {
+        self.cpu.activations(weights)
+    }
+
+    fn inner_activations(&self, weights: DType) -> DType {
+        self.cpu.inner_activations(weights)
     }
 
     fn alloc(&self, bytes: usize) -> Result<Buffer> {

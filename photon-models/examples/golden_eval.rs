@@ -39,6 +39,10 @@ fn main() {
 
 /// Weights in one format, keys and values in another, everything else in f32.
 fn precision(weights: WeightFormat, kv: DType) -> Precision {
+    // As a processor with instructions for bf16 has it, and a GPU but for what goes from block to block.
+    if kv == DType::Bf16 && weights == WeightFormat::Float(DType::Bf16) {
+        return Precision { inner: DType::Bf16, ..Precision::mixed(DType::Bf16) };
+    }
     match weights {
         WeightFormat::Float(weights) => Precision { weights, kv, ..Precision::F32 },
         format => {
@@ -84,6 +88,7 @@ fn models() {
         format => (format!("{} weights", format_name(format)), format, DType::F32),
     });
     let kv = KV.map(|kv| (format!("{kv} keys and values"), FORMATS[0], kv));
+    let all = ("bf16 weights, keys, values and within blocks".into(), FORMATS[1], DType::Bf16);
     for (model, family, gelu) in [
         ("Moondream 2", Family::Moondream2, TauGelu::Tanh),
         ("Moondream 3, tau by tanh", Family::Moondream3, TauGelu::Tanh),
@@ -93,7 +98,7 @@ fn models() {
         let mut config = golden.config();
         config.text.tau_gelu = gelu;
         let name = if gelu == TauGelu::Tanh { "tanh" } else { "erf" };
-        for (format, weights, kv) in weights.iter().chain(&kv) {
+        for (format, weights, kv) in weights.iter().chain(&kv).chain([&all]) {
             let cells = distance(&golden, name, &config, precision(*weights, *kv)).cells();
             println!("| {model} | {format} | {cells} |");
         }

@@ -24,8 +24,10 @@ pub struct Precision {
     pub weights: DType,
     /// Matrices that are quantized instead.
     pub quant: Quant,
-    /// Activations between operations.
+    /// Activations from block to block.
     pub activations: DType,
+    /// Activations within a block: normed inputs, queries, keys and values, hidden layers.
+    pub inner: DType,
     /// Keys and values: any float, or 8 bits ([`DType::Int8`], [`DType::Fp8`]) with scales.
     pub kv: DType,
 }
@@ -36,13 +38,14 @@ impl Precision {
         weights: DType::F32,
         quant: Quant::NONE,
         activations: DType::F32,
+        inner: DType::F32,
         kv: DType::F32,
     };
 
     /// Weights, keys and values in a 16-bit type, activations in f32: on a CPU arithmetic is in f32
     /// anyway, so rounding activations between operations would cost accuracy and gain nothing.
     pub const fn mixed(dtype: DType) -> Precision {
-        Precision { weights: dtype, quant: Quant::NONE, activations: DType::F32, kv: dtype }
+        Precision { weights: dtype, kv: dtype, ..Precision::F32 }
     }
 }
 
@@ -93,11 +96,10 @@ impl<D: Kernels> Moondream<D> {
                 progress(taken, total);
             },
         };
-        let dtype = precision.activations;
-        let vision = Vision::load(&mut loader, &config.vision, dtype)?;
+        let vision = Vision::load(&mut loader, &config.vision, precision)?;
         loader.quant = precision.quant.text;
-        let text = Text::load(&mut loader, &config.text, &config.tokenizer.marks(), dtype)?;
-        let region = Region::load(&mut loader, config, dtype)?;
+        let text = Text::load(&mut loader, &config.text, &config.tokenizer.marks(), precision)?;
+        let region = Region::load(&mut loader, config, precision.activations)?;
         let mut stream = loader.stream;
         device.wait(&device.submit(&mut stream)?)?;
         Ok(Moondream { config: config.clone(), precision, vision, text, region })

@@ -10,6 +10,7 @@ use crate::{
     config::{MoeConfig, TauGelu, TextConfig},
     kv::{KvCache, LayerKv},
     layers::{Dense, LoadError, Loader, Norm},
+    moondream::Precision,
     quant::Part,
     spec::Specs,
 };
@@ -63,7 +64,9 @@ pub(crate) struct Text<D: Device> {
     mark_head: Dense<D>,
     /// `[max_context, rotary_dims]`: cosines, then sines.
     rope: Tensor<D>,
+    /// From block to block, and within one.
     dtype: DType,
+    inner: DType,
 }
 
 /// All tensors.
@@ -168,15 +171,15 @@ impl<D: Kernels> Mlp<D> {
                     return fc2.add_to(cx, out, &up);
                 };
                 let room = scratch.adapted.as_ref().expect("made for this pass");
-                let (mut low, mut active) =
-                    (room.low.row_range(0..rows), room.active.row_range(0..rows));
-                fc1.record(cx, &mut up, h);
-                adapted.at(Site::Up).add(cx, &mut up, h, adapted.rows, &mut low);
+                let (mut low, mut sums) =
+                    (room.low.row_range(0..rows), room.sums.row_range(0..rows));
+                fc1.record(cx, &mut sums, h);
+                adapted.at(Site::Up).add(cx, &mut sums, h, adapted.rows, &mut low);
                 // What the layer does where it is not adapted, in two operations.
                 let activation = Activation::GeluTanh;
-                cx.activate(Activate { out: &mut active, x: &up, activation });
-                fc2.add_to(cx, out, &active);
-                adapted.at(Site::Down).add(cx, out, &active, adapted.rows, &mut low);
+                cx.activate(Activate { out: &mut up, x: &sums, activation });
+                fc2.add_to(cx, out, &up);
+                adapted.at(Site::Down).add(cx, out, &up, adapted.rows, &mut low);
             }
             Mlp::Experts(block) => {
                 let room = scratch.experts.as_ref();
@@ -251,8 +254,8 @@ impl<'a, D: Device> Adapted<'a, D> {
 struct AdaptedScratch<D: Device> {
     /// `[tokens, rank]`.
     low: Tensor<D>,
-    /// `[tokens, ff_dim]`.
-    active: Tensor<D>,
+    /// `[tokens, ff_dim]`, f32: of a row without an adapter the activation reads what it does within the layer.
+    sums: Tensor<D>,
     experts: Option<ExpertsAdapted<D>>,
 }
 
@@ -278,7 +281,7 @@ impl<D: Kernels> AdaptedScratch<D> {
         });
         AdaptedScratch {
             low: cx.tensor([tokens, slots.shape().rank], dtype),
-            active: cx.tensor([tokens, c.ff_dim], dtype),
+            sums: cx.tensor([tokens, c.ff_dim], DType::F32),
             experts,
         }
     }
@@ -376,7 +379,7 @@ impl<D: Kernels> Text<D> {
         l: &mut Loader<'_, D>,
         c: &TextConfig,
         marks: &[u32],
-        dtype: DType,
+        precision: Precision,
     ) -> Result<Self, LoadError> {
         let wte = l.tensor("model.text.wte", [c.vocab_size, c.dim], l.weights)?;
         let mut blocks = Vec::with_capacity(c.n_layers);
@@ -395,7 +398,8 @@ impl<D: Kernels> Text<D> {
             l.dense_and_some("model.text.lm_head", c.vocab_size, c.dim, marks)?;
         let rope = Tensor::zeros(l.device, [c.max_context, c.rotary_dims], DType::F32)?;
         l.device.upload(&mut l.stream, rope.buffer(), 0, &rope_table(c));
-        Ok(Text { wte, blocks, post_ln, lm_head, mark_head, rope, config: c.clone(), dtype })
+        let Precision { activations: dtype, inner, .. } = precision;
+        Ok(Text { wte, blocks, post_ln, lm_head, mark_head, rope, config: c.clone(), dtype, inner })
     }
 
     /// Runs `x` (`[tokens, dim]`, embedded inputs; read and written) through the blocks, storing keys
@@ -413,20 +417,21 @@ impl<D: Kernels> Text<D> {
     ) -> Tensor<D> {
         let c = &self.config;
         let (tokens, rows) = (x.rows(), batch.drawn());
-        let mut h = cx.tensor([tokens, c.dim], self.dtype);
-        let mut qkv = cx.tensor([tokens, c.qkv_dim()], self.dtype);
-        let mut attn = cx.tensor([tokens, c.dim], self.dtype);
+        let mut h = cx.tensor([tokens, c.dim], self.inner);
+        let mut qkv = cx.tensor([tokens, c.qkv_dim()], self.inner);
+        let mut attn = cx.tensor([tokens, c.dim], self.inner);
         let adapters = batch.adapters.as_ref().map(|rows| {
             let slots = adapters.expect("a batch with adapters comes with their slots");
             (slots, rows)
         });
         let slots = adapters.map(|(slots, _)| slots);
-        let mut scratch = Scratch::new(cx, c, slots, tokens, self.dtype);
+        let mut scratch = Scratch::new(cx, c, slots, tokens, self.inner);
         let adapted = |layer: usize, last: bool| {
             let (slots, [all, drawn]) = adapters?;
             Some(Adapted { slots, layer, rows: if last { drawn } else { all } })
         };
-        let mut last = [(); 3].map(|()| cx.tensor([rows, c.dim], self.dtype));
+        let mut last =
+            [self.dtype, self.inner, self.inner].map(|dtype| cx.tensor([rows, c.dim], dtype));
         let Some((final_block, blocks)) = self.blocks.split_last() else {
             panic!("a model has at least one block");
         };
@@ -528,7 +533,7 @@ impl<D: Kernels> Text<D> {
     }
 
     fn head(&self, cx: &mut Cx<'_, D>, hidden: &Tensor<D>, head: &Dense<D>) -> Tensor<D> {
-        let mut h = cx.tensor([hidden.rows(), self.config.dim], self.dtype);
+        let mut h = cx.tensor([hidden.rows(), self.config.dim], self.inner);
         let mut logits = cx.tensor([hidden.rows(), head.w.n()], DType::F32);
         self.post_ln.record(cx, &mut h, hidden);
         head.record(cx, &mut logits, &h);

@@ -5,6 +5,7 @@ use crate::{
     config::VisionConfig,
     image::Tiling,
     layers::{Dense, LoadError, Loader, Norm},
+    moondream::Precision,
     quant::Part,
     spec::Specs,
 };
@@ -29,7 +30,9 @@ pub(crate) struct Vision<D: Device> {
     post_ln: Norm<D>,
     proj_fc1: Dense<D>,
     proj_fc2: Dense<D>,
+    /// From block to block, and within one.
     dtype: DType,
+    inner: DType,
 }
 
 /// All tensors.
@@ -55,7 +58,7 @@ impl<D: Kernels> Vision<D> {
     pub(crate) fn load(
         l: &mut Loader<'_, D>,
         c: &VisionConfig,
-        dtype: DType,
+        precision: Precision,
     ) -> Result<Self, LoadError> {
         let (dim, ff) = (c.enc_dim, c.enc_ff_dim);
         let mut blocks = Vec::with_capacity(c.enc_n_layers);
@@ -82,7 +85,8 @@ impl<D: Kernels> Vision<D> {
                 c.proj_inner_dim,
             )?,
             config: c.clone(),
-            dtype,
+            dtype: precision.activations,
+            inner: precision.inner,
         })
     }
 
@@ -92,10 +96,10 @@ impl<D: Kernels> Vision<D> {
         let c = &self.config;
         let rows = crops.shape().dims()[0] * c.patches();
         let mut x = cx.tensor([rows, c.enc_dim], self.dtype);
-        let mut h = cx.tensor([rows, c.enc_dim], self.dtype);
-        let mut qkv = cx.tensor([rows, 3 * c.enc_dim], self.dtype);
-        let mut up = cx.tensor([rows, c.enc_ff_dim], self.dtype);
-        let mut scratch = cx.tensor([rows, c.patch_dim()], self.dtype);
+        let mut h = cx.tensor([rows, c.enc_dim], self.inner);
+        let mut qkv = cx.tensor([rows, 3 * c.enc_dim], self.inner);
+        let mut up = cx.tensor([rows, c.enc_ff_dim], self.inner);
+        let mut scratch = cx.tensor([rows, c.patch_dim()], self.inner);
         cx.patch_embed(PatchEmbed {
             out: &mut x,
             crops,
@@ -136,8 +140,8 @@ impl<D: Kernels> Vision<D> {
         let c = &self.config;
         let patches = c.patches();
         let rows = tilings.len() * patches;
-        let joined = cx.tensor([rows, 2 * c.enc_dim], self.dtype);
-        let mut up = cx.tensor([rows, c.proj_inner_dim], self.dtype);
+        let joined = cx.tensor([rows, 2 * c.enc_dim], self.inner);
+        let mut up = cx.tensor([rows, c.proj_inner_dim], self.inner);
         let mut first = 0;
         for (i, tiling) in tilings.iter().enumerate() {
             let crops = tiling.num_crops();

@@ -4,13 +4,13 @@
 //! values packed once in advance; a few (a decode step has one) have them packed as they stream by.
 use std::{cell::RefCell, ops::Range};
 
-use photon_core::{Attention, PagedAttention};
+use half::bf16;
+use photon_core::{Attention, DType, PagedAttention};
 
 use super::{
-    attention_core::{
-        AttendBlock, BLOCK_ROWS, Layout, PackKeys, PackValues, RowAt, Source, Work, grow,
-    },
+    attention_core::{AttendBlock, BLOCK_ROWS, Source, Work, grow},
     attention_decode::{Decode, UNSEEN},
+    attention_pack::{Floats, Layout, PackKeys, PackQuery, PackValues, Pairs, RowAt, Words},
     index,
 };
 use crate::{
@@ -48,7 +48,8 @@ fn pieces(rows: usize, parts: usize) -> impl Iterator<Item = Range<usize>> {
 }
 
 /// The keys and values of one head.
-struct Head<'a, 't, T> {
+struct Head<'a, 't, T, F> {
+    factors: F,
     layout: Layout,
     /// Positions: nobody sees any from here on.
     len: usize,
@@ -76,21 +77,21 @@ impl Source for Packed<'_> {
     }
 
     fn values(&mut self, i: usize, _: usize) -> &[f32] {
-        let len = VALUE_BLOCK * self.layout.padded();
+        let len = self.layout.block_len(VALUE_BLOCK);
         &self.values[i * len..][..len]
     }
 }
 
 /// Panels are packed when they are asked for: nothing is gained by keeping them for one block.
-struct Streamed<'a, 't, T> {
+struct Streamed<'a, 't, T, F> {
     isa: Isa,
-    head: &'a Head<'a, 't, T>,
+    head: &'a Head<'a, 't, T, F>,
     keys: &'a mut [f32],
     values: &'a mut [f32],
     lines: &'a mut [f32],
 }
 
-impl<T: Cached> Source for Streamed<'_, '_, T> {
+impl<T: Cached, F: Words<T>> Source for Streamed<'_, '_, T, F> {
     fn keys(&mut self, panel: usize) -> &[f32] {
         self.head.pack_keys(self.isa, panel, self.keys, self.lines);
         self.keys
@@ -107,10 +108,10 @@ impl<T: Cached> Source for Streamed<'_, '_, T> {
     }
 }
 
-impl<T: Cached> Head<'_, '_, T> {
+impl<T: Cached, F: Words<T>> Head<'_, '_, T, F> {
     fn pack_keys(&self, isa: Isa, panel: usize, out: &mut [f32], lines: &mut [f32]) {
-        let (layout, row, len) = (self.layout, self.key, self.len);
-        dispatch(isa, PackKeys { layout, row, len, panel, out, lines });
+        let Head { factors, layout, key: row, len, .. } = *self;
+        factors.dispatch(isa, PackKeys { factors, layout, row, len, panel, out, lines });
     }
 
     fn pack_values(
@@ -121,18 +122,22 @@ impl<T: Cached> Head<'_, '_, T> {
         out: &mut [f32],
         lines: &mut [f32],
     ) {
-        let (layout, row, len) = (self.layout, self.value, self.len);
-        dispatch(isa, PackValues { layout, row, len, positions, capacity, out, lines });
+        let Head { factors, layout, value: row, len, .. } = *self;
+        let pack = PackValues { factors, layout, row, len, positions, capacity, out, lines };
+        factors.dispatch(isa, pack);
     }
 
     /// Answers `queries` block by block.
-    fn answer<U: Float>(&self, isa: Isa, queries: &Queries<'_, U>) {
+    fn answer<U: Float>(&self, isa: Isa, queries: &Queries<'_, U>)
+    where
+        F: Words<U>,
+    {
         SCRATCH.with_borrow_mut(|Scratch { keys, values, lines, work, .. }| {
             let layout = self.layout;
             let lines = grow(lines, layout.lines_len());
             if queries.count() <= BLOCK_ROWS {
                 let keys = grow(keys, layout.panel_len());
-                let values = grow(values, STREAM_BLOCK * layout.padded());
+                let values = grow(values, layout.block_len(STREAM_BLOCK));
                 let mut source = Streamed { isa, head: self, keys, values, lines };
                 return self.answer_block(isa, queries, 0..queries.count(), &mut source, work);
             }
@@ -140,7 +145,7 @@ impl<T: Cached> Head<'_, '_, T> {
             for (i, panel) in keys.chunks_exact_mut(layout.panel_len()).enumerate() {
                 self.pack_keys(isa, i, panel, lines);
             }
-            let block_len = VALUE_BLOCK * layout.padded();
+            let block_len = layout.block_len(VALUE_BLOCK);
             let values = grow(values, self.len.div_ceil(VALUE_BLOCK) * block_len);
             for (i, block) in values.chunks_exact_mut(block_len).enumerate() {
                 let positions = i * VALUE_BLOCK..((i + 1) * VALUE_BLOCK).min(self.len);
@@ -161,19 +166,21 @@ impl<T: Cached> Head<'_, '_, T> {
         rows: Range<usize>,
         source: &mut dyn Source,
         work: &mut Work,
-    ) {
-        let (padded, dim) = (self.layout.padded(), queries.head_dim);
+    ) where
+        F: Words<U>,
+    {
+        let Head { factors, layout, unseen, .. } = *self;
+        let (words, dim) = (layout.padded_words(), queries.head_dim);
         work.visible.clear();
         work.visible.extend(rows.clone().map(|i| queries.visible(i)));
-        let query = grow(&mut work.query, rows.len() * padded);
-        for (row, i) in query.chunks_exact_mut(padded).zip(rows.clone()) {
+        let query = grow(&mut work.query, rows.len() * words);
+        for (out, i) in query.chunks_exact_mut(words).zip(rows.clone()) {
             let (token, cols) = queries.place(i);
-            row[dim..].fill(0.0);
-            dispatch(isa, Convert { out: &mut row[..dim], x: queries.q.part(token, cols) });
+            factors.dispatch(isa, PackQuery { factors, x: queries.q.part(token, cols), out });
         }
-        let (layout, unseen, scale) = (self.layout, self.unseen, queries.scale);
-        dispatch(isa, AttendBlock { layout, source, unseen, scale, work });
-        let answers = work.query.chunks_exact(padded).zip(&work.answered).zip(rows);
+        let scale = queries.scale;
+        factors.dispatch(isa, AttendBlock { factors, layout, source, unseen, scale, work });
+        let answers = work.out.chunks_exact(layout.padded()).zip(&work.answered).zip(rows);
         for ((row, _), i) in answers.filter(|((_, answered), _)| **answered) {
             let (token, cols) = queries.place(i);
             // SAFETY: tasks differ in their tokens or their heads (the partition).
@@ -225,16 +232,19 @@ impl Op for Lanes {
 }
 
 pub(crate) fn attention(cpu: &Cpu, op: Attention<'_, Cpu>) {
-    with_float!(op.out.dtype(), T => dense::<T>(cpu, op));
+    match op.out.dtype() {
+        DType::Bf16 if cpu.isa().has_pairs() => dense::<bf16, _>(cpu, Pairs, op),
+        dtype => with_float!(dtype, T => dense::<T, _>(cpu, Floats, op)),
+    }
 }
 
-fn dense<T: Float + Cached>(cpu: &Cpu, op: Attention<'_, Cpu>) {
+fn dense<T: Float + Cached, F: Words<T>>(cpu: &Cpu, factors: F, op: Attention<'_, Cpu>) {
     let Attention { out, qkv, seq_len, heads, scale } = op;
     let (out, qkv) = (RowsMut::<T>::new(out), Rows::<T>::new(qkv));
     let head_dim = out.cols() / heads;
     let seqs = out.rows() / seq_len;
     let isa = cpu.isa();
-    let layout = Layout::new(dispatch(isa, Lanes), head_dim);
+    let layout = Layout::new(factors, dispatch(isa, Lanes), head_dim);
     let parts = (TASKS_PER_THREAD * cpu.pool().threads()).div_ceil((seqs * heads).max(1));
     let pieces: Vec<_> = pieces(seq_len, parts).collect();
     cpu.pool().run(seqs * heads * pieces.len(), &|task| {
@@ -254,6 +264,7 @@ fn dense<T: Float + Cached>(cpu: &Cpu, op: Attention<'_, Cpu>) {
             visible: &|_| seq_len,
         };
         let head = Head {
+            factors,
             layout,
             len: seq_len,
             key: &|u| Some((qkv.part(first + u, columns(1)), 1.0)),
@@ -265,8 +276,14 @@ fn dense<T: Float + Cached>(cpu: &Cpu, op: Attention<'_, Cpu>) {
 }
 
 pub(crate) fn paged_attention(cpu: &Cpu, op: PagedAttention<'_, Cpu>) {
-    let cache = op.k_cache.dtype();
-    with_float!(op.out.dtype(), T => with_cached!(cache, U => paged::<T, U>(cpu, op)));
+    match (op.out.dtype(), op.k_cache.dtype()) {
+        (DType::Bf16, DType::Bf16) if cpu.isa().has_pairs() => {
+            paged::<bf16, bf16, _>(cpu, Pairs, op);
+        }
+        (dtype, cache) => {
+            with_float!(dtype, T => with_cached!(cache, U => paged::<T, U, _>(cpu, Floats, op)));
+        }
+    }
 }
 
 /// A row of the batch: a sequence's tokens and what they may see.
@@ -326,7 +343,8 @@ fn rows_of<'a>(op: &PagedAttention<'a, Cpu>) -> Vec<Row<'a>> {
 }
 
 /// The operation with its tensors opened.
-struct Paged<'a, T, U> {
+struct Paged<'a, T, U, F> {
+    factors: F,
     isa: Isa,
     q: Rows<'a, T>,
     out: RowsMut<'a, T>,
@@ -340,13 +358,19 @@ struct Paged<'a, T, U> {
     scale: f32,
 }
 
-fn paged<T: Float, U: Cached>(cpu: &Cpu, op: PagedAttention<'_, Cpu>) {
+fn paged<T, U, F>(cpu: &Cpu, factors: F, op: PagedAttention<'_, Cpu>)
+where
+    T: Float,
+    U: Cached,
+    F: Words<T> + Words<U>,
+{
     let rows = rows_of(&op);
     let PagedAttention { block_size, heads, kv_heads, scale, .. } = op;
     let k_cache = CacheRows::<U>::new(op.k_cache, kv_heads);
     let v_cache = CacheRows::<U>::new(op.v_cache, kv_heads);
     let (out, q) = (RowsMut::<T>::new(op.out), Rows::<T>::new(op.q));
     let op = Paged {
+        factors,
         isa: cpu.isa(),
         q,
         out,
@@ -384,7 +408,7 @@ fn paged<T: Float, U: Cached>(cpu: &Cpu, op: PagedAttention<'_, Cpu>) {
     });
 }
 
-impl<'a, T: Float, U: Cached> Paged<'a, T, U> {
+impl<'a, T: Float, U: Cached, F: Words<T> + Words<U>> Paged<'a, T, U, F> {
     /// Several tokens of a row, for the query heads of one head of keys.
     fn prompt(&self, row: &Row<'_>, tokens: Range<usize>, kv_head: usize) {
         let (head_dim, block_size) = (self.head_dim, self.block_size);
@@ -397,7 +421,8 @@ impl<'a, T: Float, U: Cached> Paged<'a, T, U> {
             (cache.part(slot, columns.clone()), cache.scale(slot, kv_head))
         };
         let head = Head {
-            layout: Layout::new(dispatch(self.isa, Lanes), head_dim),
+            factors: self.factors,
+            layout: Layout::new(self.factors, dispatch(self.isa, Lanes), head_dim),
             len: row.longest(tokens.clone()),
             key: &|u| Some(scaled(&self.k_cache, slot(u)?)),
             value: &|u| Some(scaled(&self.v_cache, slot(u)?)),
@@ -417,7 +442,7 @@ impl<'a, T: Float, U: Cached> Paged<'a, T, U> {
 
     /// The only token of a row, for the query heads of some heads of keys.
     fn token(&self, row: &Row<'_>, kv_heads: Range<usize>) {
-        let Paged { isa, group, head_dim, scale, .. } = *self;
+        let Paged { factors, isa, group, head_dim, scale, .. } = *self;
         let token = row.tokens.start;
         let visible = row.visible(token);
         let heads = kv_heads.start * group..kv_heads.end * group;
@@ -429,14 +454,16 @@ impl<'a, T: Float, U: Cached> Paged<'a, T, U> {
                 (0..self.block_size).map(move |i| first.map_or(UNSEEN, |first| first + i))
             }));
             slots.truncate(visible);
-            let padded = head_dim.next_multiple_of(dispatch(isa, Lanes));
-            let query = grow(&mut work.query, heads.len() * padded);
-            for (row, head) in query.chunks_exact_mut(padded).zip(heads.clone()) {
-                row[head_dim..].fill(0.0);
+            let layout = Layout::new(factors, dispatch(isa, Lanes), head_dim);
+            let words = layout.padded_words();
+            let query = grow(&mut work.query, heads.len() * words);
+            for (out, head) in query.chunks_exact_mut(words).zip(heads.clone()) {
                 let x = self.q.part(token, columns(head));
-                dispatch(isa, Convert { out: &mut row[..head_dim], x });
+                factors.dispatch(isa, PackQuery { factors, x, out });
             }
             let decode = Decode {
+                factors,
+                layout,
                 k: self.k_cache,
                 v: self.v_cache,
                 slots,
@@ -447,8 +474,8 @@ impl<'a, T: Float, U: Cached> Paged<'a, T, U> {
                 scale,
                 work,
             };
-            dispatch(isa, decode);
-            let answers = work.query.chunks_exact(padded).zip(&work.answered).zip(heads);
+            factors.dispatch(isa, decode);
+            let answers = work.out.chunks_exact(layout.padded()).zip(&work.answered).zip(heads);
             for ((row, _), head) in answers.filter(|((_, answered), _)| **answered) {
                 // SAFETY: tasks differ in their tokens or their heads (the partition).
                 let out = unsafe { self.out.part(token, columns(head)) };

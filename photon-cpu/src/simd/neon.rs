@@ -110,6 +110,14 @@ impl<const DOTS: u8> Simd for Neon<DOTS> {
         unsafe { vreinterpretq_f32_u32(vshlq_n_u32::<16>(vreinterpretq_u32_f32(x))) }
     }
     #[inline(always)]
+    fn pair(self, first: float32x4_t, second: float32x4_t) -> float32x4_t {
+        // SAFETY: `self` proves that the processor has the instructions.
+        unsafe {
+            let first = vshrq_n_u32::<16>(vreinterpretq_u32_f32(first));
+            vreinterpretq_f32_u32(vorrq_u32(first, vreinterpretq_u32_f32(second)))
+        }
+    }
+    #[inline(always)]
     fn dot_pairs(self, acc: float32x4_t, a: float32x4_t, b: float32x4_t) -> float32x4_t {
         if DOTS != PAIRS {
             let acc = self.fma(self.upper(a), self.upper(b), acc);

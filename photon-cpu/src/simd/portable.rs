@@ -111,6 +111,10 @@ impl Simd for Portable {
         map(x, |x| f32::from_bits(x.to_bits() << 16))
     }
     #[inline(always)]
+    fn pair(self, first: V, second: V) -> V {
+        zip(first, second, |a, b| f32::from_bits(a.to_bits() >> 16 | b.to_bits()))
+    }
+    #[inline(always)]
     fn nibbles(self, x: V) -> [V; 2] {
         let low = |shift: u32| map(x, |x| f32::from_bits(x.to_bits() >> shift & 0x0f0f_0f0f));
         [low(0), low(4)]

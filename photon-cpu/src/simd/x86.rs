@@ -130,6 +130,14 @@ impl<const DOTS: u8> Simd for Avx2<DOTS> {
         unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(x))) }
     }
     #[inline(always)]
+    fn pair(self, first: __m256, second: __m256) -> __m256 {
+        // SAFETY: `self` proves that the processor has the instructions.
+        let first =
+            unsafe { _mm256_castsi256_ps(_mm256_srli_epi32::<16>(_mm256_castps_si256(first))) };
+        // SAFETY: as above.
+        unsafe { _mm256_or_ps(first, second) }
+    }
+    #[inline(always)]
     fn dot_quads(self, acc: __m256, a: __m256, b: __m256) -> __m256 {
         let bits = |x| {
             // SAFETY: `self` proves that the processor has the instruction.
@@ -381,6 +389,14 @@ impl<const DOTS: u8> Simd for Avx512<DOTS> {
     fn lower(self, x: __m512) -> __m512 {
         // SAFETY: `self` proves that the processor has the instructions.
         unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(x))) }
+    }
+    #[inline(always)]
+    fn pair(self, first: __m512, second: __m512) -> __m512 {
+        // SAFETY: `self` proves that the processor has the instructions.
+        let first =
+            unsafe { _mm512_castsi512_ps(_mm512_srli_epi32::<16>(_mm512_castps_si512(first))) };
+        // SAFETY: as above.
+        unsafe { _mm512_or_ps(first, second) }
     }
     #[inline(always)]
     fn dot_pairs(self, acc: __m512, a: __m512, b: __m512) -> __m512 {

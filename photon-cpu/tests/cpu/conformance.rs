@@ -15,6 +15,7 @@ fn options(isa: Isa) -> Options {
         chunk_invariant: true,
         product_error,
         rounded_rows: isa.has_bytes(),
+        rounded_shares: isa.has_pairs(),
         ..Options::FULL
     }
 }

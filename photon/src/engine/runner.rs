@@ -161,7 +161,8 @@ impl<D: Kernels> Runner<D> {
             0 => None,
             _ => Some(AdapterSlots::new(&device, &limits.adapter_shape(config, precision))?),
         };
-        let features = Tensor::zeros(&device, [limits.max_crops * v.patches(), v.enc_dim], act)?;
+        let features = [limits.max_crops * v.patches(), v.enc_dim];
+        let features = Tensor::zeros(&device, features, precision.inner)?;
         let out = Tensor::zeros(&device, [max_drawn * OUT_BYTES], DType::U8)?;
         let greedy = [2 * max_drawn, size_of::<SampleParams>()];
         let greedy = Tensor::zeros(&device, greedy, DType::U8)?;

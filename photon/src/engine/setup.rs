@@ -137,7 +137,8 @@ pub(crate) fn precision<D: Kernels>(
         dtype => Precision::mixed(dtype),
     };
     let kv = options.kv_dtype.unwrap_or(precision.kv);
-    Precision { kv, quant: options.quant, activations: device.activations(dtype), ..precision }
+    let (activations, inner) = (device.activations(dtype), device.inner_activations(dtype));
+    Precision { kv, quant: options.quant, activations, inner, ..precision }
 }
 
 pub(crate) fn crop_config(config: &Config, resize: ResizeOrder) -> CropConfig {
