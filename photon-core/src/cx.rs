@@ -391,7 +391,7 @@ impl<'a, D: Kernels> Cx<'a, D> {
         }
     }
 
-    /// Checks and records a [`Copy`].
+    /// Checks and records a [`struct@Copy`].
     #[track_caller]
     pub fn copy(&mut self, op: Copy<'_, D>) {
         dims!("copy", "rows": op.out.rows() => op.x.rows(), "columns": op.out.cols() => op.x.cols());

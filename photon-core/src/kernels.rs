@@ -405,6 +405,6 @@ pub trait Kernels: Device {
     fn fourier(cx: &mut Cx<'_, Self>, op: Fourier<'_, Self>);
     /// See [`Sample`].
     fn sample(cx: &mut Cx<'_, Self>, op: Sample<'_, Self>);
-    /// See [`Copy`].
+    /// See [`struct@Copy`].
     fn copy(cx: &mut Cx<'_, Self>, op: Copy<'_, Self>);
 }

@@ -2,7 +2,7 @@
 //!
 //! [`Device`] is memory and order, [`Kernels`] is arithmetic, [`Cx`] is the only door through which a
 //! model reaches either: it checks shapes and types once, so backends do not check again. Every
-//! fused operation is spelled out in primitive ones in [`reference`].
+//! fused operation is spelled out in primitive ones in [`mod@reference`].
 //!
 //! Deliberately absent: models, requests, tokens, files.
 #![forbid(unsafe_code)]

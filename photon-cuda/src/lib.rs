@@ -1,9 +1,9 @@
 //! NVIDIA GPUs as a device.
 //!
 //! Builds without CUDA: the driver and its libraries are looked for when a device is opened, and their
-//! absence is an error that says what to do. Layers, from below: [`sys`] the driver's functions, [`ffi`]
-//! what is safe to call of them, [`driver`] what the backend asks for, [`stream`] and [`device`] what
-//! photon-core asks for, [`kernels`] the operations. What is above [`driver`] is the same for the real
+//! absence is an error that says what to do. Layers, from below: `sys` the driver's functions, `ffi`
+//! what is safe to call of them, [`driver`] what the backend asks for, `stream` and `device` what
+//! photon-core asks for, `kernels` the operations. What is above [`driver`] is the same for the real
 //! driver and for the simulator that runs the kernels on the processor.
 
 mod binaries;

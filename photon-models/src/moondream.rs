@@ -166,7 +166,7 @@ impl<D: Kernels> Moondream<D> {
         self.text.logits(cx, hidden)
     }
 
-    /// Of those logits the ones of the marks, `[rows, 4]`, in the order of [`TokenConfig::marks`]; the other
+    /// Of those logits the ones of the marks, `[rows, 4]`, in the order of [`marks`](crate::config::TokenConfig::marks); the other
     /// ids' are not computed.
     pub fn mark_logits(&self, cx: &mut Cx<'_, D>, hidden: &Tensor<D>) -> Tensor<D> {
         self.text.mark_logits(cx, hidden)

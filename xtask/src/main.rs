@@ -64,7 +64,7 @@ enum Task {
     CheckMacos,
     /// Build a program outside of the workspace with each set of features, print times and sizes
     Downstream(downstream::Args),
-    /// Compare the public interface with what is written down (needs crates.io, for cargo-public-api)
+    /// Compare the public interface with what is written down
     PublicApi(public_api::Args),
     /// Feed bytes that nobody would write to everything that reads files (needs cargo-fuzz)
     Fuzz(fuzz::Args),

@@ -7,9 +7,11 @@ use photon::{Answer, Device, Image, Model, Photon, Request, Skill};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let names: Vec<&str> = photon::doctor().iter().map(|backend| backend.device).collect();
-    for (name, is_in) in
-        [("cpu", cfg!(feature = "cpu")), ("cuda", cfg!(feature = "cuda")), ("metal", cfg!(feature = "metal"))]
-    {
+    for (name, is_in) in [
+        ("cpu", cfg!(feature = "cpu")),
+        ("cuda", cfg!(feature = "cuda")),
+        ("metal", cfg!(feature = "metal")),
+    ] {
         assert_eq!(names.contains(&name), is_in, "{name} among {names:?}");
     }
     let unknown = Model::named("moondream9").unwrap_err().to_string();

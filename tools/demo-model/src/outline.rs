@@ -1,7 +1,7 @@
 //! Outlines: the shapes as SVG paths, and how much two paths cover together.
 //!
 //! A path is read in parts of a box and lies in parts of the picture from then on. Curves become
-//! [`CURVE_STEPS`] lines; what is inside is decided by winding, as SVG does unless told otherwise.
+//! `CURVE_STEPS` lines; what is inside is decided by winding, as SVG does unless told otherwise.
 
 use crate::render::STAR;
 use crate::scene::{CROSS_HALF_ARM, Shape};
