@@ -126,7 +126,7 @@ pub(crate) struct DeviceArgs {
     /// Where to run: `auto`, `cpu`, or in a build that has them `cuda`, `cuda:N` or `metal`
     #[arg(long, default_value = "auto", env = "PHOTON_DEVICE")]
     pub(crate) device: Device,
-    /// Type of weights; the model's own by default
+    /// Type of weights; the model's own by default (f16 for bf16 on Macs before M3)
     #[arg(long, value_enum, env = "PHOTON_DTYPE")]
     pub(crate) dtype: Option<DTypeArg>,
     /// Quantize the matrices of both models, or of one: `int8`, `int4` (a scale for 128 weights),

@@ -39,6 +39,12 @@ pub trait Device: Clone + Debug + Send + Sync + 'static {
     /// Free and total memory.
     fn memory(&self) -> MemoryInfo;
 
+    /// The float type that a model of type `own` is kept in where nobody asks for another: its own, unless the device
+    /// has fast arithmetic only on a different one of the same size.
+    fn model_dtype(&self, own: DType) -> DType {
+        own
+    }
+
     /// The type that activations should have beside weights of a float type: f32, unless units that multiply
     /// matrices want both alike.
     fn activations(&self, _weights: DType) -> DType {

@@ -4,6 +4,8 @@
 //! a real device does later happens later here, too: uploads are read from pinned memory then, and memory
 //! freed too early is missed. A kernel's mistake (out of bounds, a race, a barrier missed) is an error that
 //! names the kernel.
+//!
+//! It can also count instead of run: see [`Counter`].
 #![allow(unsafe_code, reason = "hands addresses to the simulator")]
 
 use std::{
@@ -16,7 +18,7 @@ use std::{
 };
 
 use photon_core::{Error, MemoryInfo, Result};
-use photon_simt::cuda;
+use photon_simt::{Count, Counter, cuda};
 
 use crate::driver::{self, Driver, Facts, Launch, TensorMap, TensorMapBits};
 
@@ -35,6 +37,7 @@ struct Shared {
     seed: u64,
     /// Kernels that can be had with this bug have it.
     bug: Option<String>,
+    counter: Option<Counter>,
     /// Memory given out.
     used: AtomicU64,
 }
@@ -60,8 +63,13 @@ impl Sim {
             shared_bytes: 99 << 10,
             driver_version: 0,
         };
-        let used = AtomicU64::new(0);
-        Sim(Arc::new(Shared { facts, seed: seed.unwrap_or(1), bug, used }))
+        Sim(Arc::new(Shared {
+            facts,
+            seed: seed.unwrap_or(1),
+            bug,
+            counter: Counter::from_env(),
+            used: AtomicU64::new(0),
+        }))
     }
 
     /// What photon-simt calls the kernel that is to run.
@@ -74,7 +82,30 @@ impl Sim {
         Error::DeviceLost { device: self.0.facts.name.clone(), doing: doing.into(), why }
     }
 
-    fn run(&self, steps: &[Step], seed: &mut u64) -> Result<()> {
+    /// Whether the launches are counted, and so not to be run.
+    fn count(&self, steps: &[Step]) -> Result<bool> {
+        fn add(steps: &[Step], count: &mut Count) {
+            for step in steps {
+                match step {
+                    // What a pointer in an argument leads to, nobody here knows the size of.
+                    Step::Launch { kernel, .. } => count.launch(kernel, 0),
+                    Step::Replay(steps) => add(steps, count),
+                    Step::In { .. } | Step::Out { .. } => {}
+                }
+            }
+        }
+        let Some(counter) = &self.0.counter else { return Ok(false) };
+        let mut count = Count::default();
+        add(steps, &mut count);
+        counter.takes(&count).map_err(|error| self.lost("counting", error.to_string()))
+    }
+
+    fn submit(&self, steps: &[Step], seed: &mut u64) -> Result<()> {
+        let is_counted = self.count(steps)?;
+        self.run(steps, seed, is_counted)
+    }
+
+    fn run(&self, steps: &[Step], seed: &mut u64, is_counted: bool) -> Result<()> {
         for step in steps {
             match step {
                 Step::In { to, offset, from } => {
@@ -87,6 +118,7 @@ impl Sim {
                     let bytes = unsafe { std::slice::from_raw_parts_mut(into.start, into.len) };
                     from.memory().read(*offset, bytes);
                 }
+                Step::Launch { .. } if is_counted => {}
                 Step::Launch { kernel, grid, block, shared_bytes, args } => {
                     *seed = seed.wrapping_add(1);
                     let options = cuda::Options {
@@ -98,7 +130,7 @@ impl Sim {
                     cuda::launch(kernel, *grid, *block, *shared_bytes, args, options)
                         .map_err(|fault| self.lost(kernel, fault.to_string()))?;
                 }
-                Step::Replay(steps) => self.run(steps, seed)?,
+                Step::Replay(steps) => self.run(steps, seed, is_counted)?,
             }
         }
         Ok(())
@@ -191,7 +223,7 @@ impl Drop for Stream {
     fn drop(&mut self) {
         if self.before.is_none() && !std::thread::panicking() {
             // A device would have run it by now; nobody is left to hear how it went.
-            let _ = self.sim.run(&self.steps, &mut self.seed);
+            let _ = self.sim.submit(&self.steps, &mut self.seed);
         }
     }
 }
@@ -285,7 +317,7 @@ impl Driver for Sim {
 
     fn record(&self, stream: &mut Stream) -> Result<Event> {
         let steps = std::mem::take(&mut stream.steps);
-        self.run(&steps, &mut stream.seed)?;
+        self.submit(&steps, &mut stream.seed)?;
         Ok(Event(()))
     }
 

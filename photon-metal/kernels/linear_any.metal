@@ -18,18 +18,19 @@ DEVICE void sum_part(constant LinearArgs& a, device const uchar* matrix, uint ti
                      thread float (&sums)[R]) {
   const uint begin = part * a.part_blocks, end = min(begin + a.part_blocks, a.k_blocks), bytes = any_block_bytes(a.format);
   const bool is_int4 = a.format == FORMAT_INT4;
+  size_t x[R];
+  UNROLL for (uint r = 0; r < R; r++) x[r] = (size_t)((first + r) / a.per_row) * a.x_stride;
   const uint scales = is_int4 ? scale_type(a, matrix) : 0;
   for (uint block = begin; block < end; block++) {
     device const uchar* from = matrix + ((size_t)tile * a.k_blocks + block) * bytes;
     const float2 scale = is_int4 ? group_scale(a, matrix, scales, tile, block, lane) : float2(0.0f, 0.0f);
     for (uint p = 0; p < FOURS; p++) {
       const float4 w = any_four_at(from, a.format, p, lane, scale);
-      UNROLL for (uint j = 0; j < 4; j++) {
-        const uint k = block * BLOCK_K + 4 * p + j;
-        UNROLL for (uint r = 0; r < R; r++) {
-          if (first + r >= a.rows || k >= a.k) continue;
-          const float x = load(a.x, (size_t)((first + r) / a.per_row) * a.x_stride + k, a.x_type);
-          sums[r] = fma(x, w[j], sums[r]);
+      const uint k = block * BLOCK_K + 4 * p;
+      UNROLL for (uint r = 0; r < R; r++) {
+        if (first + r >= a.rows) continue;
+        UNROLL for (uint j = 0; j < 4; j++) {
+          if (k + j < a.k) sums[r] = fma(load(a.x, x[r] + k + j, a.x_type), w[j], sums[r]);
         }
       }
     }

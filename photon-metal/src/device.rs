@@ -82,6 +82,15 @@ impl<L: Driver> photon_core::Device for Gpu<L> {
         self.driver.memory()
     }
 
+    /// f16 in the place of bf16 before Apple9. What f16 cannot hold is refused when weights are loaded; of activations it
+    /// becomes infinite, and the answer that is not a number then is an error.
+    fn model_dtype(&self, own: DType) -> DType {
+        match own {
+            DType::Bf16 if !self.facts().has_bfloat => DType::F16,
+            own => own,
+        }
+    }
+
     fn activations(&self, weights: DType) -> DType {
         weights
     }

@@ -16,7 +16,6 @@ pub fn describe() -> Result<String, String> {
     let crate::driver::Facts { name, family, has_bfloat, has_tensor_ops } = gpu.facts();
     let memory = gpu.memory();
     let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
-    let has = |has: &bool| if *has { "yes" } else { "no" };
     let (free, total) = (gib(memory.free_bytes), gib(memory.total_bytes));
     let kernels = gpu.driver().kernels().map_err(|error| error.to_string())?;
     let most = kernels.values().map(|(bytes, _)| bytes).max().unwrap_or(&0);
@@ -27,8 +26,9 @@ pub fn describe() -> Result<String, String> {
          few rows      {}\n\
          memory        {free:.1} GiB free of the {total:.1} GiB that macOS lets it use\n\
          kernels       {} compiled, at most {most} bytes of threadgroup memory",
-        has(has_bfloat),
-        has(has_tensor_ops),
+        // See `Device::model_dtype`.
+        if *has_bfloat { "yes" } else { "no: models in it are kept in f16" },
+        if *has_tensor_ops { "yes" } else { "no" },
         // What to look at first on a new GPU: see `kernels/linear.rs`.
         match gpu.matrices_chain() {
             true => "by chains of fma, whose bits this GPU's matrices share",

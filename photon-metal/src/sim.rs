@@ -5,16 +5,12 @@
 //! missing shows. A kernel's mistake (out of bounds, a race, a barrier missed) is an error that names the
 //! kernel, and so is an argument that the source declares otherwise.
 //!
-//! It can also count instead of run: what a step of a model too large to simulate consists of.
+//! It can also count instead of run: see [`Counter`].
 #![allow(unsafe_code, reason = "hands addresses to the simulator")]
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     env,
-    fmt::Write,
-    fs::OpenOptions,
-    io::Write as _,
-    path::PathBuf,
     ptr::NonNull,
     sync::{
         Arc, Mutex, PoisonError,
@@ -23,21 +19,21 @@ use std::{
 };
 
 use photon_core::{Error, MemoryInfo, Result};
-use photon_simt::metal;
+use photon_simt::{Count, Counter, metal};
 
 use crate::{
     driver::{self, Driver, Facts, Launch, Layout, THREADGROUP_BYTES},
-    work::{Counts, Step, Work},
+    source,
+    work::{Step, Work},
 };
 
 /// A seed of the order in which launches and SIMD-groups run, for looking into a failure; 0: as recorded, 1:
 /// the last first, others: drawn.
 const SEED_VARIABLE: &str = "PHOTON_SIM_SEED";
-/// A file: submits are added to it instead of run, a line of JSON each: how many dispatches and barriers, and of
-/// every kernel how many launches and the bytes they name.
-const COUNT_VARIABLE: &str = "PHOTON_SIM_COUNT";
-/// Submits so small are run even then: a device that is opened is asked what it can.
-const FEW: u64 = 4;
+/// The family of GPUs to be: 7 and 8 have no bfloat.
+const FAMILY_VARIABLE: &str = "PHOTON_SIM_FAMILY";
+/// The first with bfloat, and what is simulated unless asked otherwise.
+const BFLOAT_FAMILY: u32 = 9;
 /// As much as a small Mac has: nothing that is simulated needs more.
 const TOTAL_BYTES: u64 = 4 << 30;
 
@@ -49,7 +45,7 @@ pub struct Sim(Arc<Shared>);
 struct Shared {
     facts: Facts,
     seed: u64,
-    counted: Option<PathBuf>,
+    counter: Option<Counter>,
     /// Memory given out.
     used: AtomicU64,
     /// Kernels whose arguments were held against their sources.
@@ -57,20 +53,30 @@ struct Shared {
 }
 
 impl Sim {
-    /// A GPU of the family that has everything the simulator runs.
+    /// A GPU of the family that has everything the simulator runs, or of the one that is asked for.
     pub fn open() -> Self {
-        let seed = env::var(SEED_VARIABLE).ok().and_then(|seed| seed.parse().ok());
-        Self::with_seed(seed.unwrap_or(1))
+        let number = |variable| env::var(variable).ok().and_then(|number| number.parse().ok());
+        let family = number(FAMILY_VARIABLE).map_or(BFLOAT_FAMILY, |family| family as u32);
+        Self::new(number(SEED_VARIABLE).unwrap_or(1), family)
     }
 
-    /// The same, whose launches run in the order of a seed.
+    /// One whose launches run in the order of a seed.
     pub fn with_seed(seed: u64) -> Self {
-        let facts =
-            Facts { name: "simulated".into(), family: 9, has_bfloat: true, has_tensor_ops: false };
+        Self::new(seed, BFLOAT_FAMILY)
+    }
+
+    /// One of another family.
+    pub fn of_family(family: u32) -> Self {
+        Self::new(1, family)
+    }
+
+    fn new(seed: u64, family: u32) -> Self {
+        let has_bfloat = family >= BFLOAT_FAMILY;
+        let facts = Facts { name: "simulated".into(), family, has_bfloat, has_tensor_ops: false };
         Sim(Arc::new(Shared {
             facts,
             seed,
-            counted: env::var_os(COUNT_VARIABLE).map(PathBuf::from),
+            counter: Counter::from_env(),
             used: AtomicU64::new(0),
             checked: Mutex::new(BTreeSet::new()),
         }))
@@ -114,36 +120,29 @@ impl Sim {
         Ok(())
     }
 
-    /// Adds a line on the work to the file.
-    fn count(&self, work: &Work, file: &PathBuf) -> Result<()> {
-        let mut kernels: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    /// Whether the work is counted, and so not to be run.
+    fn count(&self, work: &Work) -> Result<bool> {
+        let Some(counter) = &self.0.counter else { return Ok(false) };
+        let mut count = Count::default();
         work.steps(&mut |step| {
-            if let Step::Launch(Launch { kernel, bytes, .. }) = step {
-                let (launches, sum) = kernels.entry(kernel).or_default();
-                *launches += 1;
-                *sum += bytes;
+            match step {
+                Step::Launch(Launch { kernel, bytes, .. }) => count.launch(kernel, bytes),
+                Step::Barrier => count.barriers += 1,
             }
             Ok::<(), Error>(())
         })?;
-        let Counts { dispatches, barriers } = work.counts();
-        let mut line =
-            format!("{{\"dispatches\":{dispatches},\"barriers\":{barriers},\"kernels\":{{");
-        for (i, (kernel, (launches, bytes))) in kernels.iter().enumerate() {
-            let comma = if i == 0 { "" } else { "," };
-            let _ = write!(line, "{comma}\"{kernel}\":[{launches},{bytes}]");
-        }
-        line += "}}\n";
-        let opened = OpenOptions::new().create(true).append(true).open(file);
-        opened
-            .and_then(|mut file| file.write_all(line.as_bytes()))
-            .map_err(|error| self.lost(COUNT_VARIABLE, error.to_string()))
+        counter.takes(&count).map_err(|error| self.lost("counting", error.to_string()))
     }
 
-    /// Whether Rust and the source agree on how a kernel's argument lies.
+    /// Whether there is such a kernel, and Rust and the source agree on how its argument lies.
     fn check(&self, kernel: &'static str, layout: &Layout) -> Result<()> {
         let mut checked = self.0.checked.lock().unwrap_or_else(PoisonError::into_inner);
         if !checked.insert(kernel) {
             return Ok(());
+        }
+        if !self.0.facts.has_bfloat && source::needs_bfloat(kernel) {
+            let why = "it is made only where there is bfloat, from family 9 on";
+            return Err(self.lost(kernel, why.into()));
         }
         let source = metal::kernel(kernel).and_then(|kernel| kernel.args.as_ref());
         let source = source.ok_or_else(|| {
@@ -247,10 +246,8 @@ impl Driver for Sim {
     }
 
     unsafe fn submit(&self, queue: &mut Queue, work: &Work) -> Result<Event> {
-        if let Some(file) = &self.0.counted
-            && work.counts().dispatches > FEW
-        {
-            return self.count(work, file).map(|()| Event(()));
+        if self.count(work)? {
+            return Ok(Event(()));
         }
         let mut launches = Vec::new();
         work.steps(&mut |step| match step {

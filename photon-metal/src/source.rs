@@ -60,6 +60,16 @@ impl Source {
     }
 }
 
+/// Whether a kernel is made only where there is bfloat.
+#[cfg(any(all(test, target_os = "linux"), feature = "sim"))]
+pub(crate) fn needs_bfloat(kernel: &str) -> bool {
+    let quoted = format!("\"{kernel}\"");
+    let only = |text: &'static str| {
+        text.split("#ifdef PHOTON_BFLOAT").skip(1).filter_map(|rest| rest.split("#endif").next())
+    };
+    Source::all().iter().flat_map(|source| only(source.text)).any(|part| part.contains(&quoted))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,6 +83,13 @@ mod tests {
         let source = Source { name: "k.metal", text: "#include \"b.h\"\n#include \"a.h\"\nk\n" };
         let whole = source.with(&headers, &mut Vec::new());
         assert_eq!(whole, "#include <metal_stdlib>\na\nb\nk\n");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn kernels_on_bfloat_are_those_behind_its_name() {
+        assert!(needs_bfloat("attention_bf16_72") && needs_bfloat("layer_norm_bf16_2048"));
+        assert!(!needs_bfloat("attention_f16_72") && !needs_bfloat("linear_8x8_bf16_float"));
     }
 
     #[test]

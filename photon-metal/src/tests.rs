@@ -2,8 +2,9 @@
 use std::sync::LazyLock;
 
 use photon_conformance::Options;
+use photon_core::{DType, Device};
 
-use crate::SimMetal;
+use crate::{Gpu, Sim, SimMetal};
 
 mod order;
 
@@ -23,5 +24,17 @@ fn rows_have_their_bits_in_every_batch_where_matrices_are_no_chains() {
     for case in ["linear_batch_invariance", "grouped_linear_batch_invariance"] {
         let gpu = GPU.clone().without_chains();
         photon_conformance::run(module_path!(), case, Some(gpu), &PROMISES);
+    }
+}
+
+/// Before Apple9 models of bf16 are kept in f16; what is of bf16 all the same has kernels, if slower ones.
+#[test]
+fn without_bfloat_models_are_kept_in_f16_and_every_type_has_kernels() {
+    let gpu = Gpu::new(Sim::of_family(7)).unwrap();
+    let kept = [DType::Bf16, DType::F16, DType::F32].map(|own| gpu.model_dtype(own));
+    assert_eq!(kept, [DType::F16, DType::F16, DType::F32]);
+    assert_eq!(GPU.model_dtype(DType::Bf16), DType::Bf16);
+    for case in ["layer_norm_every_type", "attention_every_type", "paged_attention_decode"] {
+        photon_conformance::run(module_path!(), case, Some(gpu.clone()), &PROMISES);
     }
 }

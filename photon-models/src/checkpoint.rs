@@ -21,7 +21,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use photon_core::{DType, WeightFormat, quant::Quantized};
+use photon_core::{DType, WeightFormat, convert, quant::Quantized};
 use safetensors::SafeTensors;
 
 pub(crate) use convert::write_tensors;
@@ -119,6 +119,16 @@ pub enum CheckpointError {
     NotFinite {
         /// The tensor.
         name: String,
+    },
+    /// A number that f16 was asked to hold and cannot.
+    #[error(
+        "tensor {name} holds {value}, and f16 ends at 65504: choose another type (--dtype bf16 or f32)"
+    )]
+    TooLarge {
+        /// The tensor.
+        name: String,
+        /// The number.
+        value: f32,
     },
     /// A tensor of another shape than the configuration says.
     #[error("tensor {name} is {got:?} in the checkpoint, but config.json makes it {want:?}")]
@@ -312,6 +322,32 @@ impl Checkpoint {
         }
         Err(CheckpointError::Coverage(message))
     }
+}
+
+/// The floats of a tensor as another type. Infinities stay, and nothing becomes one.
+///
+/// # Errors
+/// If f16 cannot hold a number.
+pub(crate) fn floats_as<'a>(
+    name: &str,
+    bytes: &'a [u8],
+    from: DType,
+    to: DType,
+) -> Result<Cow<'a, [u8]>, CheckpointError> {
+    const INFINITE: u16 = 0x7c00;
+    let made = convert(bytes, from, to);
+    if to == DType::F16 && from != to {
+        let is_infinite = |two: &[u8]| u16::from_le_bytes([two[0], two[1]]) & 0x7fff == INFINITE;
+        let infinite = made.chunks_exact(2).zip(bytes.chunks_exact(from.size()));
+        for (_, was) in infinite.filter(|(two, _)| is_infinite(two)) {
+            let wide = convert(was, from, DType::F32);
+            let value = f32::from_le_bytes([wide[0], wide[1], wide[2], wide[3]]);
+            if value.is_finite() {
+                return Err(CheckpointError::TooLarge { name: name.into(), value });
+            }
+        }
+    }
+    Ok(made)
 }
 
 impl Files {

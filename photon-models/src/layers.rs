@@ -3,10 +3,10 @@ use std::borrow::Cow;
 
 use photon_core::{
     Activation, Cx, DType, Device, Kernels, LayerNorm, Linear, Tensor, Weight, WeightData,
-    WeightFormat, convert, quant::Quantized,
+    WeightFormat, quant::Quantized,
 };
 
-use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::checkpoint::{Checkpoint, CheckpointError, floats_as};
 
 /// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +45,7 @@ pub(crate) struct Loader<'a, D: Device> {
 impl<D: Device> Loader<'_, D> {
     fn floats(&mut self, name: &str, to: DType) -> Result<Vec<u8>, LoadError> {
         let (from, bytes) = self.stored(name);
-        Ok(convert(&bytes, from, to).into_owned())
+        Ok(floats_as(name, &bytes, from, to)?.into_owned())
     }
 
     fn stored(&mut self, name: &str) -> (DType, Cow<'_, [u8]>) {

@@ -29,6 +29,7 @@
 //! - `a * b + c` is not fused here, and is on the GPU unless compiled otherwise: where bits matter, say `fmaf`.
 #![allow(unsafe_code, reason = "calls C++ and hands out memory that it writes")]
 
+mod count;
 pub mod cuda;
 mod fault;
 mod launch;
@@ -49,5 +50,6 @@ mod rewrite;
 #[cfg(test)]
 mod source;
 
+pub use count::{Count, Counter};
 pub use fault::Fault;
 pub use memory::Memory;

@@ -103,7 +103,7 @@ pub(crate) fn measure<D: Kernels>(
     progress: &mut dyn FnMut(&str),
 ) -> Result<BenchReport, BuildError> {
     let config = &bench.model.dimensions().map_err(BuildError::from)?;
-    let dtype = options.dtype.unwrap_or(DType::Bf16);
+    let dtype = options.dtype.unwrap_or_else(|| device.model_dtype(DType::Bf16));
     let precision = precision(&device, dtype, options);
     let checkpoint = Checkpoint::synthetic(bench.seed, expected_tensors(config));
     progress("making weights");

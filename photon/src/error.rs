@@ -99,7 +99,10 @@ pub enum RunError {
     #[error(transparent)]
     Device(#[from] photon_core::Error),
     /// The model gave no number: its weights are damaged, or a 16-bit type overflowed.
-    #[error("the model's output is not a number; its weights are damaged or --dtype is too narrow")]
+    #[error(
+        "the model's output is not a number: its weights are damaged, or --dtype is too narrow (f16 ends at \
+         65504; bf16 and f32 do not)"
+    )]
     NotANumber,
 }
 

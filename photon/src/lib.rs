@@ -332,7 +332,7 @@ impl Builder {
         self
     }
 
-    /// Type of weights; by default the checkpoint's own.
+    /// Type of weights; by default the checkpoint's own, or f16 for bf16 on a GPU that has no arithmetic on bf16.
     pub fn dtype(mut self, dtype: DType) -> Self {
         self.options.dtype = Some(dtype);
         self

@@ -1,9 +1,15 @@
-//! What a step of Moondream at its real size consists of on Metal: dispatches, barriers, and the bytes that launches
-//! name, counted by the backend's own host code on the simulator, which then runs nothing; and what an Apple GPU
+//! What a step of Moondream at its real size consists of on Metal: launches by kernel, barriers, and the bytes that
+//! launches name, counted by the backend's own host code on the simulator, which then runs nothing; and what an Apple GPU
 //! would take for it by a model of two numbers, marked as the prediction it is.
 //!
-//! Layers are alike: models of one layer and of two are counted, and the rest is multiplied.
-use std::{fs, path::Path, process::Command};
+//! Layers are alike, but for the last, which computes the last token of a prompt alone: models of few are counted, and the
+//! difference that one more makes is multiplied.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    process::Command,
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -21,23 +27,34 @@ const CONTEXT: f64 = 770.0;
 const LAYERS: [f64; 3] = [27.0, 24.0, 4.0];
 
 /// Of one pass.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Counted {
-    dispatches: f64,
     barriers: f64,
     /// Named by launches, keys and values aside.
     bytes: f64,
+    /// Launches by kernel.
+    kernels: BTreeMap<String, f64>,
 }
 
 impl Counted {
     /// `self + factor * (to - from)`.
-    fn plus(self, factor: f64, to: Counted, from: Counted) -> Counted {
-        let sum = |of: fn(Counted) -> f64| of(self) + factor * (of(to) - of(from));
+    fn plus(&self, factor: f64, to: &Counted, from: &Counted) -> Counted {
+        let sum = |of: &dyn Fn(&Counted) -> f64| of(self) + factor * (of(to) - of(from));
+        let names = [self, to, from].into_iter().flat_map(|counted| counted.kernels.keys());
+        let kernels = names.map(|name| (name.clone(), sum(&|counted| counted.launches(name))));
         Counted {
-            dispatches: sum(|c| c.dispatches),
-            barriers: sum(|c| c.barriers),
-            bytes: sum(|c| c.bytes),
+            barriers: sum(&|counted| counted.barriers),
+            bytes: sum(&|counted| counted.bytes),
+            kernels: kernels.collect(),
         }
+    }
+
+    fn launches(&self, kernel: &str) -> f64 {
+        self.kernels.get(kernel).copied().unwrap_or_default()
+    }
+
+    fn dispatches(&self) -> f64 {
+        self.kernels.values().sum()
     }
 }
 
@@ -59,19 +76,20 @@ pub(crate) fn run() -> Result<()> {
     let [vision, text, dense] = LAYERS;
     let whole = |i: usize| {
         let layers = if i < 2 { vision } else { text };
-        one[i].plus(layers - 1.0, two[i], one[i])
+        one[i].plus(layers - 1.0, &two[i], &one[i])
     };
     // TFLOP of the prompt; GB of weights, read once, and of keys and values: both from the shapes of the layers.
-    report("Moondream 2", 1.97, [0.89, 0.89, 2.63, 2.78, 3.23], std::array::from_fn(whole));
-    let (base, expert, plain) = (md3(1, 1)?, md3(2, 1)?, md3(2, 2)?);
-    let whole = |i: usize| {
-        base[i].plus(dense - 1.0, plain[i], base[i]).plus(text - dense, expert[i], base[i])
+    report("Moondream 2", 1.97, [0.89, 0.89, 2.63, 2.78, 3.23], &std::array::from_fn(whole));
+    let (base, expert, plain) = (md3(2, 1)?, md3(3, 1)?, md3(3, 2)?);
+    // Of the vision tower, which is the same, these have a layer.
+    let whole = |i: usize| match i {
+        0 | 1 => one[i].plus(vision - 1.0, &two[i], &one[i]),
+        _ => {
+            let dense_layers = base[i].plus(dense - 1.0, &plain[i], &base[i]);
+            dense_layers.plus(text - dense - 1.0, &expert[i], &base[i])
+        }
     };
-    let mut passes: Passes = std::array::from_fn(whole);
-    passes[..2].copy_from_slice(&std::array::from_fn::<_, 2, _>(|i| {
-        one[i].plus(vision - 1.0, two[i], one[i])
-    }));
-    report("Moondream 3", 2.50, [0.89, 0.89, 17.4, 3.45, 8.43], passes);
+    report("Moondream 3", 2.50, [0.89, 0.89, 17.4, 3.45, 8.43], &std::array::from_fn(whole));
     Ok(())
 }
 
@@ -120,9 +138,9 @@ fn passes(file: &Path, experts: f64) -> Result<Passes> {
 /// Adds a submit, of whose experts' weights a part is read.
 fn add(pass: &mut Counted, line: &Value, part: f64) {
     let number = |value: &Value| value.as_f64().unwrap_or_default();
-    pass.dispatches += number(&line["dispatches"]);
     pass.barriers += number(&line["barriers"]);
     for (kernel, of) in line["kernels"].as_object().into_iter().flatten() {
+        *pass.kernels.entry(kernel.clone()).or_default() += number(&of[0]);
         let bytes = number(&of[1]);
         // Some name a whole cache or table, of which they touch a sequence's part, or some rows.
         let names_more = ["paged_attention", "rope_store", "move_rows", "convert_rows"];
@@ -134,17 +152,18 @@ fn add(pass: &mut Counted, line: &Value, part: f64) {
     }
 }
 
-fn report(model: &str, prompt_tflop: f64, least_gb: [f64; 5], passes: Passes) {
+const PASSES: [&str; 5] =
+    ["vision, 1 crop", "vision, 9 crops", "prefill, 750 tokens", "decode", "decode of 4"];
+
+fn report(model: &str, prompt_tflop: f64, least_gb: [f64; 5], passes: &Passes) {
     // Keys and values of 24 layers of 2048 features in f16.
     let kv = CONTEXT * 24.0 * 2.0 * 2048.0 * 2.0;
-    let names =
-        ["vision, 1 crop", "vision, 9 crops", "prefill, 750 tokens", "decode", "decode of 4"];
     let tflop = [0.67, 6.0, prompt_tflop, 0.0, 0.0];
     println!(
         "\n| {model}, f16 | dispatches | barriers | GB named | least GB | M2, predicted | M4, predicted | M5 Max, predicted |"
     );
     println!("|---|---|---|---|---|---|---|---|");
-    for (i, (name, pass)) in names.iter().zip(passes).enumerate() {
+    for (i, (name, pass)) in PASSES.iter().zip(passes).enumerate() {
         let cached = match i {
             3 => kv,
             4 => 4.0 * kv,
@@ -158,11 +177,25 @@ fn report(model: &str, prompt_tflop: f64, least_gb: [f64; 5], passes: Passes) {
         let predicted: Vec<String> = GPUS.iter().map(predicted).collect();
         println!(
             "| {name} | {:.0} | {:.0} | {:.2} | {:.2} | {} |",
-            pass.dispatches,
+            pass.dispatches(),
             pass.barriers,
             bytes / 1e9,
             least_gb[i],
             predicted.join(" | ")
         );
+    }
+    launches(model, passes);
+}
+
+/// Which kernels it is that are launched.
+fn launches(model: &str, passes: &Passes) {
+    println!("\n| {model}, launches of | {} |\n|---|{}", PASSES.join(" | "), "---|".repeat(5));
+    let kernels: BTreeSet<&String> = passes.iter().flat_map(|pass| pass.kernels.keys()).collect();
+    for kernel in kernels {
+        let of = passes.iter().map(|pass| match pass.launches(kernel) {
+            0.0 => String::new(),
+            launches => format!("{launches:.0}"),
+        });
+        println!("| `{kernel}` | {} |", of.collect::<Vec<_>>().join(" | "));
     }
 }

@@ -5,6 +5,8 @@ mod bench;
 mod convert;
 #[cfg(unix)]
 mod guide;
+#[cfg(feature = "sim")]
+mod kernels;
 mod serve;
 
 use std::{

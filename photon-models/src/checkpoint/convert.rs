@@ -5,11 +5,11 @@
 //! One tensor is in memory at a time.
 use std::{collections::BTreeSet, ops::ControlFlow, path::Path};
 
-use photon_core::{DType, WeightFormat, convert, quant::Quantized};
+use photon_core::{DType, WeightFormat, quant::Quantized};
 use serde_json::json;
 
 use super::{
-    Checkpoint, CheckpointError, TensorInfo,
+    Checkpoint, CheckpointError, TensorInfo, floats_as,
     own::{Grouped, Header},
     raw::Element,
     write::{Entry, Writer},
@@ -186,7 +186,7 @@ impl<'a> Conversion<'a> {
         let Target { spec: Spec { name, .. }, format } = target;
         if let WeightFormat::Float(to) = *format {
             let (from, bytes) = self.checkpoint.floats(name).expect("it was planned");
-            return Ok(vec![("", convert(&bytes, from, to).into_owned())]);
+            return Ok(vec![("", floats_as(name, &bytes, from, to)?.into_owned())]);
         }
         let coded = self.checkpoint.quantized(name, target.columns(), Some(*format))?;
         let (_, Quantized { bytes, scales }) = coded.expect("a format was asked for");

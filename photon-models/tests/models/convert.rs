@@ -6,8 +6,9 @@ use std::{
 };
 
 use photon_core::{DType, WeightFormat, convert};
+use photon_cpu::{Cpu, CpuOptions};
 use photon_models::{
-    Precision, Quant, Role,
+    Moondream, Precision, Quant, Role,
     checkpoint::{Checkpoint, Conversion, ConvertOptions},
     config::{Config, Family},
     expected_tensors, tensor_specs,
@@ -292,6 +293,42 @@ fn files_that_contradict_themselves_are_refused_with_the_reason() {
     std::fs::write(&file, damaged).unwrap();
     let error = Checkpoint::open(&file).unwrap().quantized(text, 8, None).unwrap_err().to_string();
     assert!(error.contains("not finite"), "{error}");
+}
+
+#[test]
+fn what_f16_cannot_hold_is_refused_by_name() {
+    let config = config("md2.json", Family::Moondream2);
+    let folder = converted(&open("md2.safetensors"), &config, &options(Quant::NONE));
+    let file = folder.file();
+    let cpu = Cpu::open(CpuOptions::default()).unwrap();
+    let mut bytes = std::fs::read(&file).unwrap();
+    let (json, base) = header(&bytes);
+    let at = base + json["model.text.wte"]["data_offsets"][0].as_u64().unwrap() as usize;
+    let mut with = |value: f32| {
+        // bf16, the upper half of a float.
+        bytes[at..at + 2].copy_from_slice(&value.to_le_bytes()[2..]);
+        std::fs::write(&file, &bytes).unwrap();
+        let checkpoint = Checkpoint::open(&file).unwrap();
+        let dtype = Some(DType::F16);
+        let options = ConvertOptions { dtype, ..options(Quant::NONE) };
+        let conversion = Conversion::plan(&checkpoint, &config, &options).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let written = conversion.write(out.path(), &mut |_, _| ControlFlow::Continue(()));
+        let precision = Precision::mixed(DType::F16);
+        let loaded =
+            Moondream::load(&cpu, &checkpoint, &config, precision, &mut |_, _| {}).map(drop);
+        [written.map(drop).map_err(|e| e.to_string()), loaded.map_err(|e| e.to_string())]
+    };
+    for result in with(-131072.0) {
+        let error = result.unwrap_err();
+        assert!(error.contains("tensor model.text.wte holds -131072, and f16 ends at"), "{error}");
+    }
+    // What is infinite already stays so: it is not the type's fault.
+    for value in [65280.0, f32::INFINITY] {
+        for result in with(value) {
+            result.unwrap();
+        }
+    }
 }
 
 /// Logits of the golden models, from what was written and from what was quantized at load.

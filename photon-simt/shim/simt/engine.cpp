@@ -347,7 +347,7 @@ void say(Report& r, const char* format, ...) {
   va_end(args);
 }
 
-bool same_place(const Site& a, const Site& b) {
+SIMT_LANE bool same_place(const Site& a, const Site& b) {
   return a.line == b.line && (a.file == b.file || strcmp(a.file, b.file) == 0) && (a.what == b.what || strcmp(a.what, b.what) == 0);
 }
 

@@ -404,14 +404,16 @@ void simdgroup_store(const simdgroup_matrix<T>& m, U* to, ulong stride = 8, vec<
 // d = a b + c, in float: products added one after the other, each rounded once.
 inline SIMT_QUIET void multiply_matrices(const simt::Slot* in, simt::Slot* out, uint32_t mask) {
   if (mask != 0xffffffff) simt::fail(simt::current->site, "threads of the SIMD-group have returned, and this needs all,");
-  float m[3][8][8];
-  for (uint l = 0; l < simt::LANES; l++)
-    for (uint i = 0; i < 6; i++) m[i / 2][matrix_row(l)][matrix_column(l) + i % 2] = in[l].f32[i];
+  float a[64], b[64], d[64];
+  // A lane's two elements are neighbors.
+  for (uint l = 0; l < simt::LANES; l++) {
+    const uint at = 8 * matrix_row(l) + matrix_column(l);
+    memcpy(a + at, in[l].f32, 8), memcpy(b + at, in[l].f32 + 2, 8), memcpy(d + at, in[l].f32 + 4, 8);
+  }
   for (uint row = 0; row < 8; row++)
     for (uint k = 0; k < 8; k++)
-      for (uint column = 0; column < 8; column++) m[2][row][column] = std::fma(m[0][row][k], m[1][k][column], m[2][row][column]);
-  for (uint l = 0; l < simt::LANES; l++)
-    for (uint i = 0; i < 2; i++) out[l].f32[i] = m[2][matrix_row(l)][matrix_column(l) + i];
+      for (uint column = 0; column < 8; column++) d[8 * row + column] = std::fma(a[8 * row + k], b[8 * k + column], d[8 * row + column]);
+  for (uint l = 0; l < simt::LANES; l++) memcpy(out[l].f32, d + 8 * matrix_row(l) + matrix_column(l), 8);
 }
 template <class D, class A, class B, class C>
 SIMT_LANE void simdgroup_multiply_accumulate(simdgroup_matrix<D>& d, const simdgroup_matrix<A>& a, const simdgroup_matrix<B>& b, const simdgroup_matrix<C>& c, SIMT_PLACE) {

@@ -34,7 +34,7 @@ use crate::{AdaptersInUse, BuildError, EngineStats, Model, adapters::AdapterFold
 pub struct EngineOptions {
     /// Threads of the CPU; one per core if `None`.
     pub threads: Option<usize>,
-    /// Type of weights; the checkpoint's own if `None`.
+    /// Type of weights; the checkpoint's own if `None`, or f16 for bf16 on a GPU that has no arithmetic on bf16.
     pub dtype: Option<DType>,
     /// Matrices that are quantized when the model is loaded; none by default.
     pub quant: Quant,
@@ -259,7 +259,7 @@ pub(crate) fn start<D: Kernels>(
     let Parts { config, checkpoint, tokenizer } = model.open()?;
     let crops = crop_config(&config, options.resize);
     crops.check().map_err(BuildError::Crops)?;
-    let dtype = options.dtype.unwrap_or_else(|| checkpoint_dtype(&checkpoint));
+    let dtype = options.dtype.unwrap_or_else(|| device.model_dtype(checkpoint_dtype(&checkpoint)));
     let precision = precision(&device, dtype, options);
     let model = Moondream::load(&device, &checkpoint, &config, precision, progress)?;
     let sizes = Sizes::choose(&device, &config, precision, options)?;

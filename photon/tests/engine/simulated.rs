@@ -2,9 +2,11 @@
 //! processor.
 //!
 //! Few requests, as a simulated GPU is slow; the suite of photon-conformance is what checks kernels.
+use std::path::Path;
+
 use photon::{
     Answer, Budget, CaptionLength, DType, Device, EngineOptions, EngineStats, Image, Model, Photon,
-    Request, Response, Sampling, Skill,
+    Request, Response, RunError, Sampling, Skill,
 };
 
 use super::golden;
@@ -78,23 +80,59 @@ fn the_demo_models_answer_as_on_the_processor(gpu: Device) {
     }
 }
 
-/// A question, and, if asked for, a picture of one crop: 27 layers of vision over 729 patches.
-fn the_golden_models_answer_as_on_the_processor(gpu: Device, has_picture: bool) {
+/// A question, and a picture of one crop: 27 layers of vision over 729 patches.
+fn the_golden_models_answer_as_on_the_processor(gpu: Device) {
     let noise = (0..48 * 32 * 3).map(|i| (i * 7 % 251) as u8).collect();
     let image = Image::from_rgb(48, 32, noise).unwrap();
-    let mut requests = vec![question(golden::query("what is a photon?"), None, 6)];
-    if has_picture {
-        requests.push(question(Skill::Caption { length: CaptionLength::Short }, Some(&image), 4));
-    }
+    let requests = [
+        question(golden::query("what is a photon?"), None, 6),
+        question(Skill::Caption { length: CaptionLength::Short }, Some(&image), 4),
+    ];
     for name in ["moondream2", "moondream3"] {
         let (_folder, model) = golden::golden_model(name);
         same(gpu, &model, DType::F32, &requests);
     }
 }
 
+/// The demo model, whose last activations are beyond 65504.
+fn with_large_activations(dir: &Path) -> Model {
+    const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo");
+    for name in ["config.json", "tokenizer.json"] {
+        std::fs::copy(format!("{DEMO}/{name}"), dir.join(name)).unwrap();
+    }
+    let mut file = std::fs::read(format!("{DEMO}/model.safetensors")).unwrap();
+    let (header_bytes, header) = safetensors::SafeTensors::read_metadata(&file).unwrap();
+    let (start, end) = header.info("model.text.post_ln.weight").unwrap().data_offsets;
+    for weight in file[8 + header_bytes..][start..end].chunks_exact_mut(2) {
+        // bf16, the upper half of a float.
+        weight.copy_from_slice(&60000f32.to_le_bytes()[2..]);
+    }
+    std::fs::write(dir.join("model.safetensors"), file).unwrap();
+    Model::Dir(dir.to_path_buf())
+}
+
+/// f16 becomes infinite there, and bf16 does not.
+fn what_outgrows_f16_is_an_error(gpu: Device) {
+    let dir = tempfile::tempdir().unwrap();
+    let model = with_large_activations(dir.path());
+    let request = question(golden::query("how many circles?"), None, 1);
+    let answer = |dtype| {
+        let photon = build(gpu, model.clone(), dtype, &EngineOptions::default());
+        photon.submit(request.clone()).unwrap().wait()
+    };
+    assert!(matches!(answer(DType::F16), Err(RunError::NotANumber)));
+    assert_eq!(answer(DType::Bf16).unwrap().tokens.len(), 1);
+}
+
 #[cfg(feature = "sim")]
 mod simulator {
     use super::*;
+
+    #[test]
+    fn what_outgrows_f16_is_an_error_on_cuda_and_on_metal() {
+        what_outgrows_f16_is_an_error(Device::SimCuda);
+        what_outgrows_f16_is_an_error(Device::SimMetal);
+    }
 
     #[test]
     fn the_demo_models_answer_on_cuda() {
@@ -103,7 +141,7 @@ mod simulator {
 
     #[test]
     fn the_golden_models_answer_on_cuda() {
-        the_golden_models_answer_as_on_the_processor(Device::SimCuda, true);
+        the_golden_models_answer_as_on_the_processor(Device::SimCuda);
     }
 
     #[test]
@@ -113,14 +151,14 @@ mod simulator {
 
     #[test]
     fn the_golden_models_answer_on_metal() {
-        // A picture would take minutes.
-        the_golden_models_answer_as_on_the_processor(Device::SimMetal, false);
+        the_golden_models_answer_as_on_the_processor(Device::SimMetal);
     }
 }
 
 #[cfg(all(feature = "metal", target_os = "macos"))]
 #[test]
 fn the_golden_and_demo_models_answer_on_this_mac() {
-    the_golden_models_answer_as_on_the_processor(Device::Metal, true);
+    the_golden_models_answer_as_on_the_processor(Device::Metal);
     the_demo_models_answer_as_on_the_processor(Device::Metal);
+    what_outgrows_f16_is_an_error(Device::Metal);
 }
