@@ -8,7 +8,7 @@ use photon_core::Kernels;
 
 use crate::{
     BuildError, Model,
-    bench::{BenchOptions, BenchReport},
+    bench::{BenchOptions, BenchReport, Phases},
     engine::{self, EngineOptions, Started},
 };
 
@@ -154,6 +154,25 @@ pub(crate) fn bench(
         }
     }
     run(device, options, Bench(bench, options, progress))
+}
+
+/// Loads a model whose phases are run by name on a device; see [`crate::bench`].
+pub(crate) fn open_bench(
+    device: Device,
+    bench: &BenchOptions,
+    options: &EngineOptions,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Box<dyn Phases>, BuildError> {
+    struct Open<'a>(&'a BenchOptions, &'a EngineOptions, &'a mut dyn FnMut(&str));
+
+    impl Task for Open<'_> {
+        type Output = Box<dyn Phases>;
+
+        fn on<D: Kernels>(self, device: D) -> Result<Box<dyn Phases>, BuildError> {
+            crate::bench::open_on(device, self.0, self.1, self.2)
+        }
+    }
+    run(device, options, Open(bench, options, progress))
 }
 
 /// What a machine offers one backend.

@@ -12,6 +12,7 @@ mod gpu_check;
 mod gpu_run;
 mod metal_check;
 mod metal_counts;
+mod peers;
 mod public_api;
 mod serve_load;
 mod simt;
@@ -60,6 +61,8 @@ enum Task {
     MetalCheck(metal_check::Args),
     /// Count what steps of the real models consist of on Metal, predict their times
     MetalCounts,
+    /// Measure Photon beside PyTorch and llama.cpp on this machine, taking turns, print tables
+    Peers(peers::Args),
     /// Check the types and lints of what only macOS compiles, on Linux
     CheckMacos,
     /// Build a program outside of the workspace with each set of features, print times and sizes
@@ -100,6 +103,7 @@ fn main() -> ExitCode {
         Task::MslCheck => simt::msl_check(),
         Task::MetalCheck(args) => metal_check::run(&args),
         Task::MetalCounts => metal_counts::run(),
+        Task::Peers(args) => peers::run(&args),
         Task::CheckMacos => check_macos::run(),
         Task::Downstream(args) => downstream::run(&args),
         Task::PublicApi(args) => public_api::run(&args),

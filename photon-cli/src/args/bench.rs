@@ -128,6 +128,9 @@ pub(crate) struct BenchModelArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+    /// Run the phases that lines of standard input name, one at a time, for programs that take turns
+    #[arg(long, hide = true, conflicts_with = "json")]
+    pub(crate) by_name: bool,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
 }

@@ -1,10 +1,11 @@
 //! `bench model`: the phases of a request by themselves.
-use std::path::Path;
+use std::{io, path::Path};
 
 use photon::{
     DType, EngineOptions, Family, Model,
     bench::{BenchOptions, BenchReport},
 };
+use serde_json::json;
 
 use crate::{
     Failure,
@@ -38,6 +39,9 @@ pub(super) fn model(args: &BenchModelArgs) -> Result<(), Failure> {
         drafts: args.drafts.iter().map(|&draft| draft.into()).collect(),
     };
     let dtype = args.device.dtype.map(Into::into);
+    if args.by_name {
+        return by_name(&bench, &args.device, dtype);
+    }
     let report = measure(&bench, &args.device, dtype, &mut |what| output::note(what))?;
     match args.json {
         true => line(&serde_json::to_string(&report)?)?,
@@ -52,15 +56,37 @@ pub(super) fn measure(
     dtype: Option<DType>,
     progress: &mut dyn FnMut(&str),
 ) -> Result<BenchReport, Failure> {
-    let options = EngineOptions {
+    Ok(photon::bench::run(device.device, bench, &engine(device, dtype), progress)?)
+}
+
+fn engine(device: &DeviceArgs, dtype: Option<DType>) -> EngineOptions {
+    EngineOptions {
         threads: device.threads.map(Into::into),
         dtype,
         quant: device.quant,
         kv_dtype: device.kv_dtype.map(Into::into),
         kv_memory: device.kv_memory,
         ..EngineOptions::default()
-    };
-    Ok(photon::bench::run(device.device, bench, &options, progress)?)
+    }
+}
+
+/// The worker of `cargo xtask peers`: a line of JSON that tells the phases' names, then for every line of standard
+/// input, which is such a name, one with the seconds it took.
+fn by_name(bench: &BenchOptions, device: &DeviceArgs, dtype: Option<DType>) -> Result<(), Failure> {
+    let options = engine(device, dtype);
+    let mut phases = photon::bench::open(device.device, bench, &options, &mut output::note)?;
+    // There is one way to run each.
+    let names = phases.names().into_iter().map(|name| (name, json!([""])));
+    let names: serde_json::Map<_, _> = names.collect();
+    let engine = format!("Photon {}, {}", env!("CARGO_PKG_VERSION"), phases.device());
+    line(&json!({"engine": engine, "phases": names}).to_string())?;
+    for name in io::stdin().lines() {
+        let name = name?;
+        let took = phases.run(&name);
+        let took = took.ok_or_else(|| Failure::Usage(format!("there is no phase {name:?}")))??;
+        line(&json!({"seconds": took.as_secs_f64()}).to_string())?;
+    }
+    Ok(())
 }
 
 fn table(report: &BenchReport) -> std::io::Result<()> {
