@@ -10,7 +10,7 @@ pub(crate) fn run() -> Result<()> {
     step("format", || cargo(&["fmt", "--all", "--", "--check"]))?;
     step("tidy", || tidy::run(root()))?;
     step("tests", || cargo(&["test", "--workspace", "--all-features"]))?;
-    step("CUDA kernels", || cuda_check::run(&cuda_check::Args::default()))?;
+    step("CUDA kernels", || cuda_check::run(&cuda_check::Args::gate()))?;
     step("Metal kernels", simt::msl_check)?;
     step("macOS", check_macos::run)?;
     step("clippy", || {

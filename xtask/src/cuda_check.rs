@@ -5,7 +5,7 @@
 //! `photon-cuda/kernels/resources.tsv`: more than there fails, and so does a spill in a kernel that is not
 //! `cold`. Compilations are kept by the digest of their sources, so only what changed is compiled again.
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -31,8 +31,16 @@ pub(crate) struct Args {
     /// Write what was found to the table
     #[arg(long)]
     update: bool,
-    /// Only these architectures, such as 80 or 90a; the table is not compared then
+    /// Only these architectures, such as 80 or 90a
+    #[arg(conflicts_with = "update")]
     targets: Vec<String>,
+}
+
+impl Args {
+    /// What the gate has time for: the oldest architecture, the one with kernels of its own, and the newest.
+    pub(crate) fn gate() -> Args {
+        Args { update: false, targets: ["80", "90a", "120a"].map(str::to_owned).to_vec() }
+    }
 }
 
 /// Registers, spilled bytes, static shared bytes.
@@ -47,9 +55,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let found = read(&tables)?;
     ensure!(!found.is_empty(), "no kernel was compiled");
-    if args.targets.is_empty() {
-        compare(&found, args.update)?;
-    }
+    compare(&found, args.update)?;
     println!("cuda-check: {} kernels, {} binaries", found.len(), tables.len());
     Ok(())
 }
@@ -148,7 +154,8 @@ fn read(tables: &[PathBuf]) -> Result<Found> {
 /// A row of the committed table.
 struct Row {
     is_hot: bool,
-    cells: Vec<Resources>,
+    /// By architecture; a kernel need not exist for all.
+    cells: BTreeMap<String, Resources>,
 }
 
 fn compare(found: &Found, update: bool) -> Result<()> {
@@ -165,12 +172,12 @@ fn compare(found: &Found, update: bool) -> Result<()> {
         if row.is_none() && !update {
             problems.push(format!("{kernel} is not in the table"));
         }
-        for (i, (target, now)) in sorted(by_target).into_iter().enumerate() {
+        for (target, now) in by_target {
             if is_hot(kernel) && now[1] > 0 {
                 problems
                     .push(format!("{kernel} spills {} bytes on sm_{target}, and is hot", now[1]));
             }
-            let before = row.and_then(|row| row.cells.get(i)).copied();
+            let before = row.and_then(|row| row.cells.get(target)).copied();
             let grew = before.is_some_and(|before| now.iter().zip(before).any(|(n, b)| *n > b));
             if grew && !update {
                 let before = before.map(|cell| show(&cell)).unwrap_or_default();
@@ -178,8 +185,15 @@ fn compare(found: &Found, update: bool) -> Result<()> {
             }
         }
     }
-    let gone = rows.keys().filter(|kernel| !found.contains_key(*kernel) && !update);
-    problems.extend(gone.map(|kernel| format!("{kernel} is in the table, and nowhere else")));
+    let compiled: BTreeSet<&String> = found.values().flat_map(BTreeMap::keys).collect();
+    for (kernel, row) in rows.iter().filter(|_| !update) {
+        let here = found.get(kernel);
+        let lacks = |target: &&&String| here.is_none_or(|here| !here.contains_key(**target));
+        let mut gone = compiled.iter().filter(|target| row.cells.contains_key(**target));
+        if gone.any(|target| lacks(&&target)) {
+            problems.push(format!("{kernel} is in the table, and nowhere else"));
+        }
+    }
     for problem in &problems {
         println!("cuda-check: {problem}");
     }
@@ -191,10 +205,11 @@ fn compare(found: &Found, update: bool) -> Result<()> {
     Ok(())
 }
 
-/// Oldest architecture first: 90a before 100a.
-fn sorted(by_target: &BTreeMap<String, Resources>) -> Vec<(&String, &Resources)> {
-    let mut list: Vec<_> = by_target.iter().collect();
-    list.sort_by_key(|(target, _)| target.trim_end_matches('a').parse::<u32>().unwrap_or(0));
+/// All architectures, oldest first: 90a before 100a.
+fn architectures(found: &Found) -> Vec<&String> {
+    let all: BTreeSet<&String> = found.values().flat_map(BTreeMap::keys).collect();
+    let mut list: Vec<_> = all.into_iter().collect();
+    list.sort_by_key(|target| target.trim_end_matches('a').parse::<u32>().unwrap_or(0));
     list
 }
 
@@ -204,19 +219,21 @@ fn show(cell: &Resources) -> String {
 
 fn write(found: &Found, is_hot: impl Fn(&str) -> bool) -> String {
     let mut text = HEAD.to_owned();
-    let targets = found.values().next().map(sorted).unwrap_or_default();
-    let names: Vec<&str> = targets.iter().map(|(target, _)| target.as_str()).collect();
+    let targets = architectures(found);
+    let names: Vec<&str> = targets.iter().map(|target| target.as_str()).collect();
     text += &format!("kernel\t\t{}\n", names.join("\t"));
     for (kernel, by_target) in found {
         let hot = if is_hot(kernel) { "hot" } else { "cold" };
-        let cells: Vec<String> = sorted(by_target).iter().map(|(_, cell)| show(cell)).collect();
+        let cell = |target: &&String| by_target.get(*target).map_or("-".to_owned(), show);
+        let cells: Vec<String> = targets.iter().map(cell).collect();
         text += &format!("{kernel}\t{hot}\t{}\n", cells.join("\t"));
     }
     text
 }
 
 fn parse(text: &str) -> Result<BTreeMap<String, Row>> {
-    let lines = text.lines().filter(|line| !line.starts_with('#')).skip(1);
+    let mut lines = text.lines().filter(|line| !line.starts_with('#'));
+    let targets: Vec<&str> = lines.next().unwrap_or_default().split('\t').skip(2).collect();
     let row = |line: &str| {
         let mut cells = line.split('\t');
         let kernel = cells.next()?.to_owned();
@@ -225,11 +242,12 @@ fn parse(text: &str) -> Result<BTreeMap<String, Row>> {
             "cold" => false,
             _ => return None,
         };
-        let cell = |cell: &str| {
+        let cell = |(target, cell): (&&str, &str)| {
             let numbers: Vec<u32> = cell.split('/').map_while(|n| n.parse().ok()).collect();
-            Resources::try_from(numbers).ok()
+            Some(((*target).to_owned(), Resources::try_from(numbers).ok()?))
         };
-        Some((kernel, Row { is_hot, cells: cells.map(cell).collect::<Option<_>>()? }))
+        let cells = targets.iter().zip(cells).filter(|(_, cell)| *cell != "-").map(cell);
+        Some((kernel, Row { is_hot, cells: cells.collect::<Option<_>>()? }))
     };
     lines.map(|line| row(line).with_context(|| format!("{TABLE}: {line:?}"))).collect()
 }
@@ -260,7 +278,11 @@ mod tests {
         assert!(text.contains("kernel\t\t90a\t100a\nrows\tcold\t32/8/0\t40/0/16\n"), "{text}");
         let rows = parse(&text).unwrap();
         assert!(!rows["rows"].is_hot);
-        assert_eq!(rows["rows"].cells, [[32, 8, 0], [40, 0, 16]]);
-        assert!(parse("kernel\nrows\twarm\t1/2/3\n").is_err());
+        let cells = |row: &Row| row.cells.clone().into_iter().collect::<Vec<_>>();
+        let want = [("100a".to_owned(), [40, 0, 16]), ("90a".to_owned(), [32, 8, 0])];
+        assert_eq!(cells(&rows["rows"]), want);
+        assert!(parse("kernel\t\t90a\nrows\twarm\t1/2/3\n").is_err());
+        let rows = parse("kernel\t\t80\t90a\nrows\thot\t-\t1/2/3\n").unwrap();
+        assert_eq!(cells(&rows["rows"]), [("90a".to_owned(), [1, 2, 3])]);
     }
 }
