@@ -2,6 +2,7 @@
 mod adapter;
 mod bench;
 mod convert;
+mod manual;
 mod serve;
 
 use std::path::PathBuf;
@@ -16,7 +17,8 @@ pub(crate) use bench::{
     BenchAnswer, BenchArgs, BenchMode, BenchModelArgs, BenchWhat, BenchWorkloadArgs,
 };
 pub(crate) use convert::{ConversionArgs, ConvertArgs, QuantizeArgs};
-pub(crate) use serve::{AutoArg, LogArgs, LogFormat, PrefixArg, ServeArgs};
+pub(crate) use manual::{CompletionsArgs, ManArgs};
+pub(crate) use serve::{AutoArg, HealthArgs, LogArgs, LogFormat, PrefixArg, ServeArgs};
 
 /// Ask pictures: caption, answer, detect, point, outline - on this machine, offline.
 #[derive(Debug, Parser)]
@@ -82,8 +84,16 @@ pub(crate) enum Command {
     /// Answer over HTTP, with a page to try everything
     #[command(after_long_help = serve::SERVE_HELP)]
     Serve(Box<ServeArgs>),
+    /// Say whether a server on this machine takes requests: exit status 0 if it does
+    Health(HealthArgs),
     /// Measure how fast this machine is
     Bench(BenchArgs),
+    /// Print what a shell needs to complete commands and options
+    #[command(arg_required_else_help = true, after_help = manual::COMPLETIONS_HELP)]
+    Completions(CompletionsArgs),
+    /// Write manual pages to a folder
+    #[command(hide = true)]
+    Man(ManArgs),
 }
 
 /// Which model, and where to run it.

@@ -12,7 +12,9 @@ mod bench;
 mod chat;
 mod convert;
 mod draw;
+mod health;
 mod inspect;
+mod manual;
 mod models;
 mod names;
 mod output;
@@ -63,7 +65,10 @@ fn main() -> ExitCode {
         Command::Adapter(a) => adapter::adapter(&a),
         Command::Doctor(a) => models::doctor(&a),
         Command::Serve(a) => serve::serve(&a),
+        Command::Health(a) => health::health(&a),
         Command::Bench(a) => bench::bench(&a),
+        Command::Completions(a) => manual::completions(&a),
+        Command::Man(a) => manual::man(&a),
     })
 }
 

@@ -48,6 +48,15 @@ pub(crate) fn line(text: &str) -> io::Result<()> {
     writeln!(out, "{text}")
 }
 
+/// Whether what is printed may be dimmed: at a terminal, unless `NO_COLOR` is set; consoles of Windows are told to take
+/// styles, which old ones cannot.
+fn has_styles() -> bool {
+    io::stdout().is_terminal()
+        && !anstyle_query::no_color()
+        && anstyle_query::term_supports_color()
+        && anstyle_query::windows::enable_ansi_colors().unwrap_or(true)
+}
+
 /// Whether somebody closed the pipe we write to.
 pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     let is_pipe = |e: &io::Error| e.kind() == io::ErrorKind::BrokenPipe;
@@ -69,7 +78,7 @@ pub(crate) struct Printer {
 impl Printer {
     pub(crate) fn new(quiet: bool, size: Option<(u32, u32)>) -> Self {
         let size = size.map_or((1.0, 1.0), |(w, h)| (w as f32, h as f32));
-        Printer { quiet, dim: io::stdout().is_terminal(), thinking: false, size, error: None }
+        Printer { quiet, dim: has_styles(), thinking: false, size, error: None }
     }
 
     /// Streams text and paths; places are printed together at the end, numbered.

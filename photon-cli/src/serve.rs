@@ -124,9 +124,18 @@ async fn signalled() -> std::io::Result<()> {
     }
 }
 
-#[cfg(not(unix))]
+/// Of Windows: keys, a closed window, the end of a session or of a container.
+#[cfg(windows)]
 async fn signalled() -> std::io::Result<()> {
-    tokio::signal::ctrl_c().await
+    use tokio::signal::windows::{ctrl_break, ctrl_c, ctrl_close, ctrl_shutdown};
+    let (mut c, mut break_) = (ctrl_c()?, ctrl_break()?);
+    let (mut close, mut shutdown) = (ctrl_close()?, ctrl_shutdown()?);
+    tokio::select! {
+        _ = c.recv() => Ok(()),
+        _ = break_.recv() => Ok(()),
+        _ = close.recv() => Ok(()),
+        _ = shutdown.recv() => Ok(()),
+    }
 }
 
 fn start_log(args: &LogArgs) {

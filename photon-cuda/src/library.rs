@@ -5,7 +5,10 @@
 //! is absent.
 #![allow(unsafe_code, reason = "opens libraries")]
 
-use std::{env, path::PathBuf};
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
 
 use libloading::Library;
 
@@ -27,14 +30,44 @@ const FOLDERS: &[&str] = &[];
 
 /// The places where a file may lie: as the system's loader finds it, then by folder.
 fn candidates(file: &str) -> Vec<PathBuf> {
-    let named = env::var_os(FOLDER_VARIABLE).map(PathBuf::from);
+    let named = env::var_os(FOLDER_VARIABLE).and_then(|folder| std::path::absolute(folder).ok());
     let toolkits = ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(env::var_os).map(PathBuf::from);
-    let under = |root: PathBuf| ["lib64", "lib", "bin", "bin/x64"].map(|sub| root.join(sub));
+    let under = |root: PathBuf| {
+        let bin = root.join("bin");
+        [root.join("lib64"), root.join("lib"), bin.join("x64"), bin]
+    };
     let mut paths: Vec<PathBuf> = named.into_iter().map(|folder| folder.join(file)).collect();
     paths.push(file.into());
     paths.extend(toolkits.flat_map(under).map(|folder| folder.join(file)));
     paths.extend(FOLDERS.iter().map(|folder| PathBuf::from(folder).join(file)));
+    if cfg!(windows) {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let folders = env::split_paths(&path).filter(|folder| folder.is_absolute());
+        paths.extend(folders.map(|folder| folder.join(file)));
+    }
     paths
+}
+
+/// Opens a file: one of NVIDIA's, as all callers name them.
+#[cfg(not(windows))]
+pub(crate) fn load(path: &Path) -> Result<Library, libloading::Error> {
+    // SAFETY: NVIDIA's libraries have initializers without conditions.
+    unsafe { Library::new(path) }
+}
+
+/// Opens a file: one of NVIDIA's, as all callers name them. A mere name is looked for beside the program and in the
+/// system's folder, not in the current one, where somebody else may have put something; what a file needs lies beside it.
+#[cfg(windows)]
+pub(crate) fn load(path: &Path) -> Result<Library, libloading::Error> {
+    use libloading::os::windows::{
+        LOAD_LIBRARY_SEARCH_DEFAULT_DIRS, LOAD_LIBRARY_SEARCH_DLL_LOAD_DIR, Library,
+    };
+    let flags = match path.is_absolute() {
+        true => LOAD_LIBRARY_SEARCH_DLL_LOAD_DIR | LOAD_LIBRARY_SEARCH_DEFAULT_DIRS,
+        false => LOAD_LIBRARY_SEARCH_DEFAULT_DIRS,
+    };
+    // SAFETY: NVIDIA's libraries have initializers without conditions.
+    unsafe { Library::load_with_flags(path, flags) }.map(Into::into)
 }
 
 /// Opens the first of `files` that there is.
@@ -44,8 +77,7 @@ fn candidates(file: &str) -> Vec<PathBuf> {
 pub(crate) fn open(files: &[String]) -> Result<Library, String> {
     for file in files {
         for path in candidates(file) {
-            // SAFETY: the names are those of NVIDIA's libraries, whose initializers have no conditions.
-            if let Ok(library) = unsafe { Library::new(&path) } {
+            if let Ok(library) = load(&path) {
                 return Ok(library);
             }
         }

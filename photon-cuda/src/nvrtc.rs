@@ -66,8 +66,7 @@ impl Nvrtc {
     /// # Errors
     /// That it is not there, or is not NVRTC.
     pub fn open_file(path: &Path) -> Result<Self, String> {
-        // SAFETY: the caller names NVRTC, whose initializers have no conditions.
-        let library = unsafe { libloading::Library::new(path) };
+        let library = library::load(path);
         Self::load(library.map_err(|error| format!("{}: {error}", path.display()))?)
     }
 

@@ -23,7 +23,7 @@ use objc2::{
     rc::{Retained, autoreleasepool},
     runtime::ProtocolObject,
 };
-use objc2_foundation::NSString;
+use objc2_foundation::{NSString, NSURL};
 use objc2_metal::{
     MTLAllocation, MTLBarrierScope, MTLBuffer, MTLCommandBuffer, MTLCommandBufferStatus,
     MTLCommandEncoder, MTLCommandQueue, MTLCompileOptions, MTLComputeCommandEncoder,
@@ -207,7 +207,17 @@ fn size([width, height, depth]: [u32; 3]) -> MTLSize {
     MTLSize { width: width as usize, height: height as usize, depth: depth as usize }
 }
 
-/// Compiles every source, as many at once as there are processors; by the names of their kernels.
+/// A source that was compiled when the program was, if it lies beside the program and this system takes it.
+fn prebuilt(device: &Object<dyn MTLDevice>, name: &str) -> Option<Object<dyn MTLLibrary>> {
+    let path = std::env::current_exe().ok()?.parent()?.join("metal-kernels").join(name);
+    if !path.is_file() {
+        return None;
+    }
+    let url = NSURL::fileURLWithPath(&NSString::from_str(path.to_str()?));
+    device.newLibraryWithURL_error(&url).ok().map(Object)
+}
+
+/// Finds or compiles every source, as many at once as there are processors; by the names of their kernels.
 fn libraries(
     device: &Object<dyn MTLDevice>,
     facts: &Facts,
@@ -232,11 +242,14 @@ fn library(
     source: &Source,
 ) -> Result<Object<dyn MTLLibrary>> {
     autoreleasepool(|_| {
+        if let Some(library) = prebuilt(device, &source.library_name(facts.has_bfloat)) {
+            return Ok(library);
+        }
         let options = MTLCompileOptions::new();
-        options.setLanguageVersion(match (source.needs_tensor_ops(), facts.has_bfloat) {
-            (true, _) => MTLLanguageVersion::Version4_0,
-            (false, true) => MTLLanguageVersion::Version3_1,
-            (false, false) => MTLLanguageVersion::Version3_0,
+        options.setLanguageVersion(match source.language(facts.has_bfloat) {
+            "metal4.0" => MTLLanguageVersion::Version4_0,
+            "metal3.1" => MTLLanguageVersion::Version3_1,
+            _ => MTLLanguageVersion::Version3_0,
         });
         #[expect(deprecated, reason = "what replaces it came with macOS 15")]
         options.setFastMathEnabled(false);

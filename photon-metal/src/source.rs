@@ -1,4 +1,4 @@
-//! The kernels' sources, as they are given to Metal's compiler.
+//! The kernels' sources, as they are given to Metal's compiler, and what a compiled one is called.
 
 include!(concat!(env!("OUT_DIR"), "/sources.rs"));
 
@@ -36,6 +36,25 @@ impl Source {
     pub fn compiled(&self, has_bfloat: bool) -> String {
         let define = if has_bfloat { "#define PHOTON_BFLOAT 1\n" } else { "" };
         format!("{define}{}", self.whole())
+    }
+
+    /// Metal's language that it is in.
+    pub fn language(&self, has_bfloat: bool) -> &'static str {
+        match (self.needs_tensor_ops(), has_bfloat) {
+            (true, _) => "metal4.0",
+            (false, true) => "metal3.1",
+            (false, false) => "metal3.0",
+        }
+    }
+
+    /// What it is called when it is compiled: `rows-metal3.1-0123456789abcdef.metallib`. The digest is that of
+    /// all that is compiled, so that nothing stale is ever loaded.
+    pub fn library_name(&self, has_bfloat: bool) -> String {
+        let text = self.compiled(has_bfloat);
+        // FNV-1a: files are told apart here, not kept from anybody.
+        let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        let digest = text.bytes().fold(0xcbf2_9ce4_8422_2325, step);
+        format!("{}-{}-{digest:016x}.metallib", self.stem(), self.language(has_bfloat))
     }
 
     fn with(self, headers: &[Source], seen: &mut Vec<&'static str>) -> String {
@@ -90,6 +109,16 @@ mod tests {
     fn kernels_on_bfloat_are_those_behind_its_name() {
         assert!(needs_bfloat("attention_bf16_72") && needs_bfloat("layer_norm_bf16_2048"));
         assert!(!needs_bfloat("attention_f16_72") && !needs_bfloat("linear_8x8_bf16_float"));
+    }
+
+    #[test]
+    fn what_is_compiled_is_named_after_all_that_went_into_it() {
+        let name = |text, bfloat| Source { name: "rows.metal", text }.library_name(bfloat);
+        // FNV-1a of a line with an a.
+        assert_eq!(name("a", false), "rows-metal3.0-089bdc07b544e7b2.metallib");
+        assert_ne!(name("a", false), name("b", false));
+        assert_eq!(&name("a", true)[..14], "rows-metal3.1-");
+        assert_eq!(&name("#include <metal_tensor>", true)[..14], "rows-metal4.0-");
     }
 
     #[test]

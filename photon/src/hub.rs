@@ -129,9 +129,10 @@ impl Hub {
     /// `REQUESTS_CA_BUNDLE`. Proxy variables are honored.
     pub fn from_env() -> Self {
         let home = std::env::home_dir();
-        let mut hub = Self::from_vars(|name| match std::env::var_os(name) {
-            None if name == "HOME" => home.clone().map(PathBuf::into_os_string),
-            value => value,
+        // On Windows, as in Python, the user's profile: there `HOME` is what some shells make of it.
+        let mut hub = Self::from_vars(|name| match name {
+            "HOME" => home.clone().map(PathBuf::into_os_string),
+            _ => std::env::var_os(name),
         });
         hub.use_env_proxy = true;
         hub

@@ -3,7 +3,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{cargo, check_macos, cuda_check, root, simt, tidy};
+use crate::{cargo, cuda_check, foreign, root, simt, tidy};
 
 pub(crate) fn run() -> Result<()> {
     std::env::set_current_dir(root())?;
@@ -12,7 +12,7 @@ pub(crate) fn run() -> Result<()> {
     step("tests", || cargo(&["test", "--workspace", "--all-features"]))?;
     step("CUDA kernels", || cuda_check::run(&cuda_check::Args::gate()))?;
     step("Metal kernels", simt::msl_check)?;
-    step("macOS", check_macos::run)?;
+    step("macOS", foreign::macos)?;
     step("clippy", || {
         let all = ["--workspace", "--all-targets", "--all-features"];
         cargo(&[&["clippy"][..], &all, &["--", "-D", "warnings"]].concat())

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::root;
+use crate::{root, wheels};
 
 /// Compilers: the major version of CUDA, PyPI's package, and the library in it.
 const COMPILERS: &[(&str, &str, &str)] = &[
@@ -110,22 +110,8 @@ pub(crate) fn compile(targets: &[String]) -> Result<Result<Vec<PathBuf>, String>
 /// Path of a compiler's library, which is downloaded if it is not there.
 fn compiler(major: &str, package: &str, library: &str) -> Result<PathBuf> {
     let folder = root().join("target/cuda-wheels").join(major);
-    let path = folder.join(library);
-    if path.is_file() {
-        return Ok(path);
-    }
-    println!("cuda-check: downloading {package}");
-    let output = Command::new("python3")
-        .args(["-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"])
-        .args(["--only-binary", ":all:", "--target"])
-        .arg(&folder)
-        .arg(package)
-        .output()
-        .context("cannot run python3 -m pip, which downloads NVIDIA's compiler")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "cannot download {package}: {}", said.trim());
-    ensure!(path.is_file(), "{package} has no {library}");
-    Ok(path)
+    wheels::fetch(&folder, &[package], library)?;
+    Ok(folder.join(library))
 }
 
 /// Reads the tables, taking the larger numbers where both compilers say something.

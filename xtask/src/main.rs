@@ -2,11 +2,12 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a tool for the terminal")]
 #![forbid(unsafe_code)]
 
-mod check_macos;
 mod ci;
 mod cuda_check;
 mod demo_eval;
+mod dist;
 mod downstream;
+mod foreign;
 mod fuzz;
 mod gpu_check;
 mod gpu_run;
@@ -17,6 +18,7 @@ mod public_api;
 mod serve_load;
 mod simt;
 mod tidy;
+mod wheels;
 
 use std::{
     path::{Path, PathBuf},
@@ -69,6 +71,10 @@ enum Task {
     Downstream(downstream::Args),
     /// Compare the public interface with what is written down
     PublicApi(public_api::Args),
+    /// Check the types and lints of Photon for Windows, on Linux
+    CheckWindows,
+    /// Make what is released: an archive for each kind of machine, as far as this one can
+    Dist(dist::Args),
     /// Feed bytes that nobody would write to everything that reads files (needs cargo-fuzz)
     Fuzz(fuzz::Args),
     /// Write the tiny synthetic checkpoint that the golden outputs were recorded with
@@ -104,7 +110,9 @@ fn main() -> ExitCode {
         Task::MetalCheck(args) => metal_check::run(&args),
         Task::MetalCounts => metal_counts::run(),
         Task::Peers(args) => peers::run(&args),
-        Task::CheckMacos => check_macos::run(),
+        Task::CheckMacos => foreign::macos(),
+        Task::CheckWindows => foreign::windows(),
+        Task::Dist(args) => dist::run(&args),
         Task::Downstream(args) => downstream::run(&args),
         Task::PublicApi(args) => public_api::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),

@@ -30,7 +30,7 @@ pub(crate) struct BenchArgs {
 pub(crate) enum BenchWhat {
     /// Questions about charts, many at once: requests per second, latencies, where the time goes
     #[command(after_long_help = WORKLOAD_HELP)]
-    Workload(BenchWorkloadArgs),
+    Workload(Box<BenchWorkloadArgs>),
     /// The phases of a request, each by itself, on a model of random weights
     Model(BenchModelArgs),
 }

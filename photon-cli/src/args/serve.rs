@@ -137,6 +137,21 @@ pub(crate) enum AutoArg {
     Off,
 }
 
+/// Which server to ask: the options and variables that it was started with.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct HealthArgs {
+    /// The address it listens on
+    #[arg(long, value_name = "ADDRESS", env = "PHOTON_HOST")]
+    #[arg(default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    pub(crate) host: IpAddr,
+    /// The port it listens on
+    #[arg(long, env = "PHOTON_PORT", default_value_t = 2020)]
+    pub(crate) port: u16,
+    /// Seconds to wait
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "3")]
+    pub(crate) timeout: Seconds,
+}
+
 #[derive(Debug, ClapArgs)]
 #[command(next_help_heading = "Limits")]
 pub(crate) struct LimitArgs {

@@ -11,7 +11,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs::{File, OpenOptions, TryLockError},
-    io::{self, BufRead, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -113,6 +113,7 @@ impl Journal {
         let mut journal = Journal { file: None, ..Journal::stdout(options) };
         let whole = journal.read(&file, path)?;
         file.set_len(whole).with_context(|| format!("cannot write {name}"))?;
+        (&file).seek(SeekFrom::Start(whole)).with_context(|| format!("cannot write {name}"))?;
         let retried = |seen: &Seen| {
             let code = seen.error.as_ref().map(|error| error.code.as_str());
             options.retry_failed && code == Some("processing_error")
@@ -261,30 +262,58 @@ fn is_cut(line: &[u8]) -> bool {
     line[..n] == start[..n] || line.iter().all(|byte| *byte == 0)
 }
 
-/// Opens a file for appending, alone.
+/// Opens a file to write in, alone; others may read it. It is not opened for appending, because Windows would not let its
+/// length be set then.
+fn alone(path: &Path) -> Result<File, TryLockError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    share(&mut options);
+    match options.open(path) {
+        Err(error) if IN_USE.is_some() && error.raw_os_error() == IN_USE => {
+            Err(TryLockError::WouldBlock)
+        }
+        Err(error) => Err(TryLockError::Error(error)),
+        Ok(file) if IN_USE.is_some() => Ok(file),
+        Ok(file) => file.try_lock().map(|()| file),
+    }
+}
+
+/// What Windows says of a file that somebody else has for himself. Its locks would keep readers out, too, so there the
+/// file is opened for one writer instead.
+#[cfg(windows)]
+const IN_USE: Option<i32> = Some(32);
+#[cfg(not(windows))]
+const IN_USE: Option<i32> = None;
+
+#[cfg(windows)]
+fn share(options: &mut OpenOptions) {
+    use std::os::windows::fs::OpenOptionsExt;
+    const READ: u32 = 1;
+    const DELETE: u32 = 4;
+    options.share_mode(READ | DELETE);
+}
+
+#[cfg(not(windows))]
+fn share(_: &mut OpenOptions) {}
+
 fn lock(path: &Path) -> anyhow::Result<File> {
     let name = path.display();
     // A run that was killed keeps its lock until the system has cleared it away.
     let patience = Instant::now() + Duration::from_secs(2);
     loop {
-        let file = OpenOptions::new().read(true).append(true).create(true).open(path);
-        let file = file.with_context(|| format!("cannot open {name}"))?;
-        match file.try_lock() {
-            Ok(()) => {}
+        match alone(path) {
+            // Between opening and locking, the file may have been replaced.
+            Ok(file) if is_at(&file, path) => return Ok(file),
+            Ok(_) => {}
             Err(TryLockError::WouldBlock) if Instant::now() < patience => {
                 std::thread::sleep(Duration::from_millis(20));
-                continue;
             }
             Err(TryLockError::WouldBlock) => {
                 anyhow::bail!("{name} is being written by another photon batch; wait for its end");
             }
             Err(TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("cannot lock {name}"));
+                return Err(error).with_context(|| format!("cannot open {name}"));
             }
-        }
-        // Between opening and locking, the file may have been replaced.
-        if is_at(&file, path) {
-            return Ok(file);
         }
     }
 }
@@ -308,11 +337,11 @@ fn without(old: File, path: &Path, keep: &HashMap<u64, Seen>) -> anyhow::Result<
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let new_path = path.with_file_name(name);
-    let new = OpenOptions::new().read(true).append(true).create(true).open(&new_path)?;
-    new.try_lock()?;
+    let new = alone(&new_path)?;
     new.set_len(0)?;
     let mut out = io::BufWriter::new(&new);
-    for line in BufReader::new(File::open(path)?).lines() {
+    (&old).seek(SeekFrom::Start(0))?;
+    for line in BufReader::new(&old).lines() {
         let line = line?;
         let seen: Seen = serde_json::from_str(&line)?;
         if keep.contains_key(&seen.line_index) {

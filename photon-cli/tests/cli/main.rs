@@ -3,6 +3,7 @@
 mod batch;
 mod bench;
 mod convert;
+mod deploy;
 #[cfg(unix)]
 mod guide;
 #[cfg(feature = "sim")]

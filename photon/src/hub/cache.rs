@@ -112,7 +112,8 @@ impl Cache {
         let path = self.snapshot_path(repo, commit, file);
         create_parent(&path)?;
         let temporary = temporary_beside(&path);
-        let target = Path::new("../../blobs").join(digest.hex());
+        // Windows follows no link with `/` in it.
+        let target: PathBuf = ["..", "..", "blobs", digest.hex()].iter().collect();
         if symlink(&target, &temporary).is_err() {
             // File systems without links (exFAT, Windows without the privilege): Python, too, then
             // keeps the file itself in the snapshot.
