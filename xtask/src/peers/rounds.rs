@@ -167,7 +167,8 @@ fn available_memory() -> Option<u64> {
     Some(1024 * line.split_whitespace().next()?.parse::<u64>().ok()?)
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use super::*;
 
@@ -183,7 +184,7 @@ mod tests {
             name: name.into(),
             ours: name == "ours",
             program: "sh".into(),
-            args: vec!["-c".into(), script.into()],
+            args: vec!["-c".into(), script],
             envs: Vec::new(),
             log: folder.join(format!("peer-{name}.log")),
             needs_bytes: 1,
