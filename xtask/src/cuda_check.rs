@@ -173,10 +173,8 @@ fn compare(found: &Found, update: bool) -> Result<()> {
     }
     let compiled: BTreeSet<&String> = found.values().flat_map(BTreeMap::keys).collect();
     for (kernel, row) in rows.iter().filter(|_| !update) {
-        let here = found.get(kernel);
-        let lacks = |target: &&&String| here.is_none_or(|here| !here.contains_key(**target));
-        let mut gone = compiled.iter().filter(|target| row.cells.contains_key(**target));
-        if gone.any(|target| lacks(&&target)) {
+        let is_found = |target| found.get(kernel).is_some_and(|here| here.contains_key(target));
+        if compiled.iter().any(|target| row.cells.contains_key(*target) && !is_found(*target)) {
             problems.push(format!("{kernel} is in the table, and nowhere else"));
         }
     }
