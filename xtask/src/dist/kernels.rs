@@ -42,7 +42,7 @@ pub(crate) fn compile_metal() -> Result<Vec<Entry>> {
         fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
     }
     let to = folder.to_str().context("the folder's name is not UTF-8")?;
-    cargo(&["run", "--quiet", "-p", "photon-metal", "--example", "compile", "--", to])?;
+    cargo(&["run", "--quiet", "-p", "photon-metal", "--example", "metallib", "--", to])?;
     read(METAL_FOLDER, &folder, "metallib")
 }
 

@@ -1,7 +1,7 @@
 //! Compiles every kernel with Apple's compiler, on a Mac that has Xcode: what `cargo xtask dist` puts beside the program, which
 //! then need not compile them at every start.
 //!
-//! `compile FOLDER` writes `FOLDER/rows-metal3.1-DIGEST.metallib` and so on. What only a newer compiler takes is left out, and
+//! `metallib FOLDER` writes `FOLDER/rows-metal3.1-DIGEST.metallib` and so on. What only a newer compiler takes is left out, and
 //! said: the program compiles it where it runs, or does without.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a tool for the terminal")]
 
@@ -17,7 +17,7 @@ use photon_metal::source::Source;
 fn main() -> ExitCode {
     let args: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
     let [folder] = &args[..] else {
-        eprintln!("usage: compile FOLDER");
+        eprintln!("usage: metallib FOLDER");
         return ExitCode::FAILURE;
     };
     match run(folder) {
@@ -36,7 +36,7 @@ fn run(folder: &Path) -> Result<(), Box<dyn Error>> {
         for &has_bfloat in forms {
             match compile(source, has_bfloat, folder) {
                 Err(why) if source.needs_tensor_ops() => {
-                    println!("left out: {}: {why}", source.name)
+                    println!("left out: {}: {why}", source.name);
                 }
                 done => done?,
             }
