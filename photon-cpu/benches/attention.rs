@@ -56,6 +56,44 @@ fn caches(cpu: &Cpu, layers: usize, slots: usize, dtype: DType) -> Result<Vec<[T
     (0..layers).map(|_| layer()).collect()
 }
 
+/// A paged attention of rows of `tokens` tokens each, all of which see the row's first `seen` positions.
+struct Paged {
+    q: Tensor<Cpu>,
+    out: Tensor<Cpu>,
+    tables: Tensor<Cpu>,
+    starts: Tensor<Cpu>,
+    visible: Tensor<Cpu>,
+}
+
+impl Paged {
+    fn new(cpu: &Cpu, rows: usize, tokens: usize, seen: usize, queries: DType) -> Result<Self> {
+        let (blocks, count) = (seen.div_ceil(BLOCK_SIZE), rows * tokens);
+        Ok(Paged {
+            q: Tensor::zeros(cpu, [count, DIM], queries)?,
+            out: Tensor::zeros(cpu, [count, DIM], queries)?,
+            tables: ints(cpu, 0..rows * blocks)?.reshape([rows, blocks]),
+            starts: ints(cpu, (0..=rows).map(|row| row * tokens))?,
+            visible: ints(cpu, vec![seen; count])?,
+        })
+    }
+
+    fn run(&mut self, cx: &mut Cx<'_, Cpu>, [k_cache, v_cache]: &[Tensor<Cpu>; 2]) {
+        cx.paged_attention(PagedAttention {
+            out: &mut self.out,
+            q: &self.q,
+            k_cache,
+            v_cache,
+            block_tables: &self.tables,
+            row_starts: &self.starts,
+            visible: &self.visible,
+            block_size: BLOCK_SIZE,
+            heads: HEADS,
+            kv_heads: HEADS,
+            scale: 0.125,
+        });
+    }
+}
+
 fn decode(c: &mut Criterion) {
     let cpu = Cpu::open(CpuOptions::default()).expect("a processor");
     let mut stream = cpu.stream().expect("a stream");
@@ -78,30 +116,13 @@ fn decode(c: &mut Criterion) {
             let row_bytes = kv::row_len(dtype, HEADS, HEAD_DIM) * dtype.size();
             let layers = COLD_BYTES.div_ceil(2 * rows * CONTEXT * row_bytes);
             let caches = caches(&cpu, layers, slots, dtype).expect("memory");
-            let tables = ints(&cpu, 0..rows * blocks).expect("memory").reshape([rows, blocks]);
-            let starts = ints(&cpu, 0..=rows).expect("memory");
-            let visible = ints(&cpu, vec![CONTEXT; rows]).expect("memory");
-            let q = Tensor::zeros(&cpu, [rows, DIM], queries).expect("memory");
-            let mut out = Tensor::zeros(&cpu, [rows, DIM], queries).expect("memory");
+            let mut paged = Paged::new(&cpu, rows, 1, CONTEXT, queries).expect("memory");
             group.throughput(Throughput::Bytes((2 * rows * CONTEXT * row_bytes) as u64));
             let mut turn = 0;
             group.bench_function(format!("{rows} rows of {queries}, {dtype}"), |b| {
                 b.iter(|| {
                     turn = (turn + 1) % layers;
-                    let [k_cache, v_cache] = &caches[turn];
-                    Cx::new(&cpu, &mut stream, &mut arena).paged_attention(PagedAttention {
-                        out: &mut out,
-                        q: &q,
-                        k_cache,
-                        v_cache,
-                        block_tables: &tables,
-                        row_starts: &starts,
-                        visible: &visible,
-                        block_size: BLOCK_SIZE,
-                        heads: HEADS,
-                        kv_heads: HEADS,
-                        scale: 0.125,
-                    });
+                    paged.run(&mut Cx::new(&cpu, &mut stream, &mut arena), &caches[turn]);
                 });
             });
         }
@@ -119,31 +140,11 @@ fn prompt(c: &mut Criterion) {
     group.sample_size(15).measurement_time(Duration::from_secs(3));
     group.throughput(Throughput::Elements((4 * TOKENS * TOKENS * DIM) as u64));
     for queries in [DType::F32, DType::Bf16] {
-        let blocks = TOKENS.div_ceil(BLOCK_SIZE);
-        let slots = blocks * BLOCK_SIZE;
+        let slots = TOKENS.next_multiple_of(BLOCK_SIZE);
         let caches = caches(&cpu, 1, slots, DType::Bf16).expect("memory");
-        let tables = ints(&cpu, 0..blocks).expect("memory").reshape([1, blocks]);
-        let starts = ints(&cpu, [0, TOKENS]).expect("memory");
-        let visible = ints(&cpu, vec![TOKENS; TOKENS]).expect("memory");
-        let q = Tensor::zeros(&cpu, [TOKENS, DIM], queries).expect("memory");
-        let mut out = Tensor::zeros(&cpu, [TOKENS, DIM], queries).expect("memory");
+        let mut paged = Paged::new(&cpu, 1, TOKENS, TOKENS, queries).expect("memory");
         group.bench_function(format!("{TOKENS} tokens of {queries}, bf16"), |b| {
-            b.iter(|| {
-                let [k_cache, v_cache] = &caches[0];
-                Cx::new(&cpu, &mut stream, &mut arena).paged_attention(PagedAttention {
-                    out: &mut out,
-                    q: &q,
-                    k_cache,
-                    v_cache,
-                    block_tables: &tables,
-                    row_starts: &starts,
-                    visible: &visible,
-                    block_size: BLOCK_SIZE,
-                    heads: HEADS,
-                    kv_heads: HEADS,
-                    scale: 0.125,
-                });
-            });
+            b.iter(|| paged.run(&mut Cx::new(&cpu, &mut stream, &mut arena), &caches[0]));
         });
     }
     group.finish();

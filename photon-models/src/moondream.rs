@@ -42,8 +42,8 @@ impl Precision {
         kv: DType::F32,
     };
 
-    /// Weights, keys and values in a 16-bit type, activations in f32: on a CPU arithmetic is in f32
-    /// anyway, so rounding activations between operations would cost accuracy and gain nothing.
+    /// Weights, keys and values in a 16-bit type, activations in f32: where arithmetic is in f32 anyway, rounding
+    /// activations between operations would cost accuracy and gain nothing. A device may want other types for them.
     pub const fn mixed(dtype: DType) -> Precision {
         Precision { weights: dtype, kv: dtype, ..Precision::F32 }
     }
