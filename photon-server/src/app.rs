@@ -30,7 +30,7 @@ use crate::{
     error::{Problem, Refused},
     kserve,
     metrics::Metrics,
-    native, ollama, openai, page, station,
+    native, ollama, openai, page, route, station,
     wire::Defaults,
 };
 
@@ -229,6 +229,7 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
     let guarded = Router::new()
         .route("/v1/{skill}", post(native::answer))
         .route("/v1/chat/completions", post(openai::chat))
+        .route("/v1/route_key", post(route::answer))
         .merge(station::routes())
         .merge(ollama::routes())
         .merge(kserve::http::routes())
@@ -292,12 +293,13 @@ fn cors(config: &Config) -> CorsLayer {
         true => AllowOrigin::any(),
         false => AllowOrigin::list(origins.iter().filter_map(|origin| origin.parse().ok())),
     };
-    let headers = ["content-type", "authorization", "x-moondream-auth", "x-request-id"];
+    let headers =
+        ["content-type", "authorization", "x-moondream-auth", "x-request-id", route::HEADER];
     CorsLayer::new()
         .allow_origin(allowed)
         .allow_methods([Method::GET, Method::POST])
         .allow_headers(headers.map(HeaderName::from_static))
-        .expose_headers(["x-request-id", "retry-after"].map(HeaderName::from_static))
+        .expose_headers(["x-request-id", "retry-after", route::HEADER].map(HeaderName::from_static))
 }
 
 /// Around everything: an id, a line in the log, counting what is refused, and no requests from web pages
@@ -317,7 +319,7 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
             let message = "web pages of other sites may not ask this server (--cors allows some)";
             Problem::new(StatusCode::FORBIDDEN, "foreign_origin", message).into_response()
         }
-        false => next.run(request).await,
+        false => route::around(next.run(request)).await,
     };
     if let Some(&Refused(reason)) = response.extensions().get() {
         app.metrics.rejected(reason);

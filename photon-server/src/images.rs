@@ -3,25 +3,54 @@ use photon::ImageSource;
 
 use crate::{Config, error::Problem, fetch, wire};
 
-/// A picture from what a client sent. `field` is only for the message.
-pub(crate) async fn source(
-    data: &str,
-    field: &str,
-    config: &Config,
-) -> Result<ImageSource, Problem> {
-    let data = data.trim();
-    let bytes = match data.get(..8).map(str::to_ascii_lowercase).as_deref() {
-        Some("https://") => fetch::fetch(data, config).await,
-        Some(start) if start.starts_with("http://") => fetch::fetch(data, config).await,
-        _ => decode(data, config),
-    };
-    Ok(ImageSource::Encoded(bytes.map_err(|problem| problem.at(field))?))
+/// A picture as a client sent it.
+#[derive(Debug)]
+pub(crate) enum Sent {
+    /// The file.
+    File(Vec<u8>),
+    /// Where it is to be fetched from, and the field that says so, for messages.
+    Address(String, &'static str),
 }
 
-/// A picture that came as a file.
-pub(crate) fn file(bytes: &[u8], config: &Config) -> Result<ImageSource, Problem> {
-    check_len(bytes.len(), config)?;
-    Ok(ImageSource::Encoded(bytes.to_vec()))
+impl Sent {
+    /// A picture in a text: base64, a data URI or an address. `field` is only for the message.
+    pub(crate) fn text(data: &str, field: &'static str, config: &Config) -> Result<Self, Problem> {
+        let data = data.trim();
+        let start = data.get(..8).unwrap_or_default().to_ascii_lowercase();
+        if start == "https://" || start.starts_with("http://") {
+            return Ok(Sent::Address(data.to_owned(), field));
+        }
+        decode(data, config).map(Sent::File).map_err(|problem| problem.at(field))
+    }
+
+    /// A picture that came as a file.
+    pub(crate) fn file(bytes: &[u8], config: &Config) -> Result<Self, Problem> {
+        check_len(bytes.len(), config)?;
+        Ok(Sent::File(bytes.to_vec()))
+    }
+
+    /// What a request that has this picture first begins with, see [`photon::route_key`].
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Sent::File(bytes) => bytes,
+            Sent::Address(address, _) => address.as_bytes(),
+        }
+    }
+}
+
+/// The files of pictures, fetched where they are not here.
+pub(crate) async fn files(sent: Vec<Sent>, config: &Config) -> Result<Vec<ImageSource>, Problem> {
+    let mut files = Vec::with_capacity(sent.len());
+    for sent in sent {
+        let bytes = match sent {
+            Sent::File(bytes) => bytes,
+            Sent::Address(address, field) => {
+                fetch::fetch(&address, config).await.map_err(|problem| problem.at(field))?
+            }
+        };
+        files.push(ImageSource::Encoded(bytes));
+    }
+    Ok(files)
 }
 
 /// Bare base64 or a data URI, refused before it is decoded if it is too large.

@@ -32,6 +32,7 @@ mod native;
 mod ollama;
 mod openai;
 mod page;
+mod route;
 mod server;
 mod station;
 mod stream;

@@ -15,7 +15,8 @@ use crate::{
     body::Body,
     error::Problem,
     fields::Fields,
-    images,
+    images::{self, Sent},
+    route,
     stream::{self, Framing, Render},
     wire,
 };
@@ -64,20 +65,24 @@ pub(crate) async fn ask(app: &App, skill: &str, body: &Body) -> Result<photon::R
         (model, _) => app.adapter_of(model)?,
     };
     request.adapter = app.adapter(adapter)?;
-    request.images = pictures(app, &fields, body).await?;
+    let sent = pictures(app, &fields, body)?;
+    route::begins_with(begins_with(&sent, &fields)?);
+    request.images = images::files(sent, &app.config).await?;
     app.check(&request)?;
     Ok(request)
 }
 
+/// What a body begins with, see [`photon::route_key`]: its first picture, or the question.
+pub(crate) fn begins_with<'a>(sent: &'a [Sent], fields: &Fields<'a>) -> Result<&'a [u8], Problem> {
+    let question = fields.string("question")?.unwrap_or_default();
+    Ok(sent.first().map_or(question.as_bytes(), Sent::bytes))
+}
+
 /// The pictures of a body, whatever the field.
-async fn pictures(
-    app: &App,
-    fields: &Fields<'_>,
-    body: &Body,
-) -> Result<Vec<photon::ImageSource>, Problem> {
-    let mut sources = Vec::new();
+pub(crate) fn pictures(app: &App, fields: &Fields<'_>, body: &Body) -> Result<Vec<Sent>, Problem> {
+    let mut sent = Vec::new();
     for bytes in &body.files {
-        sources.push(images::file(bytes, &app.config)?);
+        sent.push(Sent::file(bytes, &app.config)?);
     }
     for name in ["image_url", "image", "images"] {
         let data = match fields.get(name) {
@@ -86,11 +91,11 @@ async fn pictures(
             _ => fields.strings(name)?,
         };
         for data in data.iter().filter(|data| !data.trim().is_empty()) {
-            app.check_images(sources.len() + 1)?;
-            sources.push(images::source(data, name, &app.config).await?);
+            app.check_images(sent.len() + 1)?;
+            sent.push(Sent::text(data, name, &app.config)?);
         }
     }
-    Ok(sources)
+    Ok(sent)
 }
 
 /// A whole answer.

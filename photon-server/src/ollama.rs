@@ -18,7 +18,8 @@ use crate::{
     body,
     error::Problem,
     fields::Fields,
-    images,
+    images::{self, Sent},
+    route,
     stream::{self, Framing, Render},
     time,
     turns::{Turns, role},
@@ -119,16 +120,17 @@ async fn respond(app: &Arc<App>, request: Request, is_chat: bool) -> Result<Resp
     let adapter = check_model(app, &fields)?;
     let streams = fields.boolean("stream")?.unwrap_or(true);
     let turns = match is_chat {
-        true => messages(app, &fields).await?,
-        false => prompt(app, &fields).await?,
+        true => messages(app, &fields)?,
+        false => prompt(app, &fields)?,
     };
+    route::begins_with(turns.begins_with());
     let name = fields.string("model")?.unwrap_or(&app.config.model_name).to_owned();
     let shape = Shape { name, is_chat, arrived };
     if turns.messages.is_empty() {
         // An empty request asks for the model to be loaded, which it is.
         return Ok(axum::Json(shape.last("load", None)).into_response());
     }
-    let request = ask(app, &fields, turns, adapter.as_deref())?;
+    let request = ask(app, &fields, turns, adapter.as_deref()).await?;
     let asked = Asked::submit(app, request, arrived)?;
     if streams {
         let ping = app.config.ping_interval;
@@ -143,7 +145,7 @@ async fn respond(app: &Arc<App>, request: Request, is_chat: bool) -> Result<Resp
     Ok(axum::Json(all).into_response())
 }
 
-fn ask(
+async fn ask(
     app: &App,
     fields: &Fields<'_>,
     turns: Turns,
@@ -157,7 +159,7 @@ fn ask(
     };
     let skill = Skill::Chat { messages: turns.messages, reasoning };
     let mut request = photon::Request::new(skill, None::<ImageSource>);
-    request.images = turns.images;
+    request.images = images::files(turns.images, &app.config).await?;
     request.adapter = app.adapter(adapter)?;
     request.grammar = match fields.get("format") {
         None => None,
@@ -187,7 +189,7 @@ fn ask(
     Ok(request)
 }
 
-async fn messages(app: &App, fields: &Fields<'_>) -> Result<Turns, Problem> {
+pub(crate) fn messages(app: &App, fields: &Fields<'_>) -> Result<Turns, Problem> {
     let mut turns = Turns::default();
     let list = match fields.get("messages") {
         None => return Ok(turns),
@@ -199,39 +201,31 @@ async fn messages(app: &App, fields: &Fields<'_>) -> Result<Turns, Problem> {
             return Err(fields.wrong("messages", "an array of objects").into());
         };
         let message = Fields::new(message);
-        let sources = pictures(app, &message, turns.images.len()).await?;
+        let sent = pictures(app, &message, turns.images.len())?;
         let text = message.string("content")?.unwrap_or_default();
-        turns.push(role(message.required("role")?)?, text, sources);
+        turns.push(role(message.required("role")?)?, text, sent);
     }
     Ok(turns)
 }
 
-async fn prompt(app: &App, fields: &Fields<'_>) -> Result<Turns, Problem> {
+pub(crate) fn prompt(app: &App, fields: &Fields<'_>) -> Result<Turns, Problem> {
     let mut turns = Turns::default();
-    let sources = pictures(app, fields, 0).await?;
+    let sent = pictures(app, fields, 0)?;
     let text = fields.string("prompt")?.unwrap_or_default();
-    if text.is_empty() && sources.is_empty() {
+    if text.is_empty() && sent.is_empty() {
         return Ok(turns);
     }
     if let Some(system) = fields.string("system")?.filter(|system| !system.is_empty()) {
         turns.push(Role::System, system, Vec::new());
     }
-    turns.push(Role::User, text, sources);
+    turns.push(Role::User, text, sent);
     Ok(turns)
 }
 
-async fn pictures(
-    app: &App,
-    fields: &Fields<'_>,
-    before: usize,
-) -> Result<Vec<ImageSource>, Problem> {
+fn pictures(app: &App, fields: &Fields<'_>, before: usize) -> Result<Vec<Sent>, Problem> {
     let data = fields.strings("images")?;
     app.check_images(before + data.len())?;
-    let mut sources = Vec::new();
-    for data in &data {
-        sources.push(images::source(data, "images", &app.config).await?);
-    }
-    Ok(sources)
+    data.iter().map(|data| Sent::text(data, "images", &app.config)).collect()
 }
 
 /// What is the same in every line of an answer.

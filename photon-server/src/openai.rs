@@ -19,7 +19,8 @@ use crate::{
     body,
     error::Problem,
     fields::Fields,
-    images,
+    images::{self, Sent},
+    route,
     stream::{self, Framing, Render},
     time,
     turns::{Turns, role},
@@ -70,7 +71,8 @@ async fn respond(
 async fn ask(app: &App, fields: &Fields<'_>) -> Result<photon::Request, Problem> {
     refuse_unknown(fields)?;
     let adapter = app.adapter_of(fields.string("model")?)?;
-    let turns = messages(app, fields).await?;
+    let turns = messages(app, fields)?;
+    route::begins_with(turns.begins_with());
     let mut request = match fields.string("skill")? {
         None | Some("chat") => {
             let reasoning = reasoning(fields)?.unwrap_or(app.config.chat_reasoning);
@@ -90,7 +92,7 @@ async fn ask(app: &App, fields: &Fields<'_>) -> Result<photon::Request, Problem>
             wire::request(skill, &Fields::new(&all), &app.wire_defaults())?
         }
     };
-    request.images = turns.images;
+    request.images = images::files(turns.images, &app.config).await?;
     request.adapter = app.adapter(adapter)?;
     let sampling = &mut request.sampling;
     sampling.temperature = fields.float("temperature")?.unwrap_or(sampling.temperature);
@@ -171,7 +173,7 @@ fn grammar(fields: &Fields<'_>) -> Result<Option<Grammar>, Problem> {
     }
 }
 
-async fn messages(app: &App, fields: &Fields<'_>) -> Result<Turns, Problem> {
+pub(crate) fn messages(app: &App, fields: &Fields<'_>) -> Result<Turns, Problem> {
     let wrong =
         |at: String, must: &str| Problem::invalid(format!("Field '{at}' must be {must}")).at(at);
     let list = fields.get("messages").and_then(Value::as_array);
@@ -183,7 +185,7 @@ async fn messages(app: &App, fields: &Fields<'_>) -> Result<Turns, Problem> {
             return Err(wrong(format!("messages[{i}]"), "an object"));
         };
         let role = role(Fields::new(message).required("role")?)?;
-        let (mut text, mut sources) = (String::new(), Vec::new());
+        let (mut text, mut sent) = (String::new(), Vec::new());
         match message.get("content") {
             Some(Value::String(content)) => text.push_str(content),
             Some(Value::Array(parts)) => {
@@ -205,8 +207,8 @@ async fn messages(app: &App, fields: &Fields<'_>) -> Result<Turns, Problem> {
                                 Some(_) => part.required("image_url")?,
                                 None => part.required("image")?,
                             };
-                            app.check_images(turns.images.len() + sources.len() + 1)?;
-                            sources.push(images::source(url, "image_url", &app.config).await?);
+                            app.check_images(turns.images.len() + sent.len() + 1)?;
+                            sent.push(Sent::text(url, "image_url", &app.config)?);
                         }
                         other => {
                             let message = format!("content of type {other:?} is not supported");
@@ -218,7 +220,7 @@ async fn messages(app: &App, fields: &Fields<'_>) -> Result<Turns, Problem> {
             None | Some(Value::Null) => {}
             Some(_) => return Err(wrong(at("content"), "a string or an array of parts")),
         }
-        turns.push(role, &text, sources);
+        turns.push(role, &text, sent);
     }
     Ok(turns)
 }

@@ -2,21 +2,21 @@
 //!
 //! Clients put a picture into one message and the question into the next, repeat roles, and send empty
 //! texts; Moondream's turns alternate, and a user's turn has its pictures first.
-use photon::{ImageSource, Message, Role};
+use photon::{Message, Role};
 
-use crate::error::Problem;
+use crate::{error::Problem, images::Sent};
 
 /// A conversation in the making.
 #[derive(Debug, Default)]
 pub(crate) struct Turns {
     pub(crate) messages: Vec<Message>,
     /// The pictures of all turns, in order.
-    pub(crate) images: Vec<ImageSource>,
+    pub(crate) images: Vec<Sent>,
 }
 
 impl Turns {
     /// Adds a message. One that follows another of the same role belongs to the same turn.
-    pub(crate) fn push(&mut self, role: Role, text: &str, images: Vec<ImageSource>) {
+    pub(crate) fn push(&mut self, role: Role, text: &str, images: Vec<Sent>) {
         let count = images.len();
         self.images.extend(images);
         match self.messages.last_mut() {
@@ -28,6 +28,16 @@ impl Turns {
                 last.images += count;
             }
             _ => self.messages.push(Message { role, text: text.to_owned(), images: count }),
+        }
+    }
+
+    /// What a conversation begins with, see [`photon::route_key`]: its first picture, or what the user says
+    /// first.
+    pub(crate) fn begins_with(&self) -> &[u8] {
+        let said = || self.messages.iter().find(|message| message.role == Role::User);
+        match self.images.first() {
+            Some(first) => first.bytes(),
+            None => said().map_or(&[], |message| message.text.trim().as_bytes()),
         }
     }
 
@@ -62,11 +72,11 @@ mod tests {
     fn a_picture_in_one_message_belongs_to_the_question_in_the_next() {
         let mut turns = Turns::default();
         turns.push(Role::System, "be brief", vec![]);
-        turns.push(Role::User, "", vec![ImageSource::Encoded(vec![1])]);
+        turns.push(Role::User, "", vec![Sent::File(vec![1])]);
         turns.push(Role::User, "what is it?", vec![]);
         turns.push(Role::Assistant, "a cat", vec![]);
         turns.push(Role::User, "and", vec![]);
-        turns.push(Role::User, "this?", vec![ImageSource::Encoded(vec![2])]);
+        turns.push(Role::User, "this?", vec![Sent::File(vec![2])]);
         let shown: Vec<_> =
             turns.messages.iter().map(|m| (m.role, m.text.as_str(), m.images)).collect();
         let expected = [
@@ -78,5 +88,17 @@ mod tests {
         assert_eq!(shown, expected);
         assert_eq!(turns.question().unwrap(), "and\nthis?");
         assert_eq!(turns.images.len(), 2);
+        assert_eq!(turns.begins_with(), [1]);
+    }
+
+    #[test]
+    fn without_a_picture_the_first_word_of_the_user_is_what_it_begins_with() {
+        let mut turns = Turns::default();
+        assert_eq!(turns.begins_with(), b"");
+        turns.push(Role::System, "be brief", vec![]);
+        turns.push(Role::User, "hello", vec![]);
+        turns.push(Role::Assistant, "hi", vec![]);
+        turns.push(Role::User, "who are you?", vec![]);
+        assert_eq!(turns.begins_with(), b"hello");
     }
 }

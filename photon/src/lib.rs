@@ -79,6 +79,7 @@ mod image;
 pub mod inspect;
 mod model;
 mod request;
+mod route;
 mod stats;
 mod ticket;
 
@@ -106,6 +107,7 @@ pub use photon_models::{
     skill::{Answer, BoundingBox, Budget, FinishReason, Grounding, Point, Reasoning, SkillEvent},
 };
 pub use request::{Event, ImageSource, Metrics, Request, Response};
+pub use route::route_key;
 pub use stats::{AdaptersInUse, EngineStats};
 pub use ticket::Ticket;
 

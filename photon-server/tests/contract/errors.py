@@ -126,7 +126,7 @@ def pages_of_others_may_not_ask():
 @check
 def every_route_is_described():
     paths = get("/openapi.json")[2]["paths"]
-    for path in ("/v1/query", "/v1/segment", "/v1/chat/completions", "/api/chat", "/v2/models/{model}/infer", "/metrics"):
+    for path in ("/v1/query", "/v1/segment", "/v1/route_key", "/v1/chat/completions", "/api/chat", "/v2/models/{model}/infer", "/metrics"):
         assert path in paths, path
     assert get("/nowhere")[0] == 404 and get("/v1/query")[0] == 405
 

@@ -278,7 +278,9 @@ fn guide_runs(python: &Path, client: &str) {
 
 #[test]
 fn errors_and_promises() {
+    // One after the other: they share an environment.
     python("plain", &[], "errors.py");
+    python("plain", &[], "routing.py");
 }
 
 #[test]
