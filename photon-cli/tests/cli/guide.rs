@@ -8,8 +8,8 @@
 //! - ```` ```sh,fails ````: the same, and the last command fails.
 //! - ```` ```sh,server ````: one command that serves until the page's next server or its end. It gets a free port, which the
 //!   page's other blocks find where they say `localhost:2020`.
-//! - ```` ```sh,no-run=WHY ````: only the program's own reading of its arguments is run; other programs are not.
-//! - ```` ```json,file=NAME ````, of any language: a file for the blocks behind it.
+//! - ```` ```sh,no-run: WHY ````: only the program's own reading of its arguments is run; other programs are not.
+//! - ```` ```json,file: NAME ````, of any language: a file for the blocks behind it.
 //!
 //! `cargo run ... -- ARGS` runs the program that is built already; of other cargo commands, features and tasks must exist. Rust and
 //! Python are run elsewhere: as documentation tests of `photon`, and by `photon-server/tests/contract`.
@@ -78,7 +78,7 @@ fn links_lead_to_files_and_headings() {
 
 #[test]
 fn a_page_is_read_into_blocks() {
-    let text = "# T\n```sh,no-run=needs a GPU\nphoton a\n```\nx\n```json,file=a.json\n{}\n```\n";
+    let text = "# T\n```sh,no-run: needs a GPU\nphoton a\n```\nx\n```json,file: a.json\n{}\n```\n";
     let blocks = page::blocks(text).unwrap();
     let [command, file] = &blocks[..] else { panic!("{blocks:?}") };
     assert_eq!((command.line, &*command.text), (2, "photon a\n"));
@@ -86,7 +86,7 @@ fn a_page_is_read_into_blocks() {
     assert!(matches!(&file.kind, Kind::File(name) if name == "a.json"));
     assert!(page::blocks("```sh\nphoton\n").unwrap_err().contains("has no end"));
     assert!(page::blocks("```sh,norun\n```\n").unwrap_err().contains("sh,norun"));
-    assert!(page::blocks("```sh,no-run=\n```\n").is_err(), "a reason is needed");
+    assert!(page::blocks("```sh,no-run: \n```\n").is_err(), "a reason is needed");
 }
 
 #[test]
@@ -110,11 +110,11 @@ fn wrong(text: &str) -> String {
 
 #[test]
 fn what_a_page_says_wrongly_is_found() {
-    let why = wrong("```sh,no-run=needs a GPU\nls | photon caption a.jpg --lenght short\n```\n");
+    let why = wrong("```sh,no-run: needs a GPU\nls | photon caption a.jpg --lenght short\n```\n");
     assert!(why.contains("wrong.md:1") && why.contains("--lenght"), "{why}");
-    let why = wrong("```sh,no-run=builds\ncargo install --path photon-cli --features warp\n```\n");
+    let why = wrong("```sh,no-run: builds\ncargo install --path photon-cli --features warp\n```\n");
     assert!(why.contains("no feature warp"), "{why}");
-    let why = wrong("```sh,no-run=long\ncargo xtask make-coffee\n```\n");
+    let why = wrong("```sh,no-run: long\ncargo xtask make-coffee\n```\n");
     assert!(why.contains("no task make-coffee"), "{why}");
     let why = wrong("```sh\nphoton caption assets/shapes.png\n```\n```text\nA cat.\n```\n");
     assert!(why.contains("A cat.") && why.contains("yellow triangle"), "{why}");

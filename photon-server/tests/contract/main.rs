@@ -257,7 +257,7 @@ fn kv_events_python() {
 fn guide(client: &str) -> String {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/src/clients.md");
     let page = std::fs::read_to_string(page).unwrap();
-    let fence = format!("```python,client={client}\n");
+    let fence = format!("```python,client: {client}\n");
     let blocks = page.split(&fence).skip(1).filter_map(|rest| rest.split("```").next());
     let address = server().url.trim_start_matches("http://");
     blocks.collect::<String>().replace("localhost:2020", address)

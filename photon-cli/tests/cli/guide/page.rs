@@ -76,7 +76,8 @@ pub(super) fn blocks(text: &str) -> Result<Vec<Block>, String> {
 
 fn kind(info: &str) -> Option<Kind> {
     let (language, mark) = info.split_once(',').unwrap_or((info, ""));
-    let (mark, value) = mark.split_once('=').unwrap_or((mark, ""));
+    let (mark, value) = mark.split_once(':').unwrap_or((mark, ""));
+    let value = value.trim();
     match (language, mark, value) {
         ("sh", "", "") => Some(Kind::Run),
         ("sh", "fails", "") => Some(Kind::Fails),
