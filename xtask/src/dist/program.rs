@@ -38,6 +38,7 @@ pub(crate) fn build(target: &Target, seconds: u64) -> Result<Vec<u8>> {
         .env("CARGO_ENCODED_RUSTFLAGS", rust_flags(target, &hidden).join("\x1f"))
         .env("CARGO_INCREMENTAL", "0")
         .env("CFLAGS", c_flags(target, &hidden).join(" "))
+        .env("CC_SHELL_ESCAPED_FLAGS", "1")
         .env("SOURCE_DATE_EPOCH", seconds.to_string())
         .env("ZERO_AR_DATE", "1")
         .env("MACOSX_DEPLOYMENT_TARGET", "13.0")
@@ -89,11 +90,13 @@ fn rust_flags(target: &Target, hidden: &[(PathBuf, String)]) -> Vec<String> {
     flags
 }
 
+/// Quoted as for a shell: folders have spaces.
 fn c_flags(target: &Target, hidden: &[(PathBuf, String)]) -> Vec<String> {
     if target.is_windows() {
         return Vec::new();
     }
-    let map = |(from, to): &(PathBuf, String)| format!("-ffile-prefix-map={}={to}", from.display());
+    let quoted = |path: &Path| path.display().to_string().replace('\'', r"'\''");
+    let map = |(from, to): &(PathBuf, String)| format!("'-ffile-prefix-map={}={to}'", quoted(from));
     hidden.iter().map(map).collect()
 }
 
