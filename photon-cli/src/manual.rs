@@ -35,5 +35,19 @@ fn pages(command: &clap::Command, source: &str, folder: &Path) -> io::Result<()>
         pages(command, source, folder)?;
     }
     let page = clap_mangen::Man::new(command.clone()).source(source).manual("Photon");
-    page.generate_to(folder).map(drop)
+    let mut text = Vec::new();
+    page.render(&mut text)?;
+    let text = String::from_utf8(text).map_err(io::Error::other)?;
+    std::fs::write(folder.join(page.get_filename()), unfilled(&text))
+}
+
+/// A page on which the lines of what stands behind the options, examples and tables, stay as they are.
+fn unfilled(page: &str) -> String {
+    let Some((head, rest)) = page.split_once(".SH EXTRA\n") else { return page.to_owned() };
+    let (text, tail) = rest.split_at(rest.find("\n.SH ").map_or(rest.len(), |at| at + 1));
+    let (title, text) = match text.strip_prefix("Examples:\n") {
+        Some(examples) => ("EXAMPLES", examples),
+        None => ("NOTES", text),
+    };
+    format!("{head}.SH {title}\n.nf\n{text}.fi\n{tail}")
 }
