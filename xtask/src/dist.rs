@@ -1,7 +1,7 @@
 //! `cargo xtask dist`: what is released, one archive for each kind of machine.
 //!
-//! An archive has the program, licenses of all that is in it, pages and completions that the program wrote itself, and
-//! what it is made of. A program that has not answered out of its own archive, in an empty folder with an empty home, is
+//! An archive has the program, licenses of all that is in it, pages and completions that the program wrote itself, sample
+//! pictures, and what it is made of. A program that has not answered out of its own archive, in an empty folder with an empty home, is
 //! not released. Two runs for one commit give the same bytes. What this machine cannot make is said, with what can.
 mod archive;
 mod crates;
@@ -31,6 +31,16 @@ const SHELLS: &[(&str, &str)] = &[
     ("fish", "photon.fish"),
     ("powershell", "_photon.ps1"),
     ("elvish", "photon.elv"),
+];
+
+/// What the README and the guide ask the demo models about.
+const PICTURES: &[&str] = &[
+    "assets/bank.png",
+    "assets/exit.png",
+    "assets/four.png",
+    "assets/number.png",
+    "assets/shapes.png",
+    "assets/ticket.png",
 ];
 
 #[derive(Debug, clap::Args)]
@@ -147,8 +157,8 @@ fn make(target: &Target, args: &Args, out: &std::path::Path) -> Result<String> {
         Entry::file("THIRD-PARTY.txt", licenses::text(&crates, &others(target)?)?),
         Entry::file("photon.cdx.json", description.clone()),
     ];
-    for name in ["LICENSE", "README.md", "CHANGELOG.md"] {
-        files.push(Entry::file(name, fs::read(root().join(name)).context(name)?));
+    for name in ["LICENSE", "README.md", "CHANGELOG.md"].iter().chain(PICTURES) {
+        files.push(Entry::file(*name, fs::read(root().join(name)).context(*name)?));
     }
     if target.is_linux() {
         let unit = root().join("deploy/photon.service");
