@@ -15,6 +15,7 @@ mod metal_check;
 mod metal_counts;
 mod peers;
 mod public_api;
+mod scale_check;
 mod serve_load;
 mod simt;
 mod tidy;
@@ -65,6 +66,8 @@ enum Task {
     MetalCounts,
     /// Measure Photon beside PyTorch and llama.cpp on this machine, taking turns, print tables
     Peers(peers::Args),
+    /// Run the recipes for several machines on this one: routers and caches, jobs that lose a worker; print tables
+    ScaleCheck(scale_check::Args),
     /// Check the types and lints of what only macOS compiles, on Linux
     CheckMacos,
     /// Build a program outside of the workspace with each set of features, print times and sizes
@@ -110,6 +113,7 @@ fn main() -> ExitCode {
         Task::MetalCheck(args) => metal_check::run(&args),
         Task::MetalCounts => metal_counts::run(),
         Task::Peers(args) => peers::run(&args),
+        Task::ScaleCheck(args) => scale_check::run(&args),
         Task::CheckMacos => foreign::macos(),
         Task::CheckWindows => foreign::windows(),
         Task::Dist(args) => dist::run(&args),

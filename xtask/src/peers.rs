@@ -17,9 +17,9 @@ use self::{
 };
 
 mod lineup;
-mod report;
+pub(crate) mod report;
 mod rounds;
-mod setup;
+pub(crate) mod setup;
 mod worker;
 
 #[derive(Debug, clap::Args)]

@@ -20,6 +20,7 @@ const FILES: &[&str] = &[
     "kubernetes/service.yaml",
     "kubernetes/podmonitor.yaml",
     "kubernetes/cuda/kustomization.yaml",
+    "kubernetes/affinity/route.yaml",
 ];
 
 /// The words of `[a, "b"]`.
@@ -98,7 +99,9 @@ fn ports_of_deployments_are_that_of_the_server() {
             }
         }
     }
-    assert_eq!(found, 4);
+    assert_eq!(found, 5);
+    let pool = deployed("kubernetes/inference/pool.yaml");
+    assert!(pool.contains(&format!("- number: {port}\n")), "{pool}");
 }
 
 struct Server {
@@ -107,8 +110,8 @@ struct Server {
 }
 
 impl Server {
-    fn start() -> Self {
-        let mut command = photon(&["serve", "--port", "0"]);
+    fn start(more: &[&str]) -> Self {
+        let mut command = photon(&[&["serve", "--port", "0"], more].concat());
         command.env_remove("PHOTON_HOST").stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -120,8 +123,17 @@ impl Server {
     }
 
     fn get(&self, path: &str) -> String {
+        self.ask("GET", path, "")
+    }
+
+    fn post(&self, path: &str, body: &str) -> String {
+        self.ask("POST", path, body)
+    }
+
+    fn ask(&self, method: &str, path: &str, body: &str) -> String {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: photon\r\nConnection: close\r\n\r\n").unwrap();
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: photon\r\nConnection: close\r\n");
+        write!(stream, "{head}Content-Length: {}\r\n\r\n{body}", body.len()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer
@@ -137,7 +149,7 @@ impl Drop for Server {
 
 #[test]
 fn routes_of_deployments_answer_and_health_says_whether_they_do() {
-    let server = Server::start();
+    let server = Server::start(&[]);
     let port = server.port.to_string();
     let texts = FILES.iter().map(|file| deployed(file)).collect::<String>();
     let mut routes: Vec<&str> = texts
@@ -159,6 +171,33 @@ fn routes_of_deployments_answer_and_health_says_whether_they_do() {
     succeeds(&["health", "--host", "0.0.0.0", "--port", &port]);
     drop(server);
     fails(&["health", "--port", &port], 1, &format!("no server answers at 127.0.0.1:{port}"));
+}
+
+#[test]
+fn routers_of_deployments_read_what_the_server_says() {
+    let pool = deployed("kubernetes/inference/kustomization.yaml");
+    let option = pool.lines().find_map(|line| line.trim().strip_prefix("value: --"));
+    let option = format!("--{}", option.expect("an option for metrics"));
+    let server = Server::start(&[&option, "--adapter-slots", "2"]);
+    let metrics = server.get("/metrics");
+    let picker = deployed("kubernetes/inference/picker.yaml");
+    let named = picker.lines().filter_map(|line| Some(line.split_once("-metric=")?.1));
+    let named: Vec<&str> = named.collect();
+    assert_eq!(named.len(), 4, "{named:?}");
+    for name in named {
+        assert!(metrics.contains(&format!("\n{name}{{")), "no {name} in {metrics}");
+    }
+    // Every answer has the header that requests are routed by.
+    let answer = server.post("/v1/route_key", r#"{"question": "why?"}"#).to_lowercase();
+    for file in ["envoy.yaml", "istio.yaml"] {
+        let text = deployed(&format!("kubernetes/affinity/{file}"));
+        let name = text.lines().find_map(|line| {
+            let line = line.trim();
+            line.strip_prefix("httpHeaderName: ").or(line.strip_prefix("name: x-"))
+        });
+        let name = name.expect("a header");
+        assert!(answer.contains(&format!("{name}: ")), "{file}: {name} is not in {answer}");
+    }
 }
 
 #[test]

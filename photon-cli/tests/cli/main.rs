@@ -8,6 +8,7 @@ mod deploy;
 mod guide;
 #[cfg(feature = "sim")]
 mod kernels;
+mod scale;
 mod serve;
 
 use std::{

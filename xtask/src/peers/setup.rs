@@ -123,7 +123,7 @@ fn install(venv: &Path, package: &Package, folder: &Path) -> Result<PathBuf> {
 }
 
 /// Runs a command whose output goes to a file; the last line of it is what an error says.
-fn logged(command: &mut Command, log: &Path) -> Result<()> {
+pub(crate) fn logged(command: &mut Command, log: &Path) -> Result<()> {
     let file = File::create(log).with_context(|| log.display().to_string())?;
     command.stdout(file.try_clone()?).stderr(file);
     let program = command.get_program().to_string_lossy().into_owned();
