@@ -17,6 +17,7 @@ mod kernels;
 mod linear;
 mod memory;
 mod pool;
+mod scratch;
 mod simd;
 mod tape;
 #[cfg(test)]

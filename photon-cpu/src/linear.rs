@@ -19,16 +19,15 @@ use crate::{
     kernels::index,
     memory::Buffer,
     pool::Pool,
+    scratch::with_scratch,
     simd::{self, Op, Simd},
 };
 use finish::{Epilogue, Piece};
 use layout::{Layout, PANEL, ROWS, WithFormat};
-use scratch::with_scratch;
 use tile::{Format, Single, Tile};
 
 mod finish;
 mod layout;
-mod scratch;
 mod tile;
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ use half::bf16;
 use photon_core::{Attention, DType, PagedAttention};
 
 use super::{
-    attention_core::{AttendBlock, BLOCK_ROWS, Source, Work, grow},
-    attention_decode::{Decode, UNSEEN},
+    attention_core::{AttendBlock, BLOCK_ROWS, SUM_BLOCK, Source, Work, grow},
+    attention_decode::decode,
     attention_pack::{Floats, Layout, PackKeys, PackQuery, PackValues, Pairs, RowAt, Words},
     index,
 };
@@ -21,11 +21,6 @@ use crate::{
 
 /// Tasks per thread that make the last ones to finish not worth waiting for.
 const TASKS_PER_THREAD: usize = 4;
-/// Positions whose values are summed at a time: 24 columns of them are 24 KiB, in the first-level
-/// cache.
-const VALUE_BLOCK: usize = 256;
-/// The same when values are packed just before use.
-const STREAM_BLOCK: usize = 32;
 
 /// Memory that a thread keeps from task to task.
 #[derive(Default)]
@@ -33,7 +28,6 @@ struct Scratch {
     keys: Vec<f32>,
     values: Vec<f32>,
     lines: Vec<f32>,
-    slots: Vec<usize>,
     work: Work,
 }
 
@@ -72,12 +66,8 @@ impl Source for Packed<'_> {
         &self.keys[i * len..][..len]
     }
 
-    fn block_len(&self) -> usize {
-        VALUE_BLOCK
-    }
-
     fn values(&mut self, i: usize, _: usize) -> &[f32] {
-        let len = self.layout.block_len(VALUE_BLOCK);
+        let len = self.layout.block_len(SUM_BLOCK);
         &self.values[i * len..][..len]
     }
 }
@@ -97,13 +87,9 @@ impl<T: Cached, F: Words<T>> Source for Streamed<'_, '_, T, F> {
         self.keys
     }
 
-    fn block_len(&self) -> usize {
-        STREAM_BLOCK
-    }
-
     fn values(&mut self, i: usize, len: usize) -> &[f32] {
-        let positions = i * STREAM_BLOCK..i * STREAM_BLOCK + len;
-        self.head.pack_values(self.isa, positions, STREAM_BLOCK, self.values, self.lines);
+        let positions = i * SUM_BLOCK..i * SUM_BLOCK + len;
+        self.head.pack_values(self.isa, positions, SUM_BLOCK, self.values, self.lines);
         self.values
     }
 }
@@ -137,7 +123,7 @@ impl<T: Cached, F: Words<T>> Head<'_, '_, T, F> {
             let lines = grow(lines, layout.lines_len());
             if queries.count() <= BLOCK_ROWS {
                 let keys = grow(keys, layout.panel_len());
-                let values = grow(values, layout.block_len(STREAM_BLOCK));
+                let values = grow(values, layout.block_len(SUM_BLOCK));
                 let mut source = Streamed { isa, head: self, keys, values, lines };
                 return self.answer_block(isa, queries, 0..queries.count(), &mut source, work);
             }
@@ -145,11 +131,11 @@ impl<T: Cached, F: Words<T>> Head<'_, '_, T, F> {
             for (i, panel) in keys.chunks_exact_mut(layout.panel_len()).enumerate() {
                 self.pack_keys(isa, i, panel, lines);
             }
-            let block_len = layout.block_len(VALUE_BLOCK);
-            let values = grow(values, self.len.div_ceil(VALUE_BLOCK) * block_len);
+            let block_len = layout.block_len(SUM_BLOCK);
+            let values = grow(values, self.len.div_ceil(SUM_BLOCK) * block_len);
             for (i, block) in values.chunks_exact_mut(block_len).enumerate() {
-                let positions = i * VALUE_BLOCK..((i + 1) * VALUE_BLOCK).min(self.len);
-                self.pack_values(isa, positions, VALUE_BLOCK, block, lines);
+                let positions = i * SUM_BLOCK..((i + 1) * SUM_BLOCK).min(self.len);
+                self.pack_values(isa, positions, SUM_BLOCK, block, lines);
             }
             let mut source = Packed { layout, keys, values };
             for start in (0..queries.count()).step_by(BLOCK_ROWS) {
@@ -220,7 +206,7 @@ impl<T> Queries<'_, T> {
 }
 
 /// The length of a vector.
-struct Lanes;
+pub(super) struct Lanes;
 
 impl Op for Lanes {
     type Output = usize;
@@ -287,20 +273,20 @@ pub(crate) fn paged_attention(cpu: &Cpu, op: PagedAttention<'_, Cpu>) {
 }
 
 /// A row of the batch: a sequence's tokens and what they may see.
-struct Row<'a> {
-    tokens: Range<usize>,
+pub(super) struct Row<'a> {
+    pub(super) tokens: Range<usize>,
     /// Of each of the tokens.
     visible: &'a [i32],
     /// Positions that the block table names for the token that sees most.
     len: usize,
     blocks: &'a [i32],
     /// Runs of positions whose block is unusable.
-    unseen: Vec<Range<usize>>,
+    pub(super) unseen: Vec<Range<usize>>,
 }
 
 impl Row<'_> {
     /// How many first positions `token` sees.
-    fn visible(&self, token: usize) -> usize {
+    pub(super) fn visible(&self, token: usize) -> usize {
         usize::try_from(self.visible[token - self.tokens.start]).unwrap_or(0).min(self.len)
     }
 
@@ -343,19 +329,20 @@ fn rows_of<'a>(op: &PagedAttention<'a, Cpu>) -> Vec<Row<'a>> {
 }
 
 /// The operation with its tensors opened.
-struct Paged<'a, T, U, F> {
-    factors: F,
-    isa: Isa,
-    q: Rows<'a, T>,
-    out: RowsMut<'a, T>,
-    k_cache: CacheRows<'a, U>,
-    v_cache: CacheRows<'a, U>,
+pub(super) struct Paged<'a, T, U, F> {
+    pub(super) factors: F,
+    pub(super) isa: Isa,
+    pub(super) q: Rows<'a, T>,
+    pub(super) out: RowsMut<'a, T>,
+    pub(super) k_cache: CacheRows<'a, U>,
+    pub(super) v_cache: CacheRows<'a, U>,
     block_size: usize,
     num_blocks: usize,
+    pub(super) kv_heads: usize,
     /// Query heads per head of keys.
-    group: usize,
-    head_dim: usize,
-    scale: f32,
+    pub(super) group: usize,
+    pub(super) head_dim: usize,
+    pub(super) scale: f32,
 }
 
 fn paged<T, U, F>(cpu: &Cpu, factors: F, op: PagedAttention<'_, Cpu>)
@@ -378,6 +365,7 @@ where
         v_cache,
         block_size,
         num_blocks: k_cache.rows() / block_size,
+        kv_heads,
         group: heads / kv_heads,
         head_dim: out.cols() / heads,
         scale,
@@ -393,30 +381,30 @@ where
                 .map(move |piece| (row, start + piece.start..start + piece.end))
         })
         .collect();
-    // Neighboring heads are read together: as many as leave every thread enough to do.
-    let together = (single.len() * kv_heads / wanted).clamp(1, kv_heads);
-    let runs = kv_heads.div_ceil(together);
-    let num_prompts = pieces.len() * kv_heads;
-    cpu.pool().run(num_prompts + single.len() * runs, &|task| {
-        if task < num_prompts {
-            let (row, tokens) = &pieces[task / kv_heads];
-            op.prompt(row, tokens.clone(), task % kv_heads);
-        } else {
-            let (row, run) = ((task - num_prompts) / runs, (task - num_prompts) % runs);
-            op.token(single[row], run * together..((run + 1) * together).min(kv_heads));
-        }
+    cpu.pool().run(pieces.len() * kv_heads, &|task| {
+        let (row, tokens) = &pieces[task / kv_heads];
+        op.prompt(row, tokens.clone(), task % kv_heads);
     });
+    decode(&op, cpu.pool(), &single);
 }
 
 impl<'a, T: Float, U: Cached, F: Words<T> + Words<U>> Paged<'a, T, U, F> {
+    /// The cache's row of a position, if its block is usable.
+    #[inline(always)]
+    pub(super) fn slot(&self, row: &Row<'_>, position: usize) -> Option<usize> {
+        let block = index(row.blocks[position / self.block_size], self.num_blocks)?;
+        Some(block * self.block_size + position % self.block_size)
+    }
+
+    /// The columns of a head.
+    #[inline(always)]
+    pub(super) fn columns(&self, head: usize) -> Range<usize> {
+        head * self.head_dim..(head + 1) * self.head_dim
+    }
+
     /// Several tokens of a row, for the query heads of one head of keys.
     fn prompt(&self, row: &Row<'_>, tokens: Range<usize>, kv_head: usize) {
-        let (head_dim, block_size) = (self.head_dim, self.block_size);
-        let columns = kv_head * head_dim..(kv_head + 1) * head_dim;
-        let slot = |u: usize| {
-            let block = index(row.blocks[u / block_size], self.num_blocks)?;
-            Some(block * block_size + u % block_size)
-        };
+        let (head_dim, columns) = (self.head_dim, self.columns(kv_head));
         let scaled = |cache: &CacheRows<'a, U>, slot| {
             (cache.part(slot, columns.clone()), cache.scale(slot, kv_head))
         };
@@ -424,8 +412,8 @@ impl<'a, T: Float, U: Cached, F: Words<T> + Words<U>> Paged<'a, T, U, F> {
             factors: self.factors,
             layout: Layout::new(self.factors, dispatch(self.isa, Lanes), head_dim),
             len: row.longest(tokens.clone()),
-            key: &|u| Some(scaled(&self.k_cache, slot(u)?)),
-            value: &|u| Some(scaled(&self.v_cache, slot(u)?)),
+            key: &|u| Some(scaled(&self.k_cache, self.slot(row, u)?)),
+            value: &|u| Some(scaled(&self.v_cache, self.slot(row, u)?)),
             unseen: &row.unseen,
         };
         let queries = Queries {
@@ -438,49 +426,5 @@ impl<'a, T: Float, U: Cached, F: Words<T> + Words<U>> Paged<'a, T, U, F> {
             visible: &|token| row.visible(token),
         };
         head.answer(self.isa, &queries);
-    }
-
-    /// The only token of a row, for the query heads of some heads of keys.
-    fn token(&self, row: &Row<'_>, kv_heads: Range<usize>) {
-        let Paged { factors, isa, group, head_dim, scale, .. } = *self;
-        let token = row.tokens.start;
-        let visible = row.visible(token);
-        let heads = kv_heads.start * group..kv_heads.end * group;
-        let columns = |head: usize| head * head_dim..(head + 1) * head_dim;
-        SCRATCH.with_borrow_mut(|Scratch { slots, work, .. }| {
-            slots.clear();
-            slots.extend(row.blocks.iter().flat_map(|&block| {
-                let first = index(block, self.num_blocks).map(|block| block * self.block_size);
-                (0..self.block_size).map(move |i| first.map_or(UNSEEN, |first| first + i))
-            }));
-            slots.truncate(visible);
-            let layout = Layout::new(factors, dispatch(isa, Lanes), head_dim);
-            let words = layout.padded_words();
-            let query = grow(&mut work.query, heads.len() * words);
-            for (out, head) in query.chunks_exact_mut(words).zip(heads.clone()) {
-                let x = self.q.part(token, columns(head));
-                factors.dispatch(isa, PackQuery { factors, x, out });
-            }
-            let decode = Decode {
-                factors,
-                layout,
-                k: self.k_cache,
-                v: self.v_cache,
-                slots,
-                unseen: &row.unseen,
-                heads: kv_heads,
-                group,
-                dim: head_dim,
-                scale,
-                work,
-            };
-            factors.dispatch(isa, decode);
-            let answers = work.out.chunks_exact(layout.padded()).zip(&work.answered).zip(heads);
-            for ((row, _), head) in answers.filter(|((_, answered), _)| **answered) {
-                // SAFETY: tasks differ in their tokens or their heads (the partition).
-                let out = unsafe { self.out.part(token, columns(head)) };
-                dispatch(isa, Convert { out, x: &row[..head_dim] });
-            }
-        });
     }
 }

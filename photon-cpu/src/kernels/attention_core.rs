@@ -4,8 +4,8 @@
 //! # Order of summation
 //! What comes out of a query row depends on that row, its keys and its values alone: scores sum over
 //! the head's dims in ascending order, the softmax has two passes over all positions with lanes that
-//! belong to positions, values are summed over positions in ascending order. So it does not matter
-//! how rows are grouped into blocks, whether keys are packed in advance or on the fly, or how many
+//! belong to positions, values are summed over the positions of a [`SUM_BLOCK`] in ascending order, and what
+//! blocks have is added up in ascending order. So it does not matter how rows are grouped into blocks, whether keys are packed in advance or on the fly, or how many
 //! threads there are; a prompt may be computed in chunks, or token by token, with equal bits.
 //! A masked position is left out of every sum.
 use std::ops::Range;
@@ -16,6 +16,9 @@ use crate::simd::{MAX_LANES, Op, Simd, load, store};
 /// Query rows handled together. Their scores against 729 positions are 105 KiB, which leaves the
 /// second-level cache room for what streams by.
 pub(super) const BLOCK_ROWS: usize = 36;
+/// Positions whose values are summed before they are added to those before them: a task of their own may do it. A
+/// multiple of a panel's positions, and few enough that a panel of values stays in the first-level cache.
+pub(super) const SUM_BLOCK: usize = 64;
 /// Query rows in a register tile, of [`TILE_WIDTH`] vectors: of 16 registers 12 sums, two columns, one
 /// row and one to spare. (4 rows of 3 vectors fill all 16, and the compiler spills.)
 const TILE_ROWS: usize = 6;
@@ -26,9 +29,7 @@ const SMALL_TILE_ROWS: usize = 3;
 pub(super) trait Source {
     /// Panel `i` of keys.
     fn keys(&mut self, i: usize) -> &[f32];
-    /// Positions per block of values.
-    fn block_len(&self) -> usize;
-    /// Block `i` of values, of which `len` positions are needed.
+    /// Block `i` of values, [`SUM_BLOCK`] positions, of which `len` positions are needed.
     fn values(&mut self, i: usize, len: usize) -> &[f32];
 }
 
@@ -98,12 +99,11 @@ impl<F: Factors> Op for AttendBlock<'_, F> {
             sums[i] = softmax(s, factors, row, len, !unseen.is_empty());
         }
         out.fill(0.0);
-        let block_len = source.block_len();
-        for block in 0..longest.div_ceil(block_len) {
-            let positions = block * block_len..((block + 1) * block_len).min(longest);
+        for block in 0..longest.div_ceil(SUM_BLOCK) {
+            let positions = block * SUM_BLOCK..((block + 1) * SUM_BLOCK).min(longest);
             let values = source.values(block, positions.len());
             for vectors in layout.column_panels() {
-                let start = block_len / F::PER_WORD * vectors.start * S::LANES;
+                let start = SUM_BLOCK / F::PER_WORD * vectors.start * S::LANES;
                 let b = &values[start..];
                 let mut tiles =
                     Tiles { factors, a: scores, a_stride: stride, b, out, stride: padded };
@@ -247,7 +247,7 @@ impl<F: Factors> Tiles<'_, F> {
         to: usize,
     ) {
         let mut acc = [[s.splat(0.0); W]; M];
-        self.add(s, row, layout.positions(), 0..layout.words(), &mut acc);
+        self.add(s, row, self.b, layout.positions(), 0..layout.words(), &mut acc);
         // With log2(e) in the scale, the softmax can use powers of two.
         let scale = s.splat(scale * std::f32::consts::LOG2_E);
         for acc in acc.iter_mut().flatten() {
@@ -292,57 +292,50 @@ impl<F: Factors> Tiles<'_, F> {
     ) {
         let end = |i: usize| visible[i].clamp(positions.start, positions.end);
         let least = (row..row + M).map(end).min().unwrap_or(positions.start);
-        let most = (row..row + M).map(end).max().unwrap_or(positions.start);
-        if least == most {
-            return self.add_values::<S, M, W>(s, row, positions.start..most, positions.start, to);
-        }
-        // What all rows of the tile see, in whole words, then each row's own.
-        let common = least - (least - positions.start) % F::PER_WORD;
-        self.add_values::<S, M, W>(s, row, positions.start..common, positions.start, to);
-        for i in row..row + M {
-            self.add_values::<S, 1, W>(s, i, common..end(i), positions.start, to);
-        }
-    }
-
-    /// `out[row + i, to..] += sum_u a[row + i, u] b[u - first, ..]` over `positions`, `i < M`, a word begun
-    /// by the first of them. Of a word that ends behind them only the beginning counts.
-    #[inline(always)]
-    fn add_values<S: Simd, const M: usize, const W: usize>(
-        &mut self,
-        s: S,
-        row: usize,
-        positions: Range<usize>,
-        first: usize,
-        to: usize,
-    ) {
-        if positions.is_empty() {
-            return;
-        }
-        let (per_word, width, b) = (F::PER_WORD, W * S::LANES, self.b);
         let mut acc = [[s.splat(0.0); W]; M];
+        // What all rows of the tile see, in whole words, then each row's own.
+        let (width, first) = (W * S::LANES, positions.start / F::PER_WORD);
+        let common = first..least / F::PER_WORD;
+        self.add(s, row, self.b, width, common.clone(), &mut acc);
+        let own = &self.b[common.len() * width..];
+        for (i, acc) in (row..row + M).zip(&mut acc) {
+            self.add_own::<S, W>(s, i, own, common.end, end(i), acc);
+        }
         for (i, acc) in acc.iter_mut().enumerate() {
             for (j, acc) in acc.iter_mut().enumerate() {
-                *acc = load(s, &self.out[(row + i) * self.stride + to + j * S::LANES..]);
+                let sum = load(s, &self.out[(row + i) * self.stride + to + j * S::LANES..]);
+                *acc = s.add(sum, *acc);
             }
         }
-        let whole = positions.start / per_word..positions.end / per_word;
-        self.b = &b[(positions.start - first) / per_word * width..];
-        self.add(s, row, width, whole.clone(), &mut acc);
-        if !positions.end.is_multiple_of(per_word) {
-            let last = &self.b[whole.len() * width..];
-            let mut line = [s.splat(0.0); W];
-            for (j, line) in line.iter_mut().enumerate() {
-                *line = self.factors.first_only(s, load(s, &last[j * S::LANES..]));
-            }
-            for (i, acc) in acc.iter_mut().enumerate() {
-                let share = s.splat(self.a[(row + i) * self.a_stride + whole.end]);
-                for (acc, line) in acc.iter_mut().zip(line) {
-                    *acc = self.factors.multiply(s, share, line, *acc);
-                }
-            }
-        }
-        self.b = b;
         self.write(s, row, to, &acc);
+    }
+
+    /// `acc += sum_u a[row, u] b[u - first, ..]` over the positions of the words from `first` on that end before `end`.
+    /// Of a word that ends behind them only the beginning counts.
+    #[inline(always)]
+    fn add_own<S: Simd, const W: usize>(
+        &self,
+        s: S,
+        row: usize,
+        b: &[f32],
+        first: usize,
+        end: usize,
+        acc: &mut [S::V; W],
+    ) {
+        if end <= first * F::PER_WORD {
+            return;
+        }
+        let (whole, width) = (first..end / F::PER_WORD, W * S::LANES);
+        let mut own = [*acc];
+        self.add(s, row, b, width, whole.clone(), &mut own);
+        if !end.is_multiple_of(F::PER_WORD) {
+            let share = s.splat(self.a[row * self.a_stride + whole.end]);
+            for (j, own) in own[0].iter_mut().enumerate() {
+                let line = load(s, &b[whole.len() * width + j * S::LANES..]);
+                *own = self.factors.multiply(s, share, self.factors.first_only(s, line), *own);
+            }
+        }
+        *acc = own[0];
     }
 
     #[inline(always)]
@@ -366,11 +359,12 @@ impl<F: Factors> Tiles<'_, F> {
         &self,
         s: S,
         row: usize,
+        b: &[f32],
         b_stride: usize,
         depth: Range<usize>,
         acc: &mut [[S::V; W]; M],
     ) {
-        let (a, a_stride, b) = (&self.a[row * self.a_stride..], self.a_stride, self.b);
+        let (a, a_stride) = (&self.a[row * self.a_stride..], self.a_stride);
         if depth.is_empty() {
             return;
         }

@@ -1,294 +1,520 @@
-//! Paged attention of one token: keys and values are read once, so they go from the cache's type to
+//! Paged attention of one token of each sequence: keys and values are read once, so they go from the cache's type to
 //! registers without being packed.
 //!
-//! Heads that are neighbors in the cache are taken together, a few positions at a time: a row of one
-//! head is a cache line or two, too little for the memory to stream. Every sum has the order of
+//! Memory bounds it, and what a position has of one head is a cache line or two. So work is divided by positions:
+//! a task reads whole rows, as they lie in memory, and asks for lines a while before it needs them. Divided by heads,
+//! two threads would read halves of the same rows, at a third of the speed.
+//!
+//! Of a sequence that is one of many, a task does everything, and what it writes stays in its processor's caches. Of
+//! the others scores, softmax, values and what they add up to are a loop each. Every sum has the order of
 //! [`super::attention_core`], so a token decoded alone has the bits it would have in a prompt.
+#![allow(unsafe_code, reason = "tasks write parts of what they share")]
+
 use std::ops::Range;
 
 use super::{
-    attention_core::{Work, grow, multiply, softmax},
-    attention_pack::{Layout, Words, load_scaled, load_tail},
+    attention::{Lanes, Paged, Row},
+    attention_core::{SUM_BLOCK, multiply, softmax},
+    attention_pack::{Layout, PackQuery, Words, load_scaled, load_tail},
 };
 use crate::{
-    elements::{CacheRows, Cached},
-    simd::{MAX_LANES, Op, Simd, load, store},
+    elements::{CacheRows, Cached, Float},
+    pool::{Parts, Pool},
+    scratch::with_scratch,
+    simd::{Convert, MAX_LANES, Op, Simd, dispatch, load, store},
 };
 
-/// Positions whose values are added before the next head's.
-const VALUE_BLOCK: usize = 32;
+/// A sequence that is more than one part in so many per thread of all that is to be read is cut into pieces.
+const PARTS_PER_THREAD: usize = 4;
+/// Pieces per thread, so that the last ones to finish are not waited for long. More would be shorter, and the first
+/// rows of each come unannounced.
+const PIECES_PER_THREAD: usize = 2;
+/// Positions whose scores are computed together, two vectors of the longest kind.
+const PANEL: usize = 2 * MAX_LANES;
+/// Positions whose values are read together: with those asked for meanwhile, all heads of them fit in the
+/// second-level cache. They make up a [`SUM_BLOCK`].
+const VALUE_ROWS: usize = 32;
 /// Stands for a position that cannot be seen.
-pub(super) const UNSEEN: usize = usize::MAX;
+const UNSEEN: usize = usize::MAX;
 
-/// One token's attention for neighboring heads of keys and the query heads that use them.
-///
-/// `work.query` holds the queries, `[heads * group, padded words]`, and `work.out` then the results;
-/// `work.answered` says where there are any.
-pub(super) struct Decode<'a, T, F> {
-    pub(super) factors: F,
-    pub(super) layout: Layout,
-    pub(super) k: CacheRows<'a, T>,
-    pub(super) v: CacheRows<'a, T>,
-    /// The cache row of each position the token sees, or [`UNSEEN`].
-    pub(super) slots: &'a [usize],
-    /// Positions that are [`UNSEEN`], in order.
-    pub(super) unseen: &'a [Range<usize>],
-    /// Heads of keys.
-    pub(super) heads: Range<usize>,
-    /// Query heads per head of keys.
-    pub(super) group: usize,
-    pub(super) dim: usize,
-    /// Multiplies scores.
-    pub(super) scale: f32,
-    pub(super) work: &'a mut Work,
+/// The attention of one token.
+struct Decode<'a, T, U, F> {
+    paged: &'a Paged<'a, T, U, F>,
+    layout: Layout,
+    row: &'a Row<'a>,
+    /// Positions that it sees.
+    len: usize,
+    /// Blocks of the first piece.
+    first_piece: usize,
+    /// `[heads, padded words]`.
+    queries: &'a [f32],
+    /// `[heads, stride]`: scores, then shares.
+    scores: Parts<'a, f32>,
+    stride: usize,
+    /// `[heads]`: what the shares add up to; 0 where nothing is seen.
+    totals: Parts<'a, f32>,
+    /// `[1 + later blocks, heads, padded]`: sums of values; the first of all blocks of the first piece.
+    sums: Parts<'a, f32>,
 }
 
-impl<T: Cached, F: Words<T>> Op for Decode<'_, T, F> {
+/// Answers the only tokens of `rows`.
+pub(super) fn decode<T, U, F>(paged: &Paged<'_, T, U, F>, pool: &Pool, rows: &[&Row<'_>])
+where
+    T: Float,
+    U: Cached,
+    F: Words<T> + Words<U>,
+{
+    let len = |row: &Row<'_>| row.visible(row.tokens.start);
+    let all: usize = rows.iter().map(|row| len(row)).sum();
+    let is_long = |row: &&&Row<'_>| len(row) * PARTS_PER_THREAD * pool.threads() > all;
+    let (long, whole): (Vec<&Row<'_>>, Vec<_>) = rows.iter().partition(is_long);
+    for row in long {
+        let blocks = len(row).div_ceil(SUM_BLOCK);
+        let count = blocks.min(PIECES_PER_THREAD * pool.threads());
+        let pieces: Vec<_> =
+            (0..count).map(|i| i * blocks / count..(i + 1) * blocks / count).collect();
+        Decode::with(paged, row, pieces[0].end, |decode| decode.run_pieces(pool, &pieces));
+    }
+    pool.run(whole.len(), &|i| {
+        let blocks = 0..len(whole[i]).div_ceil(SUM_BLOCK);
+        Decode::with(paged, whole[i], blocks.end, |decode| {
+            use Phase::{Finish, Scores, Softmax, Values};
+            decode.run(&[Scores, Softmax, Values, Finish], blocks.clone(), 0..paged.kv_heads);
+        });
+    });
+}
+
+#[derive(Clone, Copy)]
+enum Phase {
+    Scores,
+    Softmax,
+    Values,
+    Finish,
+}
+
+/// Some phases of it.
+struct Task<'a, T, U, F> {
+    decode: &'a Decode<'a, T, U, F>,
+    phases: &'a [Phase],
+    /// What to read, for scores and values.
+    blocks: Range<usize>,
+    /// What to do, for the others.
+    kv_heads: Range<usize>,
+}
+
+impl<T: Float, U: Cached, F: Words<T> + Words<U>> Op for Task<'_, T, U, F> {
     type Output = ();
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let Decode { factors, layout, k, v, slots, unseen, heads, group, dim, scale, work } = self;
-        let (padded, words) = (layout.padded(), layout.padded_words());
-        let (count, panel_len) = (heads.len() * group, 2 * S::LANES);
-        let stride = slots.len().next_multiple_of(panel_len);
-        let Work { query, answered, scores, sums, out, .. } = work;
-        let (query, out) = (&query[..count * words], grow(out, count * padded));
-        let (scores, sums) = (grow(scores, count * stride), grow(sums, count));
-        answered.clear();
-        answered.resize(count, false);
-        // Stands in for positions that are not there; what it yields is masked.
-        let Some(some_slot) = slots.iter().copied().find(|&slot| slot != UNSEEN) else { return };
-
-        // With log2(e) in the scale, the softmax can use powers of two.
-        let scale = scale * std::f32::consts::LOG2_E;
-        let slot_of = |u: usize| match slots.get(u) {
-            Some(&slot) if slot != UNSEEN => slot,
-            _ => some_slot,
-        };
-        let all_heads = heads.start * dim..heads.end * dim;
-        for first in (0..slots.len()).step_by(panel_len) {
-            let mut rows: [&[T]; 2 * MAX_LANES] = [&[]; 2 * MAX_LANES];
-            let mut next = rows;
-            for i in 0..panel_len {
-                rows[i] = k.part(slot_of(first + i), all_heads.clone());
-                next[i] = k.part(slot_of(first + panel_len + i), all_heads.clone());
+        let Task { decode, phases, blocks, kv_heads } = self;
+        for phase in phases {
+            match phase {
+                Phase::Scores => decode.scores(s, &blocks),
+                Phase::Softmax => decode.softmax(s, &kv_heads),
+                Phase::Values => decode.values(s, &blocks),
+                Phase::Finish => decode.finish(s, &kv_heads),
             }
-            for head in 0..heads.len() {
-                for row in share_of(&next[..panel_len], head, heads.len()) {
-                    prefetch(s, row);
-                }
-                let mut scales = [1.0; 2 * MAX_LANES];
-                if T::SCALE_LEN > 0 {
-                    for (i, scale) in scales[..panel_len].iter_mut().enumerate() {
-                        *scale = k.scale(slot_of(first + i), heads.start + head);
-                    }
-                }
-                for i in head * group..(head + 1) * group {
-                    let query = &query[i * words..(i + 1) * words];
-                    let scores = &mut scores[i * stride + first..][..panel_len];
-                    let columns = head * dim..(head + 1) * dim;
-                    score_panel(s, factors, query, &rows, &scales, columns, scores);
+        }
+    }
+}
+
+impl<T: Float, U: Cached, F: Words<T> + Words<U>> Decode<'_, T, U, F> {
+    /// Calls `f` with what a token needs, `first_piece` blocks of it being the first piece.
+    fn with(
+        paged: &Paged<'_, T, U, F>,
+        row: &Row<'_>,
+        first_piece: usize,
+        f: impl FnOnce(Decode<'_, T, U, F>),
+    ) {
+        let layout = Layout::new(paged.factors, dispatch(paged.isa, Lanes), paged.head_dim);
+        let (heads, token) = (paged.kv_heads * paged.group, row.tokens.start);
+        let len = row.visible(token);
+        let stride = len.next_multiple_of(layout.positions());
+        let num_sums = 1 + len.div_ceil(SUM_BLOCK) - first_piece;
+        let sizes = [layout.padded_words(), stride, num_sums * layout.padded(), 1];
+        with_scratch(heads * sizes.iter().sum::<usize>(), |scratch| {
+            let (queries, scratch) = scratch.split_at_mut(heads * sizes[0]);
+            let (scores, scratch) = scratch.split_at_mut(heads * sizes[1]);
+            let (sums, totals) = scratch.split_at_mut(heads * sizes[2]);
+            for (head, out) in queries.chunks_exact_mut(layout.padded_words()).enumerate() {
+                let (factors, x) = (paged.factors, paged.q.part(token, paged.columns(head)));
+                factors.dispatch(paged.isa, PackQuery { factors, x, out });
+            }
+            let (scores, totals, sums) = (Parts::new(scores), Parts::new(totals), Parts::new(sums));
+            f(Decode {
+                paged,
+                layout,
+                row,
+                len,
+                first_piece,
+                queries,
+                scores,
+                stride,
+                totals,
+                sums,
+            });
+        });
+    }
+
+    fn run(&self, phases: &[Phase], blocks: Range<usize>, kv_heads: Range<usize>) {
+        let Paged { isa, factors, .. } = *self.paged;
+        factors.dispatch(isa, Task { decode: self, phases, blocks, kv_heads });
+    }
+
+    /// Every phase as a loop.
+    fn run_pieces(&self, pool: &Pool, pieces: &[Range<usize>]) {
+        let (read, each_head) = (
+            |phase| pool.run(pieces.len(), &|i| self.run(&[phase], pieces[i].clone(), 0..0)),
+            |phase| pool.run(self.paged.kv_heads, &|i| self.run(&[phase], 0..0, i..i + 1)),
+        );
+        read(Phase::Scores);
+        each_head(Phase::Softmax);
+        read(Phase::Values);
+        each_head(Phase::Finish);
+    }
+
+    fn positions(&self, blocks: &Range<usize>) -> Range<usize> {
+        blocks.start * SUM_BLOCK..(blocks.end * SUM_BLOCK).min(self.len)
+    }
+
+    /// The query heads of heads of keys.
+    fn group(&self, kv_heads: &Range<usize>) -> Range<usize> {
+        kv_heads.start * self.paged.group..kv_heads.end * self.paged.group
+    }
+
+    /// The cache's rows of `positions`, at most `N`.
+    #[inline(always)]
+    fn rows<'a, const N: usize>(
+        &self,
+        cache: &CacheRows<'a, U>,
+        positions: Range<usize>,
+    ) -> CacheBlock<'a, U, N> {
+        let mut block = CacheBlock { slots: [UNSEEN; N], rows: [&[]; N] };
+        let values = 0..self.paged.kv_heads * self.paged.head_dim;
+        for (i, position) in positions.take(N).enumerate() {
+            if let Some(slot) = self.paged.slot(self.row, position) {
+                block.slots[i] = slot;
+                block.rows[i] = cache.part(slot, values.clone());
+            }
+        }
+        block
+    }
+
+    /// Scores of all heads at the positions of `blocks`.
+    #[inline(always)]
+    fn scores<S: Simd>(&self, s: S, blocks: &Range<usize>) {
+        let Paged { factors, head_dim: dim, kv_heads, ref k_cache, .. } = *self.paged;
+        let positions = self.positions(blocks);
+        let (words, panel_len) = (self.layout.padded_words(), 2 * S::LANES);
+        // With log2(e) in the scale, the softmax can use powers of two.
+        let scale = self.paged.scale * std::f32::consts::LOG2_E;
+        let end = |first: usize| positions.end.min(first + panel_len);
+        let panel = |first| self.rows::<PANEL>(k_cache, first..end(first));
+        let mut next = panel(positions.start);
+        for first in positions.clone().step_by(panel_len) {
+            let mut block = next;
+            next = panel(first + panel_len);
+            // What stands in yields scores that are masked, or behind the last.
+            if !block.fill(panel_len) {
+                continue;
+            }
+            let mut ahead = Ahead::new(&next.rows);
+            for kv_head in 0..kv_heads {
+                let scales = block.scales(k_cache, kv_head, panel_len);
+                let columns = kv_head * dim..(kv_head + 1) * dim;
+                let mut lines = Lines {
+                    factors,
+                    rows: &block.rows,
+                    scales: &scales,
+                    columns,
+                    ahead: &mut ahead,
+                };
+                for head in self.group(&(kv_head..kv_head + 1)) {
+                    let at = head * self.stride + first;
+                    // SAFETY: tasks differ in positions, and so do panels.
+                    let scores = unsafe { self.scores.part(at..at + panel_len) };
+                    lines.score(s, &self.queries[head * words..(head + 1) * words], scores);
                     multiply(s, scores, scale);
                 }
             }
         }
-        for (i, sum) in sums.iter_mut().enumerate() {
-            let row = &mut scores[i * stride..(i + 1) * stride];
-            for range in unseen {
-                let end = range.end.min(slots.len());
-                row[range.start.min(end)..end].fill(f32::NEG_INFINITY);
+    }
+
+    /// Turns the scores of some heads into shares.
+    #[inline(always)]
+    fn softmax<S: Simd>(&self, s: S, kv_heads: &Range<usize>) {
+        for head in self.group(kv_heads) {
+            let at = head * self.stride;
+            // SAFETY: tasks differ in heads.
+            let row = unsafe { self.scores.part(at..at + self.stride) };
+            for range in &self.row.unseen {
+                row[range.start.min(self.len)..range.end.min(self.len)].fill(f32::NEG_INFINITY);
             }
-            *sum = softmax(s, factors, row, slots.len(), !unseen.is_empty());
+            // SAFETY: as above.
+            let total = unsafe { self.totals.part(head..head + 1) };
+            let masked = !self.row.unseen.is_empty();
+            total[0] = softmax(s, self.paged.factors, row, self.len, masked);
         }
-        out.fill(0.0);
-        let value = |u: usize| match slots.get(u) {
-            Some(&slot) if slot != UNSEEN => Some(v.part(slot, all_heads.clone())),
-            _ => None,
+    }
+
+    /// Sums of the values of all heads, block by block.
+    #[inline(always)]
+    fn values<S: Simd>(&self, s: S, blocks: &Range<usize>) {
+        let Paged { factors, head_dim: dim, kv_heads, group, ref v_cache, .. } = *self.paged;
+        let (positions, padded) = (self.positions(blocks), self.layout.padded());
+        let end = |first: usize| positions.end.min(first + VALUE_ROWS);
+        let rows = |first| self.rows::<VALUE_ROWS>(v_cache, first..end(first));
+        let mut next = rows(positions.start);
+        let mut partial = vec![0.0; kv_heads * group * padded];
+        for first in positions.clone().step_by(VALUE_ROWS) {
+            let mut here = next;
+            next = rows(first + VALUE_ROWS);
+            // What stands in has a share of zero; with nobody to stand in there is nothing to add.
+            let words = (end(first) - first).div_ceil(F::PER_WORD);
+            let any = here.fill(words * F::PER_WORD);
+            if first.is_multiple_of(SUM_BLOCK) {
+                partial.fill(0.0);
+            }
+            let mut ahead = Ahead::new(&next.rows);
+            for kv_head in 0..if any { kv_heads } else { 0 } {
+                let scales = here.scales(v_cache, kv_head, words * F::PER_WORD);
+                let columns = kv_head * dim..(kv_head + 1) * dim;
+                let (rows, scales, ahead) = (&here.rows, &scales, &mut ahead);
+                let mut lines = Lines { factors, rows, scales, columns, ahead };
+                for head in self.group(&(kv_head..kv_head + 1)) {
+                    let at = head * self.stride + first / F::PER_WORD;
+                    // SAFETY: nobody writes shares while values are added.
+                    let shares = unsafe { self.scores.part(at..at + words) };
+                    lines.add_values(s, shares, &mut partial[head * padded..][..padded]);
+                }
+            }
+            if end(first) == positions.end || end(first).is_multiple_of(SUM_BLOCK) {
+                self.add_block(s, first / SUM_BLOCK, &partial);
+            }
+        }
+    }
+
+    /// Adds a block's sums of all heads to those of the blocks before it, if they are the same piece's.
+    #[inline(always)]
+    fn add_block<S: Simd>(&self, s: S, block: usize, partial: &[f32]) {
+        let (place, begun) = match block.checked_sub(self.first_piece) {
+            Some(later) => (1 + later, false),
+            None => (0, block > 0),
         };
-        for first in (0..slots.len()).step_by(VALUE_BLOCK) {
-            let rows: [_; VALUE_BLOCK] = std::array::from_fn(|i| value(first + i));
-            let next: [_; VALUE_BLOCK] = std::array::from_fn(|i| value(first + VALUE_BLOCK + i));
-            for head in 0..heads.len() {
-                let columns = head * dim..(head + 1) * dim;
-                for row in share_of(&next, head, heads.len()).iter().flatten() {
-                    prefetch(s, row);
-                }
-                let mut scales = [1.0; VALUE_BLOCK];
-                if T::SCALE_LEN > 0 {
-                    for (&slot, scale) in slots[first..].iter().zip(&mut scales) {
-                        if slot != UNSEEN {
-                            *scale = v.scale(slot, heads.start + head);
-                        }
-                    }
-                }
-                for i in head * group..(head + 1) * group {
-                    let shares = &scores[i * stride..(i + 1) * stride][first / F::PER_WORD..];
-                    let out = &mut out[i * padded..(i + 1) * padded];
-                    add_values(s, factors, &rows, &scales, columns.clone(), shares, out);
-                }
-            }
+        let at = place * partial.len();
+        // SAFETY: tasks differ in blocks, and blocks that share sums are one task's.
+        let out = unsafe { self.sums.part(at..at + partial.len()) };
+        if !begun {
+            out.fill(0.0);
         }
-        for ((out, answered), &sum) in out.chunks_exact_mut(padded).zip(answered).zip(&*sums) {
-            *answered = sum != 0.0;
-            multiply(s, out, sum.recip());
-        }
+        add_to(s, out, partial);
     }
-}
 
-/// What is asked for along with the `i`th of `count` heads. Rows one by one, as they lie in memory: what the next
-/// heads need of all of them would be a line or two of each page, far slower.
-#[inline(always)]
-fn share_of<T>(rows: &[T], i: usize, count: usize) -> &[T] {
-    &rows[i * rows.len() / count..(i + 1) * rows.len() / count]
-}
-
-#[inline(always)]
-fn prefetch<S: Simd, T>(s: S, row: &[T]) {
-    for line in row.chunks(64 / size_of::<T>()) {
-        s.prefetch(line.as_ptr());
-    }
-}
-
-/// Scores of two vectors of positions: `scores[u] = sum_d query[d] rows[u][columns.start + d]`, `d`
-/// ascending.
-#[inline(always)]
-fn score_panel<S: Simd, T: Cached, F: Words<T>>(
-    s: S,
-    factors: F,
-    query: &[f32],
-    rows: &[&[T]; 2 * MAX_LANES],
-    scales: &[f32; 2 * MAX_LANES],
-    columns: Range<usize>,
-    scores: &mut [f32],
-) {
-    let mut acc = [s.splat(0.0); 2];
-    let step = S::LANES * F::PER_WORD;
-    let tail = columns.len() % step;
-    let body = columns.len() - tail;
-    for (first, query) in (0..body).step_by(step).zip(query.chunks_exact(S::LANES)) {
-        // One tile at a time: two would not fit in sixteen registers.
-        for (half, acc) in acc.iter_mut().enumerate() {
-            let rows = rows[half * S::LANES..].iter().zip(&scales[half * S::LANES..]);
-            let mut tile = [s.splat(0.0); MAX_LANES];
-            for (v, (row, scale)) in tile[..S::LANES].iter_mut().zip(rows) {
-                *v = factors.words(s, &row[columns.start + first..], *scale);
-            }
-            let tile = s.transpose(tile);
-            for (&x, v) in query.iter().zip(tile) {
-                *acc = factors.multiply(s, s.splat(x), v, *acc);
-            }
-        }
-    }
-    if tail > 0 {
-        let query = &query[body / F::PER_WORD..][..tail.div_ceil(F::PER_WORD)];
-        for (half, acc) in acc.iter_mut().enumerate() {
-            let rows = rows[half * S::LANES..].iter().zip(&scales[half * S::LANES..]);
-            let mut tile = [s.splat(0.0); MAX_LANES];
-            for (v, (row, scale)) in tile[..S::LANES].iter_mut().zip(rows) {
-                *v = factors.last_words(s, &row[columns.start + body..columns.end], *scale);
-            }
-            let tile = s.transpose(tile);
-            for (&x, v) in query.iter().zip(tile) {
-                *acc = factors.multiply(s, s.splat(x), v, *acc);
-            }
-        }
-    }
-    for (scores, acc) in scores.chunks_exact_mut(S::LANES).zip(acc) {
-        store(s, scores, acc);
-    }
-}
-
-/// `out += sum_u shares[u] rows[u]`, `u` ascending, for those that are there.
-#[inline(always)]
-fn add_values<S: Simd, T: Cached, F: Words<T>>(
-    s: S,
-    factors: F,
-    rows: &[Option<&[T]>; VALUE_BLOCK],
-    scales: &[f32; VALUE_BLOCK],
-    columns: Range<usize>,
-    shares: &[f32],
-    out: &mut [f32],
-) {
-    let vectors = columns.len() / S::LANES;
-    let mut at = 0;
-    while at < vectors {
-        let from = columns.start + at * S::LANES;
-        let out = &mut out[at * S::LANES..];
-        match vectors - at {
-            8.. => at += add_columns::<S, T, F, 8>(s, factors, rows, scales, from, shares, out),
-            4.. => at += add_columns::<S, T, F, 4>(s, factors, rows, scales, from, shares, out),
-            2.. => at += add_columns::<S, T, F, 2>(s, factors, rows, scales, from, shares, out),
-            _ => at += add_columns::<S, T, F, 1>(s, factors, rows, scales, from, shares, out),
-        }
-    }
-    if !columns.len().is_multiple_of(S::LANES) {
-        let out = &mut out[vectors * S::LANES..];
-        let mut acc = [load(s, out)];
-        let columns = columns.start + vectors * S::LANES..columns.end;
-        sum_values::<S, T, F, 1, true>(s, factors, rows, scales, columns, shares, &mut acc);
-        store(s, out, acc[0]);
-    }
-}
-
-/// [`add_values`] for `W` vectors of columns; returns `W`.
-#[inline(always)]
-fn add_columns<S: Simd, T: Cached, F: Words<T>, const W: usize>(
-    s: S,
-    factors: F,
-    rows: &[Option<&[T]>; VALUE_BLOCK],
-    scales: &[f32; VALUE_BLOCK],
-    from: usize,
-    shares: &[f32],
-    out: &mut [f32],
-) -> usize {
-    let mut acc = [s.splat(0.0); W];
-    for (j, acc) in acc.iter_mut().enumerate() {
-        *acc = load(s, &out[j * S::LANES..]);
-    }
-    let columns = from..from + W * S::LANES;
-    sum_values::<S, T, F, W, false>(s, factors, rows, scales, columns, shares, &mut acc);
-    for (j, acc) in acc.iter().enumerate() {
-        store(s, &mut out[j * S::LANES..], *acc);
-    }
-    W
-}
-
-/// `acc += sum_u shares[u] rows[u][columns]`, a word of positions at a time. `PART` says that the columns are fewer
-/// than a vector.
-#[inline(always)]
-fn sum_values<S: Simd, T: Cached, F: Words<T>, const W: usize, const PART: bool>(
-    s: S,
-    factors: F,
-    rows: &[Option<&[T]>; VALUE_BLOCK],
-    scales: &[f32; VALUE_BLOCK],
-    columns: Range<usize>,
-    shares: &[f32],
-    acc: &mut [S::V; W],
-) {
-    let words = rows.chunks_exact(F::PER_WORD).zip(scales.chunks_exact(F::PER_WORD));
-    for ((rows, scales), &share) in words.zip(shares) {
-        let Some(some) = rows.iter().flatten().next() else { continue };
-        // Of a word that is not all there the rest is zero.
-        let lacks = (rows[0].is_none(), rows[F::PER_WORD - 1].is_none());
-        let first = &rows[0].unwrap_or(some)[columns.clone()];
-        let second = &rows[F::PER_WORD - 1].unwrap_or(some)[columns.clone()];
-        let (scales, share) = ((scales[0], scales[F::PER_WORD - 1]), s.splat(share));
-        for (j, acc) in acc.iter_mut().enumerate() {
-            let mut values = match PART {
-                true => [load_tail(s, first, scales.0), load_tail(s, second, scales.1)],
-                false => [
-                    load_scaled(s, &first[j * S::LANES..], scales.0),
-                    load_scaled(s, &second[j * S::LANES..], scales.1),
-                ],
+    /// Adds the sums of some heads up and writes the answer.
+    #[inline(always)]
+    fn finish<S: Simd>(&self, s: S, kv_heads: &Range<usize>) {
+        let (padded, num_blocks) = (self.layout.padded(), self.len.div_ceil(SUM_BLOCK));
+        let heads = self.paged.kv_heads * self.paged.group;
+        for head in self.group(kv_heads) {
+            let part = |i: usize| {
+                let at = (i * heads + head) * padded;
+                // SAFETY: tasks differ in heads, and the parts used together in `i`.
+                unsafe { self.sums.part(at..at + padded) }
             };
-            if lacks.0 {
-                values[0] = s.splat(0.0);
+            // SAFETY: as above.
+            let total = unsafe { self.totals.part(head..head + 1) }[0];
+            if total == 0.0 {
+                continue;
             }
-            if lacks.1 {
-                values[1] = s.splat(0.0);
+            let all = part(0);
+            for i in 1..1 + num_blocks - self.first_piece {
+                add_to(s, all, part(i));
             }
-            *acc = factors.multiply(s, share, factors.join(s, values[0], values[1]), *acc);
+            multiply(s, all, total.recip());
+            // SAFETY: as above.
+            let out =
+                unsafe { self.paged.out.part(self.row.tokens.start, self.paged.columns(head)) };
+            Convert { out, x: &all[..self.paged.head_dim] }.call(s);
         }
+    }
+}
+
+/// `sums += x`, for whole vectors.
+#[inline(always)]
+fn add_to<S: Simd>(s: S, sums: &mut [f32], x: &[f32]) {
+    for (sums, x) in sums.chunks_exact_mut(S::LANES).zip(x.chunks_exact(S::LANES)) {
+        let sum = s.add(load(s, sums), load(s, x));
+        store(s, sums, sum);
+    }
+}
+
+/// Rows of a cache: [`UNSEEN`] and empty for positions that are not there.
+struct CacheBlock<'a, T, const N: usize> {
+    slots: [usize; N],
+    rows: [&'a [T]; N],
+}
+
+impl<T: Cached, const N: usize> CacheBlock<'_, T, N> {
+    /// Has some row stand in for those of the first `count` that are not there; false if none is.
+    #[inline(always)]
+    fn fill(&mut self, count: usize) -> bool {
+        let Some(some) = self.slots.iter().position(|&slot| slot != UNSEEN) else { return false };
+        for i in 0..count {
+            if self.slots[i] == UNSEEN {
+                (self.slots[i], self.rows[i]) = (self.slots[some], self.rows[some]);
+            }
+        }
+        true
+    }
+
+    /// What the first `count` rows count times, in a head. None of them may be missing.
+    #[inline(always)]
+    fn scales(&self, cache: &CacheRows<'_, T>, kv_head: usize, count: usize) -> [f32; N] {
+        let mut scales = [1.0; N];
+        if T::SCALE_LEN > 0 {
+            for (scale, &slot) in scales[..count].iter_mut().zip(&self.slots) {
+                *scale = cache.scale(slot, kv_head);
+            }
+        }
+        scales
+    }
+}
+
+/// The rows that will be needed next, asked for line by line as they lie in memory, in step with what is read now:
+/// more at a time than the processor can have under way would hold up the work.
+struct Ahead<'a, T> {
+    rows: std::slice::Iter<'a, &'a [T]>,
+    row: &'a [T],
+}
+
+impl<'a, T> Ahead<'a, T> {
+    #[inline(always)]
+    fn new(rows: &'a [&'a [T]]) -> Self {
+        Ahead { rows: rows.iter(), row: &[] }
+    }
+
+    /// Asks for `count` more lines.
+    #[inline(always)]
+    fn lines<S: Simd>(&mut self, s: S, count: usize) {
+        for _ in 0..count {
+            if self.row.is_empty() {
+                let Some(row) = self.rows.next() else { return };
+                self.row = row;
+            }
+            s.prefetch(self.row.as_ptr());
+            self.row = &self.row[self.row.len().min(64 / size_of::<T>())..];
+        }
+    }
+}
+
+/// A head's part of rows.
+struct Lines<'a, 'b, T, F> {
+    factors: F,
+    rows: &'a [&'b [T]],
+    scales: &'a [f32],
+    columns: Range<usize>,
+    ahead: &'a mut Ahead<'b, T>,
+}
+
+impl<T: Cached, F: Words<T>> Lines<'_, '_, T, F> {
+    /// Scores of two vectors of positions: `scores[u] = sum_d query[d] rows[u][columns.start + d]`, `d` ascending.
+    #[inline(always)]
+    fn score<S: Simd>(&mut self, s: S, query: &[f32], scores: &mut [f32]) {
+        let (factors, columns) = (self.factors, self.columns.clone());
+        let mut acc = [s.splat(0.0); 2];
+        let step = S::LANES * F::PER_WORD;
+        let body = columns.len() - columns.len() % step;
+        for (first, query) in (0..body).step_by(step).zip(query.chunks_exact(S::LANES)) {
+            // One tile at a time: two would not fit in sixteen registers.
+            for (half, acc) in acc.iter_mut().enumerate() {
+                let rows = self.rows[half * S::LANES..].iter().zip(&self.scales[half * S::LANES..]);
+                self.ahead.lines(s, S::LANES);
+                let mut tile = [s.splat(0.0); MAX_LANES];
+                for (v, (row, scale)) in tile[..S::LANES].iter_mut().zip(rows) {
+                    *v = factors.words(s, &row[columns.start + first..], *scale);
+                }
+                let tile = s.transpose(tile);
+                for (&x, v) in query.iter().zip(tile) {
+                    *acc = factors.multiply(s, s.splat(x), v, *acc);
+                }
+            }
+        }
+        if body < columns.len() {
+            let words = (columns.len() - body).div_ceil(F::PER_WORD);
+            let query = &query[body / F::PER_WORD..][..words];
+            for (half, acc) in acc.iter_mut().enumerate() {
+                let rows = self.rows[half * S::LANES..].iter().zip(&self.scales[half * S::LANES..]);
+                let mut tile = [s.splat(0.0); MAX_LANES];
+                for (v, (row, scale)) in tile[..S::LANES].iter_mut().zip(rows) {
+                    *v = factors.last_words(s, &row[columns.start + body..columns.end], *scale);
+                }
+                let tile = s.transpose(tile);
+                for (&x, v) in query.iter().zip(tile) {
+                    *acc = factors.multiply(s, s.splat(x), v, *acc);
+                }
+            }
+        }
+        for (scores, acc) in scores.chunks_exact_mut(S::LANES).zip(acc) {
+            store(s, scores, acc);
+        }
+    }
+
+    /// `out += sum_u shares[u] rows[u][columns]`, `u` ascending.
+    #[inline(always)]
+    fn add_values<S: Simd>(&mut self, s: S, shares: &[f32], out: &mut [f32]) {
+        let vectors = self.columns.len() / S::LANES;
+        let mut at = 0;
+        while at < vectors {
+            let out = &mut out[at * S::LANES..];
+            match vectors - at {
+                8.. => at += self.add_columns::<S, 8, false>(s, at, shares, out),
+                4.. => at += self.add_columns::<S, 4, false>(s, at, shares, out),
+                2.. => at += self.add_columns::<S, 2, false>(s, at, shares, out),
+                _ => at += self.add_columns::<S, 1, false>(s, at, shares, out),
+            }
+        }
+        if !self.columns.len().is_multiple_of(S::LANES) {
+            self.add_columns::<S, 1, true>(s, vectors, shares, &mut out[vectors * S::LANES..]);
+        }
+    }
+
+    /// [`Self::add_values`] for `W` vectors of columns from the `at`th on; returns `W`. `PART` says that the columns are
+    /// fewer than a vector.
+    #[inline(always)]
+    fn add_columns<S: Simd, const W: usize, const PART: bool>(
+        &mut self,
+        s: S,
+        at: usize,
+        shares: &[f32],
+        out: &mut [f32],
+    ) -> usize {
+        let start = self.columns.start + at * S::LANES;
+        let columns = start..self.columns.end.min(start + W * S::LANES);
+        let mut acc = [s.splat(0.0); W];
+        for (j, acc) in acc.iter_mut().enumerate() {
+            *acc = load(s, &out[j * S::LANES..]);
+        }
+        let rows = self.rows.chunks_exact(F::PER_WORD).zip(self.scales.chunks_exact(F::PER_WORD));
+        for ((rows, scales), &share) in rows.zip(shares) {
+            let (first, second) =
+                (&rows[0][columns.clone()], &rows[F::PER_WORD - 1][columns.clone()]);
+            let (scales, share) = ((scales[0], scales[F::PER_WORD - 1]), s.splat(share));
+            self.ahead.lines(s, W);
+            for (j, acc) in acc.iter_mut().enumerate() {
+                let (first, second) = match PART {
+                    true => (load_tail(s, first, scales.0), load_tail(s, second, scales.1)),
+                    false => (
+                        load_scaled(s, &first[j * S::LANES..], scales.0),
+                        load_scaled(s, &second[j * S::LANES..], scales.1),
+                    ),
+                };
+                *acc = self.factors.multiply(s, share, self.factors.join(s, first, second), *acc);
+            }
+        }
+        for (j, acc) in acc.iter().enumerate() {
+            store(s, &mut out[j * S::LANES..], *acc);
+        }
+        W
     }
 }

@@ -526,6 +526,16 @@ impl<F: Format, const R: usize, const V: usize> Shaped<'_, F, R, V> {
         self.0.sums.as_mut_ptr().wrapping_add(r * self.0.sums_stride + v * S::LANES)
     }
 
+    /// Asks for the scales and offsets of a group, which lie apart from its columns.
+    #[inline(always)]
+    fn prefetch_scales<S: Simd>(&self, s: S, group: usize) {
+        let scales = self.0.scales.as_ptr().wrapping_add(group * 2 * PANEL);
+        for v in 0..V {
+            s.prefetch(scales.wrapping_add(v * S::LANES));
+            s.prefetch(scales.wrapping_add(PANEL + v * S::LANES));
+        }
+    }
+
     /// A group's sums are integers. Both ends of a group are the same steps whatever the tile.
     #[inline(always)]
     fn groups<S: Simd>(mut self, s: S) {
@@ -537,6 +547,9 @@ impl<F: Format, const R: usize, const V: usize> Shaped<'_, F, R, V> {
                 // SAFETY: with the assertion on `rows`: `HEAD` steps are in front of every group.
                 unsafe { F::row(s, head.wrapping_add(r * row_stride + step * F::PER_STEP)) }
             };
+            if F::SCALES && self.0.prefetch > 0 {
+                self.prefetch_scales(s, start / F::GROUP + 1);
+            }
             let mut acc = [[s.splat(0.0); V]; R];
             if !F::SCALES {
                 for (r, acc) in acc.iter_mut().enumerate() {

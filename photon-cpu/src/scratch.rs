@@ -18,7 +18,7 @@ thread_local! {
 ///
 /// # Panics
 /// If the system is out of memory. Sizes are bounded, so this happens in the first pass or never.
-pub(super) fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+pub(crate) fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     let bytes = (len * size_of::<f32>()).next_multiple_of(GRAIN);
     let free = FREE.with(|free| free.borrow_mut().pop());
     let buffer = free.filter(|buffer| buffer.len() >= bytes).unwrap_or_else(|| {
