@@ -37,7 +37,7 @@ mod server;
 mod station;
 mod stream;
 mod time;
-mod turns;
+pub mod turns;
 pub mod wire;
 
 pub use config::{Config, MetricsPrefix};

@@ -22,7 +22,7 @@ use crate::{
     route,
     stream::{self, Framing, Render},
     time,
-    turns::{Turns, role},
+    turns::{self, Turns, role},
     wire,
 };
 
@@ -123,7 +123,7 @@ async fn respond(app: &Arc<App>, request: Request, is_chat: bool) -> Result<Resp
         true => messages(app, &fields)?,
         false => prompt(app, &fields)?,
     };
-    route::begins_with(turns.begins_with());
+    route::begins_with(turns::begins_with(&turns));
     let name = fields.string("model")?.unwrap_or(&app.config.model_name).to_owned();
     let shape = Shape { name, is_chat, arrived };
     if turns.messages.is_empty() {
@@ -148,7 +148,7 @@ async fn respond(app: &Arc<App>, request: Request, is_chat: bool) -> Result<Resp
 async fn ask(
     app: &App,
     fields: &Fields<'_>,
-    turns: Turns,
+    turns: Turns<Sent>,
     adapter: Option<&str>,
 ) -> Result<photon::Request, Problem> {
     // `think` may name an effort.
@@ -189,7 +189,7 @@ async fn ask(
     Ok(request)
 }
 
-pub(crate) fn messages(app: &App, fields: &Fields<'_>) -> Result<Turns, Problem> {
+pub(crate) fn messages(app: &App, fields: &Fields<'_>) -> Result<Turns<Sent>, Problem> {
     let mut turns = Turns::default();
     let list = match fields.get("messages") {
         None => return Ok(turns),
@@ -208,7 +208,7 @@ pub(crate) fn messages(app: &App, fields: &Fields<'_>) -> Result<Turns, Problem>
     Ok(turns)
 }
 
-pub(crate) fn prompt(app: &App, fields: &Fields<'_>) -> Result<Turns, Problem> {
+pub(crate) fn prompt(app: &App, fields: &Fields<'_>) -> Result<Turns<Sent>, Problem> {
     let mut turns = Turns::default();
     let sent = pictures(app, fields, 0)?;
     let text = fields.string("prompt")?.unwrap_or_default();

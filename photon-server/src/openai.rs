@@ -23,7 +23,7 @@ use crate::{
     route,
     stream::{self, Framing, Render},
     time,
-    turns::{Turns, role},
+    turns::{self, Turns, role},
     wire,
 };
 
@@ -72,7 +72,7 @@ async fn ask(app: &App, fields: &Fields<'_>) -> Result<photon::Request, Problem>
     refuse_unknown(fields)?;
     let adapter = app.adapter_of(fields.string("model")?)?;
     let turns = messages(app, fields)?;
-    route::begins_with(turns.begins_with());
+    route::begins_with(turns::begins_with(&turns));
     let mut request = match fields.string("skill")? {
         None | Some("chat") => {
             let reasoning = reasoning(fields)?.unwrap_or(app.config.chat_reasoning);
@@ -173,7 +173,7 @@ fn grammar(fields: &Fields<'_>) -> Result<Option<Grammar>, Problem> {
     }
 }
 
-pub(crate) fn messages(app: &App, fields: &Fields<'_>) -> Result<Turns, Problem> {
+pub(crate) fn messages(app: &App, fields: &Fields<'_>) -> Result<Turns<Sent>, Problem> {
     let wrong =
         |at: String, must: &str| Problem::invalid(format!("Field '{at}' must be {must}")).at(at);
     let list = fields.get("messages").and_then(Value::as_array);

@@ -16,7 +16,13 @@ use serde_json::json;
 use tokio::task_local;
 
 use crate::{
-    app::App, body::Body, error::Problem, fields::Fields, native, ollama, openai, turns::Turns,
+    app::App,
+    body::Body,
+    error::Problem,
+    fields::Fields,
+    images::Sent,
+    native, ollama, openai,
+    turns::{self, Turns},
 };
 
 /// The header: of answers, and of requests for routers to read.
@@ -54,7 +60,7 @@ pub(crate) async fn answer(
     let body = Body::read(request, &app.config).await?;
     let fields = Fields::new(&body.map);
     match conversation(&app, &fields)? {
-        Some(turns) => begins_with(turns.begins_with()),
+        Some(turns) => begins_with(turns::begins_with(&turns)),
         None => {
             begins_with(native::begins_with(&native::pictures(&app, &fields, &body)?, &fields)?);
         }
@@ -64,7 +70,7 @@ pub(crate) async fn answer(
 }
 
 /// The turns of a body that has some, as OpenAI's or as Ollama's clients write them.
-fn conversation(app: &App, fields: &Fields<'_>) -> Result<Option<Turns>, Problem> {
+fn conversation(app: &App, fields: &Fields<'_>) -> Result<Option<Turns<Sent>>, Problem> {
     if fields.get("prompt").is_some() {
         return ollama::prompt(app, fields).map(Some);
     }

@@ -4,19 +4,26 @@
 //! texts; Moondream's turns alternate, and a user's turn has its pictures first.
 use photon::{Message, Role};
 
-use crate::{error::Problem, images::Sent};
+use crate::{fields::Invalid, images::Sent};
 
-/// A conversation in the making.
-#[derive(Debug, Default)]
-pub(crate) struct Turns {
-    pub(crate) messages: Vec<Message>,
+/// A conversation in the making, with pictures in whatever form the dialect has them.
+#[derive(Debug)]
+pub struct Turns<P> {
+    /// The turns.
+    pub messages: Vec<Message>,
     /// The pictures of all turns, in order.
-    pub(crate) images: Vec<Sent>,
+    pub images: Vec<P>,
 }
 
-impl Turns {
+impl<P> Default for Turns<P> {
+    fn default() -> Self {
+        Turns { messages: Vec::new(), images: Vec::new() }
+    }
+}
+
+impl<P> Turns<P> {
     /// Adds a message. One that follows another of the same role belongs to the same turn.
-    pub(crate) fn push(&mut self, role: Role, text: &str, images: Vec<Sent>) {
+    pub fn push(&mut self, role: Role, text: &str, images: Vec<P>) {
         let count = images.len();
         self.images.extend(images);
         match self.messages.last_mut() {
@@ -31,36 +38,41 @@ impl Turns {
         }
     }
 
-    /// What a conversation begins with, see [`photon::route_key`]: its first picture, or what the user says
-    /// first.
-    pub(crate) fn begins_with(&self) -> &[u8] {
-        let said = || self.messages.iter().find(|message| message.role == Role::User);
-        match self.images.first() {
-            Some(first) => first.bytes(),
-            None => said().map_or(&[], |message| message.text.trim().as_bytes()),
-        }
-    }
-
     /// What the last turn asks: its text, for skills that are no conversation.
-    pub(crate) fn question(&self) -> Result<&str, Problem> {
+    ///
+    /// # Errors
+    /// If the user says nothing.
+    pub fn question(&self) -> Result<&str, Invalid> {
         let last = self.messages.iter().rev().find(|message| message.role == Role::User);
         match last {
             Some(message) => Ok(&message.text),
-            None => Err(Problem::invalid("there is no message of the user").at("messages")),
+            None => Err(Invalid::at("messages", "there is no message of the user")),
         }
     }
 }
 
+/// What a conversation begins with, see [`photon::route_key`]: its first picture, or what the user says first.
+pub(crate) fn begins_with(turns: &Turns<Sent>) -> &[u8] {
+    let said = || turns.messages.iter().find(|message| message.role == Role::User);
+    match turns.images.first() {
+        Some(first) => first.bytes(),
+        None => said().map_or(&[], |message| message.text.trim().as_bytes()),
+    }
+}
+
 /// A role by its name.
-pub(crate) fn role(name: &str) -> Result<Role, Problem> {
+///
+/// # Errors
+/// If there is none of that name.
+pub fn role(name: &str) -> Result<Role, Invalid> {
     match name {
         "user" => Ok(Role::User),
         "assistant" => Ok(Role::Assistant),
         "system" | "developer" => Ok(Role::System),
-        other => Err(Problem::invalid(format!(
-            "role {other:?} is not one of system, user and assistant"
-        ))
-        .at("messages")),
+        other => {
+            let message = format!("role {other:?} is not one of system, user and assistant");
+            Err(Invalid::at("messages", message))
+        }
     }
 }
 
@@ -88,17 +100,17 @@ mod tests {
         assert_eq!(shown, expected);
         assert_eq!(turns.question().unwrap(), "and\nthis?");
         assert_eq!(turns.images.len(), 2);
-        assert_eq!(turns.begins_with(), [1]);
+        assert_eq!(begins_with(&turns), [1]);
     }
 
     #[test]
     fn without_a_picture_the_first_word_of_the_user_is_what_it_begins_with() {
         let mut turns = Turns::default();
-        assert_eq!(turns.begins_with(), b"");
+        assert_eq!(begins_with(&turns), b"");
         turns.push(Role::System, "be brief", vec![]);
         turns.push(Role::User, "hello", vec![]);
         turns.push(Role::Assistant, "hi", vec![]);
         turns.push(Role::User, "who are you?", vec![]);
-        assert_eq!(turns.begins_with(), b"hello");
+        assert_eq!(begins_with(&turns), b"hello");
     }
 }

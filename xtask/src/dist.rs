@@ -3,14 +3,14 @@
 //! An archive has the program, licenses of all that is in it, pages and completions that the program wrote itself, sample
 //! pictures, and what it is made of. A program that has not answered out of its own archive, in an empty folder with an empty home, is
 //! not released. Two runs for one commit give the same bytes. What this machine cannot make is said, with what can.
-mod archive;
-mod crates;
-mod kernels;
-mod licenses;
-mod program;
+pub(crate) mod archive;
+pub(crate) mod crates;
+pub(crate) mod kernels;
+pub(crate) mod licenses;
+pub(crate) mod program;
 mod proof;
 mod sbom;
-mod targets;
+pub(crate) mod targets;
 pub(crate) mod tools;
 
 use std::{fs, path::PathBuf, process::Command};
@@ -18,7 +18,7 @@ use std::{fs, path::PathBuf, process::Command};
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
-use crate::root;
+use crate::{root, wheel};
 use archive::Entry;
 use targets::{Kernels, TARGETS, Target};
 
@@ -109,6 +109,10 @@ fn plan(target: &Target) -> String {
     };
     let features = features.join(", ");
     let file = format!("{}.{}", name(target), target.extension());
+    let wheel = match wheel::name(target) {
+        Some(wheel) => format!("\n    {wheel}: cargo xtask wheel {triple}"),
+        None => String::new(),
+    };
     let here = match target.needs() {
         Some(needs) => {
             let check = if target.is_windows() { "check-windows" } else { "check-macos" };
@@ -132,7 +136,7 @@ fn plan(target: &Target) -> String {
         }
     };
     format!(
-        "{triple}: {about}\n    {file}: features {features}{kernels}\n    {here}\n    \
+        "{triple}: {about}\n    {file}: features {features}{kernels}{wheel}\n    {here}\n    \
          release: .github/workflows/release.yml on {runner}\n"
     )
 }
@@ -150,7 +154,7 @@ fn make(target: &Target, args: &Args, out: &std::path::Path) -> Result<String> {
     let program = program::build(target, seconds)?;
     let glibc = program::glibc(&program);
     let program_bytes = program.len();
-    let crates = crates::of(target)?;
+    let crates = crates::of(target, CRATE, target.features)?;
     let description = sbom::describe(target, CRATE, &crates, &tools::rustc()?.0, seconds)?;
     let mut files = vec![
         Entry { is_program: true, ..Entry::file(target.program(), program) },
@@ -183,7 +187,7 @@ fn make(target: &Target, args: &Args, out: &std::path::Path) -> Result<String> {
 }
 
 /// What is in a program and is no crate: names, licenses and their texts.
-fn others(target: &Target) -> Result<Vec<(&'static str, &'static str, String)>> {
+pub(crate) fn others(target: &Target) -> Result<Vec<(&'static str, &'static str, String)>> {
     let read =
         |path: PathBuf| fs::read_to_string(&path).with_context(|| path.display().to_string());
     let apache = read(root().join("LICENSE"))?;
@@ -196,7 +200,7 @@ fn others(target: &Target) -> Result<Vec<(&'static str, &'static str, String)>> 
 }
 
 /// When the commit was made; `SOURCE_DATE_EPOCH` says it where there is no git.
-fn commit_seconds() -> Result<u64> {
+pub(crate) fn commit_seconds() -> Result<u64> {
     let text = match std::env::var("SOURCE_DATE_EPOCH") {
         Ok(seconds) => seconds,
         Err(_) => {

@@ -19,6 +19,7 @@ mod scale_check;
 mod serve_load;
 mod simt;
 mod tidy;
+mod wheel;
 mod wheels;
 
 use std::{
@@ -78,6 +79,8 @@ enum Task {
     CheckWindows,
     /// Make what is released: an archive for each kind of machine, as far as this one can
     Dist(dist::Args),
+    /// Make Python's package, install it in an empty environment, run its tests there
+    Wheel(wheel::Args),
     /// Feed bytes that nobody would write to everything that reads files (needs cargo-fuzz)
     Fuzz(fuzz::Args),
     /// Write the tiny synthetic checkpoint that the golden outputs were recorded with
@@ -117,6 +120,7 @@ fn main() -> ExitCode {
         Task::CheckMacos => foreign::macos(),
         Task::CheckWindows => foreign::windows(),
         Task::Dist(args) => dist::run(&args),
+        Task::Wheel(args) => wheel::run(&args),
         Task::Downstream(args) => downstream::run(&args),
         Task::PublicApi(args) => public_api::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),

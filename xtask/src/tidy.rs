@@ -40,6 +40,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("photon-demo3", &[]),
     ("photon-server", &["photon"]),
     ("photon-cli", &["photon", "photon-server"]),
+    ("photon-py", &["photon", "photon-server"]),
     ("demo-model", &[]),
     ("photon-fuzz", &["photon-models", "photon"]),
     ("xtask", &["demo-model"]),

@@ -12,7 +12,7 @@
 //! - ```` ```json,file: NAME ````, of any language: a file for the blocks behind it.
 //!
 //! `cargo run ... -- ARGS` runs the program that is built already; of other cargo commands, features and tasks must exist. Rust and
-//! Python are run elsewhere: as documentation tests of `photon`, and by `photon-server/tests/contract`.
+//! Python are run elsewhere: as documentation tests of `photon`, by `photon-server/tests/contract` (clients) and `photon-py/tests`.
 mod page;
 mod picture;
 mod text;

@@ -37,15 +37,15 @@ impl Crate {
     }
 }
 
-/// The crates of `photon` for a target, in the order of their names.
-pub(crate) fn of(target: &Target) -> Result<Vec<Crate>> {
-    let features = target.features.join(",");
+/// The crates of one of ours for a target, in the order of their names.
+pub(crate) fn of(target: &Target, package: &str, features: &[&str]) -> Result<Vec<Crate>> {
     let tree = cargo(&[
         "tree",
         "--locked",
-        "--package=photon-cli",
+        "--package",
+        package,
         "--features",
-        &features,
+        &features.join(","),
         "--target",
         target.triple,
         "--edges=normal,no-proc-macro",

@@ -29,19 +29,11 @@ pub(crate) fn build(target: &Target, seconds: u64) -> Result<Vec<u8>> {
     };
     let triple = if target.is_linux() { target.for_zig() } else { target.triple.to_owned() };
     let hidden = hidden()?;
-    let output = command
+    let output = disguise(&mut command, target, &hidden, seconds)
         .current_dir(root())
         .args(["--profile=dist", "--locked", "--package=photon-cli", "--bin=photon"])
         .args(["--target", &triple, "--features", &target.features.join(",")])
         .arg("--message-format=json-render-diagnostics")
-        .env_remove("RUSTFLAGS")
-        .env("CARGO_ENCODED_RUSTFLAGS", rust_flags(target, &hidden).join("\x1f"))
-        .env("CARGO_INCREMENTAL", "0")
-        .env("CFLAGS", c_flags(target, &hidden).join(" "))
-        .env("CC_SHELL_ESCAPED_FLAGS", "1")
-        .env("SOURCE_DATE_EPOCH", seconds.to_string())
-        .env("ZERO_AR_DATE", "1")
-        .env("MACOSX_DEPLOYMENT_TARGET", "13.0")
         .stderr(Stdio::inherit())
         .output()
         .context("cannot run cargo")?;
@@ -52,15 +44,38 @@ pub(crate) fn build(target: &Target, seconds: u64) -> Result<Vec<u8>> {
     let path = messages.find_map(|message| message["executable"].as_str().map(PathBuf::from));
     let path = path.context("cargo built no program")?;
     let bytes = fs::read(&path).with_context(|| path.display().to_string())?;
-    let told =
-        hidden.iter().filter(|(path, _)| contains(&bytes, path.to_string_lossy().as_bytes()));
-    let told: Vec<String> = told.map(|(path, _)| path.display().to_string()).collect();
-    ensure!(told.is_empty(), "{} tells where it was built: {}", path.display(), told.join(", "));
+    check(&bytes, &hidden).with_context(|| path.display().to_string())?;
     Ok(bytes)
 }
 
+/// Has what a command compiles say nothing of this machine.
+pub(crate) fn disguise<'a>(
+    command: &'a mut Command,
+    target: &Target,
+    hidden: &[(PathBuf, String)],
+    seconds: u64,
+) -> &'a mut Command {
+    command
+        .env_remove("RUSTFLAGS")
+        .env("CARGO_ENCODED_RUSTFLAGS", rust_flags(target, hidden).join("\x1f"))
+        .env("CARGO_INCREMENTAL", "0")
+        .env("CFLAGS", c_flags(target, hidden).join(" "))
+        .env("CC_SHELL_ESCAPED_FLAGS", "1")
+        .env("SOURCE_DATE_EPOCH", seconds.to_string())
+        .env("ZERO_AR_DATE", "1")
+        .env("MACOSX_DEPLOYMENT_TARGET", "13.0")
+}
+
+/// That a program says nothing of this machine.
+pub(crate) fn check(bytes: &[u8], hidden: &[(PathBuf, String)]) -> Result<()> {
+    let told = hidden.iter().filter(|(path, _)| contains(bytes, path.to_string_lossy().as_bytes()));
+    let told: Vec<String> = told.map(|(path, _)| path.display().to_string()).collect();
+    ensure!(told.is_empty(), "it tells where it was built: {}", told.join(", "));
+    Ok(())
+}
+
 /// Folders of this machine, and what the program says instead of them.
-fn hidden() -> Result<Vec<(PathBuf, String)>> {
+pub(crate) fn hidden() -> Result<Vec<(PathBuf, String)>> {
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(env::home_dir()?.join(".cargo"))).context("no home folder")?;
     let mut folders = vec![(root().to_owned(), "/photon".to_owned())];
