@@ -16,6 +16,7 @@ use crate::{cuda_check, root};
 /// What a bundle may weigh.
 const MAX_BYTES: u64 = 60 << 20;
 
+#[cfg(unix)]
 const RUN: &str = "\
 #!/bin/sh
 # Checks Photon on this machine's GPU. Stages that were done are not done again, so it may be
