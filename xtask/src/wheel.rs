@@ -24,7 +24,7 @@ use crate::{
 };
 
 const MATURIN: &str = "maturin==1.16.0";
-/// What tests need; `photon-py/tests/python.rs` has the same, but for the type checker.
+/// What tests need; `photon-py/tests/python/main.rs` has the same, but for the type checker.
 const PACKAGES: [&str; 5] =
     ["mypy>=2.4,<3", "numpy>=2,<3", "pillow>=11,<14", "pytest>=8,<10", "tqdm>=4,<5"];
 /// A question in an empty folder.
