@@ -20,6 +20,7 @@ mod attention;
 mod attention_core;
 mod attention_decode;
 mod attention_pack;
+mod attention_rows;
 mod experts;
 mod gate;
 mod image;
