@@ -63,7 +63,7 @@ def threads(model, requests, count=8):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail if a limit is missed")
-    parser.add_argument("--rounds", type=int, default=11, help="of the comparison of threads")
+    parser.add_argument("--rounds", type=int, default=41, help="of the comparison of threads")
     args = parser.parse_args()
     rows, missed = [], []
 
