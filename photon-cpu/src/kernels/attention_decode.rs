@@ -3,7 +3,7 @@
 //!
 //! Memory bounds it, and what a position has of one head is a cache line or two. So work is divided by positions:
 //! a task reads whole rows, as they lie in memory, and asks for lines a while before it needs them. Divided by heads,
-//! two threads would read halves of the same rows, at a third of the speed.
+//! two threads would read halves of the same rows, at half to all of the speed, by where pages lie.
 //!
 //! Of a sequence that is one of many, a task does everything, and what it writes stays in its processor's caches. Of
 //! the others scores, softmax, values and what they add up to are a loop each. Every sum has the order of
