@@ -3,6 +3,7 @@
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
+    path::Path,
     process::{Child, Stdio},
 };
 
@@ -16,8 +17,8 @@ fn deployed(name: &str) -> String {
 const FILES: &[&str] = &[
     "Dockerfile",
     "photon.service",
-    "kubernetes/deployment.yaml",
-    "kubernetes/service.yaml",
+    "kubernetes/base/deployment.yaml",
+    "kubernetes/base/service.yaml",
     "kubernetes/podmonitor.yaml",
     "kubernetes/cuda/kustomization.yaml",
     "kubernetes/affinity/route.yaml",
@@ -41,7 +42,7 @@ fn commands() -> Vec<Vec<String>> {
     let started =
         unit.lines().filter_map(|line| line.strip_prefix("ExecStart=/opt/photon/photon "));
     let started = started.map(|words| words.split(' ').map(str::to_owned).collect());
-    let deployment = deployed("kubernetes/deployment.yaml");
+    let deployment = deployed("kubernetes/base/deployment.yaml");
     let args = deployment.lines().filter_map(|line| line.trim().strip_prefix("args: ")).map(list);
     let mut commands: Vec<Vec<String>> = docker.chain(started).chain(args).collect();
     // The patch adds to the command of the container.
@@ -102,6 +103,28 @@ fn ports_of_deployments_are_that_of_the_server() {
     assert_eq!(found, 5);
     let pool = deployed("kubernetes/inference/pool.yaml");
     assert!(pool.contains(&format!("- number: {port}\n")), "{pool}");
+}
+
+/// The folders of `deploy/kubernetes` that can be applied, and what they say they consist of.
+#[test]
+fn what_kubernetes_applies_is_there_and_stands_on_no_folder_around_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes");
+    let root = root.canonicalize().unwrap();
+    for folder in ["", "base", "cuda", "affinity", "inference"] {
+        let folder = root.join(folder);
+        let text = std::fs::read_to_string(folder.join("kustomization.yaml")).unwrap();
+        let (_, listed) = text.split_once("\nresources:\n").unwrap();
+        let listed: Vec<&str> =
+            listed.lines().map_while(|line| line.strip_prefix("  - ")).collect();
+        assert!(!listed.is_empty(), "{}", folder.display());
+        for name in listed {
+            let path = folder.join(name).canonicalize();
+            let path = path.unwrap_or_else(|error| panic!("{}: {name}: {error}", folder.display()));
+            // Kustomize calls it a cycle.
+            assert!(!folder.starts_with(&path), "{} stands on {name}", folder.display());
+            assert!(path.is_file() || path.join("kustomization.yaml").is_file(), "{name}");
+        }
+    }
 }
 
 struct Server {
