@@ -333,8 +333,8 @@ pub(crate) struct QueryArgs {
 }
 
 const CHAT_HELP: &str = "\
-At a terminal, type questions; /help lists what else can be typed. Otherwise every --message, or every
-line of standard input, is a turn, and every answer is printed.
+At a terminal, type questions; /help lists what else can be typed. Otherwise every --message,
+or every line of standard input, is a turn, and every answer is printed.
 
 Examples:
   photon chat photo.jpg

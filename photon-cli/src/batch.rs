@@ -185,7 +185,10 @@ pub(crate) fn batch(args: &BatchArgs) -> Result<(), Failure> {
     match (summary.interrupted, summary.failed + summary.failed_before) {
         (true, _) => Err(Failure::Interrupted),
         (false, 0) => Ok(()),
-        (false, n) => Err(anyhow::anyhow!("{n} requests failed; see their results").into()),
+        (false, n) => {
+            let requests = output::count(n, "request");
+            Err(anyhow::anyhow!("{requests} failed; the results say why").into())
+        }
     }
 }
 

@@ -166,10 +166,10 @@ pub(crate) fn stats(response: &Response) {
         }
     };
     eprintln!(
-        "{} tokens in ({} crops), {} out; preprocess {:.1} ms, vision {:.1} ms, prefill {:.1} ms, \
+        "{} tokens in ({}), {} out; preprocess {:.1} ms, vision {:.1} ms, prefill {:.1} ms, \
          first token after {:.1} ms, decode {:.1} ms ({speed:.1} tokens/s){drafts}",
         m.input_tokens,
-        m.crops,
+        count(m.crops as u64, "crop"),
         m.output_tokens,
         m.preprocess_time_ms,
         m.vision_time_ms,
@@ -177,6 +177,11 @@ pub(crate) fn stats(response: &Response) {
         m.ttft_ms,
         m.decode_time_ms,
     );
+}
+
+/// So many of something: `1 crop`, `9 crops`.
+pub(crate) fn count(n: u64, one: &str) -> String {
+    if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") }
 }
 
 /// A byte count for people.

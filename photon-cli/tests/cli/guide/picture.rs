@@ -1,7 +1,7 @@
 //! The pictures of the guide are what its commands draw.
 //!
-//! A picture in `docs/src/images` is compared with the file of its name that the page's blocks wrote, if they did. With
-//! `PHOTON_UPDATE_GUIDE=1` the file takes its place.
+//! A picture in `docs/src/images` is compared with the file of its name that the page's blocks wrote, or else with the sample
+//! picture of that name, if there is one. With `PHOTON_UPDATE_GUIDE=1` the file takes its place.
 use std::path::Path;
 
 use image::RgbImage;
@@ -15,10 +15,8 @@ pub(super) fn compare(page: &Page, folder: &Path) -> Result<(), String> {
     let images =
         text::links(&page.text).into_iter().filter_map(|link| link.strip_prefix("images/"));
     for name in images {
-        let drawn = folder.join(name);
-        if !drawn.exists() {
-            continue;
-        }
+        let files = [folder.join(name), folder.join("assets").join(name)];
+        let Some(drawn) = files.into_iter().find(|file| file.exists()) else { continue };
         let kept = page.path.parent().unwrap().join("images").join(name);
         if std::env::var_os("PHOTON_UPDATE_GUIDE").is_some() {
             std::fs::copy(&drawn, &kept).unwrap();
