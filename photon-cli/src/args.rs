@@ -139,8 +139,8 @@ pub(crate) struct DeviceArgs {
     /// Type of weights; the model's own by default (f16 for bf16 on Macs before M3)
     #[arg(long, value_enum, env = "PHOTON_DTYPE")]
     pub(crate) dtype: Option<DTypeArg>,
-    /// Quantize the matrices of both models, or of one: `int8`, `int4` (a scale for 128 weights),
-    /// `int4-32` or `fp8`, as in `--quant int8` or `--quant text=int4,vision=int8`
+    /// Quantize the matrices of both models, or of some parts: `int8`, `int4` (a scale for 128 weights),
+    /// `int4-32` or `fp8`, as in `--quant int8` or `--quant text=int4,vision=int8,head=int8`
     #[arg(long, value_name = "FORMAT", env = "PHOTON_QUANT", default_value = "none")]
     pub(crate) quant: Quant,
     /// Type of keys and values; that of the weights by default. 8 bits take half the memory

@@ -86,6 +86,11 @@ pub(crate) trait Cached: Plain + simd::Readable {
     fn store(isa: Isa, out: &mut [Self], scale: &mut [Self], x: &[f32]);
 }
 
+/// A code: what it stands for without its scale, bf16 holds exactly.
+pub(crate) trait Code: Cached {}
+impl Code for i8 {}
+impl Code for Fp8 {}
+
 macro_rules! cached {
     ($($float:ty),+; $($code:ty: $largest:expr, $encode:expr, $byte:expr, $of_byte:expr;)+) => {
         $(impl Cached for $float {
@@ -294,6 +299,16 @@ impl<'a, T: Cached> CacheRows<'a, T> {
 
     pub(crate) fn rows(&self) -> usize {
         self.rows.rows()
+    }
+
+    pub(crate) fn cols(&self) -> usize {
+        self.rows.cols()
+    }
+
+    /// Row `row`: what is stored of all heads, unscaled, then the scales.
+    #[inline(always)]
+    pub(crate) fn row(&self, row: usize) -> &'a [T] {
+        self.rows.row(row)
     }
 
     /// The columns `cols` of row `row`, unscaled.

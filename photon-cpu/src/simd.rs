@@ -141,6 +141,17 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Pairs of bf16, given as f32 that are some: `first` in the lower 16 bits.
     fn pair(self, first: Self::V, second: Self::V) -> Self::V;
 
+    /// Pairs of bf16, given as f32 that are some: neighbors in `first` and then `second`.
+    #[inline(always)]
+    fn neighbors(self, first: Self::V, second: Self::V) -> Self::V {
+        let mut all = [0.0; 2 * MAX_LANES];
+        store(self, &mut all, first);
+        store(self, &mut all[Self::LANES..], second);
+        let every_other =
+            |from: usize| -> [f32; MAX_LANES] { std::array::from_fn(|i| all[2 * i + from]) };
+        self.pair(load(self, &every_other(0)), load(self, &every_other(1)))
+    }
+
     /// `acc + a1 * b1 + a0 * b0` for pairs of bf16 `(a0, a1)`, `(b0, b1)`, in this order.
     #[inline(always)]
     fn dot_pairs(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
@@ -165,6 +176,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// Asks for the cache line at `p`, which may be any address.
     fn prefetch<T>(self, p: *const T);
+    /// As [`Simd::prefetch`], but no nearer than the second-level cache.
+    fn prefetch_second<T>(self, p: *const T);
 
     /// # Safety
     /// `LANES` elements can be read at `p`.

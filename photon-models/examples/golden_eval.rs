@@ -37,19 +37,32 @@ fn main() {
     layers();
 }
 
-/// Weights in one format, keys and values in another, everything else in f32.
-fn precision(weights: WeightFormat, kv: DType) -> Precision {
-    // As a processor with instructions for bf16 has it, and a GPU but for what goes from block to block.
-    if kv == DType::Bf16 && weights == WeightFormat::Float(DType::Bf16) {
-        return Precision { inner: DType::Bf16, ..Precision::mixed(DType::Bf16) };
-    }
-    match weights {
-        WeightFormat::Float(weights) => Precision { weights, kv, ..Precision::F32 },
+/// Weights in one format, everything else in f32.
+fn weights(format: WeightFormat) -> Precision {
+    match format {
+        WeightFormat::Float(weights) => Precision { weights, ..Precision::F32 },
         format => {
-            let quant = Quant { text: Some(format), vision: Some(format) };
-            Precision { quant, kv, ..Precision::F32 }
+            let quant = Quant { text: Some(format), vision: Some(format), head: None };
+            Precision { quant, ..Precision::F32 }
         }
     }
+}
+
+/// What is measured, and what it is called.
+fn precisions() -> Vec<(String, Precision)> {
+    let of_weights = FORMATS.map(|format| match format {
+        WeightFormat::Float(DType::F32) => ("f32 throughout".into(), Precision::F32),
+        format => (format!("{} weights", format_name(format)), weights(format)),
+    });
+    let head = Quant { head: Some(WeightFormat::Int8), ..Quant::NONE };
+    let head = ("int8 head".into(), Precision { quant: head, ..Precision::F32 });
+    let kv = KV.map(|kv| (format!("{kv} keys and values"), Precision { kv, ..Precision::F32 }));
+    // As a processor with instructions for bf16 has it, and a GPU but for what goes from block to block.
+    let all = KV.map(|kv| {
+        let precision = Precision { inner: DType::Bf16, kv, ..Precision::mixed(DType::Bf16) };
+        (format!("bf16 weights and within blocks, {kv} keys and values"), precision)
+    });
+    of_weights.into_iter().chain([head]).chain(kv).chain(all).collect()
 }
 
 /// How far a model is from what was recorded.
@@ -83,12 +96,6 @@ impl Distance {
 
 fn models() {
     println!("| model | format | logit error, largest | RMS | tokens |\n|---|---|---|---|---|");
-    let weights = FORMATS.map(|format| match format {
-        WeightFormat::Float(DType::F32) => ("f32 throughout".into(), format, DType::F32),
-        format => (format!("{} weights", format_name(format)), format, DType::F32),
-    });
-    let kv = KV.map(|kv| (format!("{kv} keys and values"), FORMATS[0], kv));
-    let all = ("bf16 weights, keys, values and within blocks".into(), FORMATS[1], DType::Bf16);
     for (model, family, gelu) in [
         ("Moondream 2", Family::Moondream2, TauGelu::Tanh),
         ("Moondream 3, tau by tanh", Family::Moondream3, TauGelu::Tanh),
@@ -98,8 +105,8 @@ fn models() {
         let mut config = golden.config();
         config.text.tau_gelu = gelu;
         let name = if gelu == TauGelu::Tanh { "tanh" } else { "erf" };
-        for (format, weights, kv) in weights.iter().chain(&kv).chain([&all]) {
-            let cells = distance(&golden, name, &config, precision(*weights, *kv)).cells();
+        for (format, precision) in precisions() {
+            let cells = distance(&golden, name, &config, precision).cells();
             println!("| {model} | {format} | {cells} |");
         }
     }

@@ -88,28 +88,35 @@ impl<D: Device> Loader<'_, D> {
         Ok(Dense { w, bias: self.vector(&format!("{name}.bias"), n)? })
     }
 
-    /// As [`dense`](Self::dense), and beside it a layer of some of its outputs.
+    /// As [`inner_dense`](Self::inner_dense) in the format `quant`, and beside it a layer of some of its outputs.
     pub(crate) fn dense_and_some(
         &mut self,
         name: &str,
-        n: usize,
-        k: usize,
+        [n, k]: [usize; 2],
+        quant: Option<WeightFormat>,
         some: &[u32],
     ) -> Result<[Dense<D>; 2], LoadError> {
-        let w = self.floats(&format!("{name}.weight"), self.weights)?;
-        let bias = self.floats(&format!("{name}.bias"), DType::F32)?;
-        let rows = |of: &[u8]| -> Vec<u8> {
-            let row = |&i: &u32| &of[i as usize * (of.len() / n)..][..of.len() / n];
-            some.iter().flat_map(row).copied().collect()
+        let weight = format!("{name}.weight");
+        let (format, w) = match self.checkpoint.quantized(&weight, k, quant)? {
+            Some((format, coded)) => {
+                (self.progress)((coded.bytes.len() + size_of_val(&coded.scales[..])) as u64);
+                (format, coded)
+            }
+            None => {
+                let bytes = self.floats(&weight, self.weights)?;
+                (WeightFormat::Float(self.weights), Quantized { bytes, scales: Vec::new() })
+            }
         };
-        let format = WeightFormat::Float(self.weights);
-        let mut layer = |w: &[u8], bias: &[u8], n: usize| {
-            let data = WeightData { count: 1, n, k, format, bytes: w, scales: &[] };
-            let w = self.device.weight(data)?;
+        let bias = self.floats(&format!("{name}.bias"), DType::F32)?;
+        let part =
+            Quantized { bytes: rows_of(&w.bytes, n, some), scales: rows_of(&w.scales, n, some) };
+        let mut layer = |w: &Quantized, bias: &[u8], n: usize| {
+            let Quantized { bytes, scales } = w;
+            let w = self.device.weight(WeightData { count: 1, n, k, format, bytes, scales })?;
             let bias = self.tensor_of(bias, [1, n], DType::F32)?.reshape([n]);
             Ok::<_, LoadError>(Dense { w, bias })
         };
-        Ok([layer(&w, &bias, n)?, layer(&rows(&w), &rows(&bias), some.len())?])
+        Ok([layer(&w, &bias, n)?, layer(&part, &rows_of(&bias, n, some), some.len())?])
     }
 
     /// As [`dense`](Self::dense), inside of a block.
@@ -159,6 +166,12 @@ impl<D: Device> Loader<'_, D> {
         let w = self.vector(&format!("{name}.weight"), dim)?;
         Ok(Norm { w, b: self.vector(&format!("{name}.bias"), dim)? })
     }
+}
+
+/// Some of the `n` rows of `all`.
+fn rows_of<T: Copy>(all: &[T], n: usize, some: &[u32]) -> Vec<T> {
+    let len = all.len() / n;
+    some.iter().flat_map(|&i| &all[i as usize * len..][..len]).copied().collect()
 }
 
 /// A linear layer with bias.

@@ -3,34 +3,41 @@ use std::{fmt, str::FromStr};
 
 use photon_core::WeightFormat;
 
-/// Formats of the matrices inside of blocks, experts included, and of the projector. Everything else is
-/// kept: embeddings, norms, heads, routers and what tau is made by are small, and sensitive.
+/// Formats of the matrices inside of blocks, experts included, of the projector, and of the language model's head.
+/// Everything else is kept: embeddings, norms, the heads of places, routers and what tau is made by are small, and
+/// sensitive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Quant {
     /// Of the language model.
     pub text: Option<WeightFormat>,
     /// Of the vision encoder and the projector.
     pub vision: Option<WeightFormat>,
+    /// Of the language model's head, which makes logits: a part by itself, since it is the most sensitive matrix, and a
+    /// tenth to a fifth of what a decoded token reads.
+    pub head: Option<WeightFormat>,
 }
 
-/// The models that are quantized apart.
+/// The parts that are quantized apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// The language model.
+    /// The language model's blocks.
     Text,
     /// The vision encoder and the projector.
     Vision,
+    /// The language model's head.
+    Head,
 }
 
 impl Quant {
     /// Nothing is quantized.
-    pub const NONE: Quant = Quant { text: None, vision: None };
+    pub const NONE: Quant = Quant { text: None, vision: None, head: None };
 
     /// The format of a part, if it is quantized.
     pub fn of(self, part: Part) -> Option<WeightFormat> {
         match part {
             Part::Text => self.text,
             Part::Vision => self.vision,
+            Part::Head => self.head,
         }
     }
 }
@@ -39,15 +46,16 @@ impl Quant {
 impl fmt::Display for Quant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = |format: Option<WeightFormat>| format.map_or("none".into(), format_name);
-        match self.text == self.vision {
-            true => f.write_str(&name(self.text)),
-            false => write!(f, "text={},vision={}", name(self.text), name(self.vision)),
+        if self.text == self.vision && self.head.is_none() {
+            return f.write_str(&name(self.text));
         }
+        write!(f, "text={},vision={}", name(self.text), name(self.vision))?;
+        self.head.map_or(Ok(()), |head| write!(f, ",head={}", format_name(head)))
     }
 }
 
-/// `int8`, `int4` (groups of 128), `int4-32`, `fp8` or `none`, for both parts; or for one or each, as in
-/// `text=int4,vision=int8`.
+/// `int8`, `int4` (groups of 128), `int4-32`, `fp8` or `none`, for all but the head; or for some parts, as in
+/// `text=int4,vision=int8,head=int8`.
 impl FromStr for Quant {
     type Err = String;
 
@@ -62,14 +70,18 @@ impl FromStr for Quant {
         };
         if !text.contains('=') {
             let both = format(text)?;
-            return Ok(Quant { text: both, vision: both });
+            return Ok(Quant { text: both, vision: both, head: None });
         }
         let mut quant = Quant::NONE;
         for part in text.split(',') {
             match part.split_once('=') {
                 Some(("text", name)) => quant.text = format(name)?,
                 Some(("vision", name)) => quant.vision = format(name)?,
-                _ => return Err(format!("{part:?} is neither text=FORMAT nor vision=FORMAT")),
+                Some(("head", name)) => quant.head = format(name)?,
+                _ => {
+                    let parts = "text=FORMAT, vision=FORMAT or head=FORMAT";
+                    return Err(format!("{part:?} is none of {parts}"));
+                }
             }
         }
         Ok(quant)
@@ -94,9 +106,9 @@ mod tests {
     #[test]
     fn formats_are_read_for_both_models_or_each() {
         let int4 = Some(WeightFormat::Int4 { group: 128 });
-        assert_eq!("int4".parse(), Ok(Quant { text: int4, vision: int4 }));
-        assert_eq!("text=int4".parse(), Ok(Quant { text: int4, vision: None }));
-        let mixed = Quant { text: int4, vision: Some(WeightFormat::Int8) };
+        assert_eq!("int4".parse(), Ok(Quant { text: int4, vision: int4, head: None }));
+        assert_eq!("text=int4".parse(), Ok(Quant { text: int4, ..Quant::NONE }));
+        let mixed = Quant { text: int4, vision: Some(WeightFormat::Int8), head: None };
         assert_eq!("vision=int8,text=int4-128".parse(), Ok(mixed));
         assert_eq!("none".parse(), Ok(Quant::NONE));
         for text in ["int5", "text=", "region=int8", "int8,int4", ""] {

@@ -96,7 +96,7 @@ pub(crate) fn tensors(c: &TextConfig, out: &mut Specs) {
         }
     }
     out.norm("model.text.post_ln", c.dim);
-    out.dense("model.text.lm_head", c.vocab_size, c.dim);
+    out.inner_dense(Part::Head, "model.text.lm_head", c.vocab_size, c.dim);
 }
 
 impl<D: Kernels> Block<D> {
@@ -394,11 +394,11 @@ impl<D: Kernels> Text<D> {
             });
         }
         let post_ln = l.norm("model.text.post_ln", c.dim)?;
+        let Precision { activations: dtype, inner, quant, .. } = precision;
         let [lm_head, mark_head] =
-            l.dense_and_some("model.text.lm_head", c.vocab_size, c.dim, marks)?;
+            l.dense_and_some("model.text.lm_head", [c.vocab_size, c.dim], quant.head, marks)?;
         let rope = Tensor::zeros(l.device, [c.max_context, c.rotary_dims], DType::F32)?;
         l.device.upload(&mut l.stream, rope.buffer(), 0, &rope_table(c));
-        let Precision { activations: dtype, inner, .. } = precision;
         Ok(Text { wte, blocks, post_ln, lm_head, mark_head, rope, config: c.clone(), dtype, inner })
     }
 

@@ -237,7 +237,7 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// Which matrices are quantized, and how.
 fn quantized(quant: Quant) -> Option<String> {
     let part = |name: &str, format: Option<WeightFormat>| Some(format!("{name} {}", format?));
-    let parts = [part("text", quant.text), part("vision", quant.vision)];
+    let parts = [part("text", quant.text), part("vision", quant.vision), part("head", quant.head)];
     let parts: Vec<String> = parts.into_iter().flatten().collect();
     (!parts.is_empty()).then(|| parts.join(", "))
 }

@@ -10,8 +10,8 @@ use super::{DTypeArg, memory};
 pub(crate) struct ConvertArgs {
     #[command(flatten)]
     pub(crate) what: ConversionArgs,
-    /// Quantize the matrices of both models, or of one, as in `--quant text=int4,vision=int8`: `int8`, `int4`
-    /// (a scale for 128 weights), `int4-32` or `fp8`
+    /// Quantize the matrices of both models, or of some parts, as in `--quant text=int4,vision=int8,head=int8`: `int8`,
+    /// `int4` (a scale for 128 weights), `int4-32` or `fp8`
     #[arg(long, value_name = "FORMAT", default_value = "none")]
     pub(crate) quant: Quant,
 }
@@ -20,8 +20,8 @@ pub(crate) struct ConvertArgs {
 pub(crate) struct QuantizeArgs {
     #[command(flatten)]
     pub(crate) what: ConversionArgs,
-    /// The formats: `int8`, `int4` (a scale for 128 weights), `int4-32` or `fp8` for both models, or for one or
-    /// each, as in `text=int4,vision=int8`
+    /// The formats: `int8`, `int4` (a scale for 128 weights), `int4-32` or `fp8` for both models, or for
+    /// some parts, as in `text=int4,vision=int8,head=int8`
     #[arg(long, value_name = "FORMAT", required = true)]
     pub(crate) quant: Quant,
 }

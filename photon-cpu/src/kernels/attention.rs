@@ -16,7 +16,7 @@ use super::{
 use crate::{
     Cpu, Isa,
     elements::{CacheRows, Cached, Float, Rows, RowsMut, with_cached, with_float},
-    simd::{Convert, Op, Simd, dispatch},
+    simd::{Convert, Fp8, Op, Simd, dispatch},
 };
 
 /// Tasks per thread that make the last ones to finish not worth waiting for.
@@ -49,6 +49,8 @@ struct Head<'a, 't, T, F> {
     len: usize,
     key: RowAt<'a, 't, T>,
     value: RowAt<'a, 't, T>,
+    /// What keys and values count times, up to whole panels; empty if nothing.
+    scales: [&'a [f32]; 2],
     /// Positions without a key and a value, in order.
     unseen: &'a [Range<usize>],
 }
@@ -155,7 +157,7 @@ impl<T: Cached, F: Words<T>> Head<'_, '_, T, F> {
     ) where
         F: Words<U>,
     {
-        let Head { factors, layout, unseen, .. } = *self;
+        let Head { factors, layout, scales, unseen, .. } = *self;
         let (words, dim) = (layout.padded_words(), queries.head_dim);
         work.visible.clear();
         work.visible.extend(rows.clone().map(|i| queries.visible(i)));
@@ -165,7 +167,7 @@ impl<T: Cached, F: Words<T>> Head<'_, '_, T, F> {
             factors.dispatch(isa, PackQuery { factors, x: queries.q.part(token, cols), out });
         }
         let scale = queries.scale;
-        factors.dispatch(isa, AttendBlock { factors, layout, source, unseen, scale, work });
+        factors.dispatch(isa, AttendBlock { factors, layout, source, unseen, scale, scales, work });
         let answers = work.out.chunks_exact(layout.padded()).zip(&work.answered).zip(rows);
         for ((row, _), i) in answers.filter(|((_, answered), _)| **answered) {
             let (token, cols) = queries.place(i);
@@ -253,8 +255,9 @@ fn dense<T: Float + Cached, F: Words<T>>(cpu: &Cpu, factors: F, op: Attention<'_
             factors,
             layout,
             len: seq_len,
-            key: &|u| Some((qkv.part(first + u, columns(1)), 1.0)),
-            value: &|u| Some((qkv.part(first + u, columns(2)), 1.0)),
+            key: &|u| Some(qkv.part(first + u, columns(1))),
+            value: &|u| Some(qkv.part(first + u, columns(2))),
+            scales: [&[]; 2],
             unseen: &[],
         };
         head.answer(isa, &queries);
@@ -265,6 +268,12 @@ pub(crate) fn paged_attention(cpu: &Cpu, op: PagedAttention<'_, Cpu>) {
     match (op.out.dtype(), op.k_cache.dtype()) {
         (DType::Bf16, DType::Bf16) if cpu.isa().has_pairs() => {
             paged::<bf16, bf16, _>(cpu, Pairs, op);
+        }
+        (DType::Bf16, DType::Int8) if cpu.isa().has_pairs() => {
+            paged::<bf16, i8, _>(cpu, Pairs, op);
+        }
+        (DType::Bf16, DType::Fp8) if cpu.isa().has_pairs() => {
+            paged::<bf16, Fp8, _>(cpu, Pairs, op);
         }
         (dtype, cache) => {
             with_float!(dtype, T => with_cached!(cache, U => paged::<T, U, _>(cpu, Floats, op)));
@@ -405,15 +414,22 @@ impl<'a, T: Float, U: Cached, F: Words<T> + Words<U>> Paged<'a, T, U, F> {
     /// Several tokens of a row, for the query heads of one head of keys.
     fn prompt(&self, row: &Row<'_>, tokens: Range<usize>, kv_head: usize) {
         let (head_dim, columns) = (self.head_dim, self.columns(kv_head));
-        let scaled = |cache: &CacheRows<'a, U>, slot| {
-            (cache.part(slot, columns.clone()), cache.scale(slot, kv_head))
-        };
+        let layout = Layout::new(self.factors, dispatch(self.isa, Lanes), head_dim);
+        let len = row.longest(tokens.clone());
+        let [k_scales, v_scales] = [&self.k_cache, &self.v_cache].map(|cache| {
+            let scale = |u| self.slot(row, u).map_or(1.0, |slot| cache.scale(slot, kv_head));
+            let mut scales: Vec<f32> =
+                (0..if U::SCALE_LEN > 0 { len } else { 0 }).map(scale).collect();
+            scales.resize(scales.len().next_multiple_of(layout.positions()), 1.0);
+            scales
+        });
         let head = Head {
             factors: self.factors,
-            layout: Layout::new(self.factors, dispatch(self.isa, Lanes), head_dim),
-            len: row.longest(tokens.clone()),
-            key: &|u| Some(scaled(&self.k_cache, self.slot(row, u)?)),
-            value: &|u| Some(scaled(&self.v_cache, self.slot(row, u)?)),
+            layout,
+            len,
+            key: &|u| Some(self.k_cache.part(self.slot(row, u)?, columns.clone())),
+            value: &|u| Some(self.v_cache.part(self.slot(row, u)?, columns.clone())),
+            scales: [&k_scales, &v_scales],
             unseen: &row.unseen,
         };
         let queries = Queries {

@@ -10,7 +10,7 @@
 //! A masked position is left out of every sum.
 use std::ops::Range;
 
-use super::attention_pack::{Factors, Layout, TILE_WIDTH};
+use super::attention_pack::{Factors, Layout, TILE_WIDTH, weigh};
 use crate::simd::{MAX_LANES, Op, Simd, load, store};
 
 /// Query rows handled together. Their scores against 729 positions are 105 KiB, which leaves the
@@ -64,6 +64,8 @@ pub(super) struct AttendBlock<'a, F> {
     pub(super) unseen: &'a [Range<usize>],
     /// Multiplies scores.
     pub(super) scale: f32,
+    /// What keys and values count times, up to whole panels; empty if nothing.
+    pub(super) scales: [&'a [f32]; 2],
     pub(super) work: &'a mut Work,
 }
 
@@ -72,7 +74,7 @@ impl<F: Factors> Op for AttendBlock<'_, F> {
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let AttendBlock { factors, layout, source, unseen, scale, work } = self;
+        let AttendBlock { factors, layout, source, unseen, scale, scales, work } = self;
         let Work { query, visible, answered, scores, sums, out } = work;
         let (count, padded) = (visible.len(), layout.padded());
         let longest = visible.iter().copied().max().unwrap_or(0);
@@ -86,9 +88,10 @@ impl<F: Factors> Op for AttendBlock<'_, F> {
             let first = panel * layout.positions();
             let b = source.keys(panel);
             let mut tiles = Tiles { factors, a: query, a_stride, b, out: scores, stride };
+            let scales = (scale, scales[0].get(first..).unwrap_or_default());
             match (longest - first).div_ceil(S::LANES) {
-                1 => tiles.scores::<S, 1>(s, &layout, visible, scale, first),
-                _ => tiles.scores::<S, TILE_WIDTH>(s, &layout, visible, scale, first),
+                1 => tiles.scores::<S, 1>(s, &layout, visible, scales, first),
+                _ => tiles.scores::<S, TILE_WIDTH>(s, &layout, visible, scales, first),
             }
         }
         for (i, &len) in visible.iter().enumerate() {
@@ -96,7 +99,8 @@ impl<F: Factors> Op for AttendBlock<'_, F> {
             for range in unseen {
                 row[range.start.min(len)..range.end.min(len)].fill(f32::NEG_INFINITY);
             }
-            sums[i] = softmax(s, factors, row, len, !unseen.is_empty());
+            sums[i] = softmax(s, row, len, !unseen.is_empty());
+            weigh(s, factors, &mut row[..len.next_multiple_of(S::LANES)], scales[1], len);
         }
         out.fill(0.0);
         for block in 0..longest.div_ceil(SUM_BLOCK) {
@@ -133,16 +137,19 @@ pub(super) fn multiply<S: Simd>(s: S, x: &mut [f32], factor: f32) {
     }
 }
 
-/// Turns `row[..len]` into powers of two relative to the largest, as words, and returns their sum; 0 if
-/// there is nothing to see. What is behind them in the last vector of positions counts as zero.
+/// `x *= factors`, for whole vectors, as many as both have.
 #[inline(always)]
-pub(super) fn softmax<S: Simd, F: Factors>(
-    s: S,
-    factors: F,
-    row: &mut [f32],
-    len: usize,
-    masked: bool,
-) -> f32 {
+pub(super) fn multiply_each<S: Simd>(s: S, x: &mut [f32], factors: &[f32]) {
+    for (x, factors) in x.chunks_exact_mut(S::LANES).zip(factors.chunks_exact(S::LANES)) {
+        let product = s.mul(load(s, x), load(s, factors));
+        store(s, x, product);
+    }
+}
+
+/// Turns `row[..len]` into powers of two relative to the largest and returns their sum; 0 if there is nothing to see.
+/// What is behind them in the last vector of positions becomes zero.
+#[inline(always)]
+pub(super) fn softmax<S: Simd>(s: S, row: &mut [f32], len: usize, masked: bool) -> f32 {
     if len == 0 {
         return 0.0;
     }
@@ -173,7 +180,6 @@ pub(super) fn softmax<S: Simd, F: Factors>(
         sum = s.add(sum, power);
         store(s, x, power);
     }
-    factors.shares(s, row);
     let mut lanes = [0.0f32; MAX_LANES];
     store(s, &mut lanes, sum);
     lanes[..S::LANES].iter().sum()
@@ -209,30 +215,30 @@ struct Tiles<'a, F> {
 }
 
 impl<F: Factors> Tiles<'_, F> {
-    /// `out[i, to..] = scale * sum_d a[i, d] b[d, ..]` over a head's dims, for the rows that see position
-    /// `to` and some others.
+    /// `out[i, to..] = scales.0 * scales.1[..] * sum_d a[i, d] b[d, ..]` over a head's dims, for the rows that see
+    /// position `to` and some others. Nothing in the second scales counts once.
     #[inline(always)]
     fn scores<S: Simd, const W: usize>(
         &mut self,
         s: S,
         layout: &Layout,
         visible: &[usize],
-        scale: f32,
+        scales: (f32, &[f32]),
         to: usize,
     ) {
         let rows = visible.len();
         // Mostly visibility does not decrease, so rows to be left out come first.
         let mut i = visible.iter().position(|&len| len > to).unwrap_or(rows);
         while i + TILE_ROWS <= rows {
-            self.score_tile::<S, TILE_ROWS, W>(s, i, layout, scale, to);
+            self.score_tile::<S, TILE_ROWS, W>(s, i, layout, scales, to);
             i += TILE_ROWS;
         }
         if i + SMALL_TILE_ROWS <= rows {
-            self.score_tile::<S, SMALL_TILE_ROWS, W>(s, i, layout, scale, to);
+            self.score_tile::<S, SMALL_TILE_ROWS, W>(s, i, layout, scales, to);
             i += SMALL_TILE_ROWS;
         }
         for i in i..rows {
-            self.score_tile::<S, 1, W>(s, i, layout, scale, to);
+            self.score_tile::<S, 1, W>(s, i, layout, scales, to);
         }
     }
 
@@ -243,15 +249,20 @@ impl<F: Factors> Tiles<'_, F> {
         s: S,
         row: usize,
         layout: &Layout,
-        scale: f32,
+        scales: (f32, &[f32]),
         to: usize,
     ) {
         let mut acc = [[s.splat(0.0); W]; M];
         self.add(s, row, self.b, layout.positions(), 0..layout.words(), &mut acc);
         // With log2(e) in the scale, the softmax can use powers of two.
-        let scale = s.splat(scale * std::f32::consts::LOG2_E);
+        let scale = s.splat(scales.0 * std::f32::consts::LOG2_E);
         for acc in acc.iter_mut().flatten() {
             *acc = s.mul(*acc, scale);
+        }
+        for (j, scale) in scales.1.chunks_exact(S::LANES).take(W).enumerate() {
+            for acc in &mut acc {
+                acc[j] = s.mul(acc[j], load(s, scale));
+            }
         }
         self.write(s, row, to, &acc);
     }

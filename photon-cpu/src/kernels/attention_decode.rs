@@ -14,9 +14,9 @@ use std::ops::Range;
 
 use super::{
     attention::{Lanes, Paged, Row},
-    attention_core::{SUM_BLOCK, multiply, softmax},
-    attention_pack::{Layout, PackQuery, Words},
-    attention_rows::{Ahead, CacheBlock, Lines, UNSEEN},
+    attention_core::{SUM_BLOCK, multiply, multiply_each, softmax},
+    attention_pack::{Layout, PackQuery, Words, weigh},
+    attention_rows::{Ahead, CacheBlock, Lines},
 };
 use crate::{
     elements::{CacheRows, Cached, Float},
@@ -32,9 +32,6 @@ const PARTS_PER_THREAD: usize = 4;
 const PIECES_PER_THREAD: usize = 2;
 /// Positions whose scores are computed together, two vectors of the longest kind.
 const PANEL: usize = 2 * MAX_LANES;
-/// Positions whose values are read together: with those asked for meanwhile, all heads of them fit in the
-/// second-level cache. They make up a [`SUM_BLOCK`].
-const VALUE_ROWS: usize = 32;
 
 /// The attention of one token.
 struct Decode<'a, T, U, F> {
@@ -189,15 +186,7 @@ impl<T: Float, U: Cached, F: Words<T> + Words<U>> Decode<'_, T, U, F> {
         cache: &CacheRows<'a, U>,
         positions: Range<usize>,
     ) -> CacheBlock<'a, U, N> {
-        let mut block = CacheBlock { slots: [UNSEEN; N], rows: [&[]; N] };
-        let values = 0..self.paged.kv_heads * self.paged.head_dim;
-        for (i, position) in positions.take(N).enumerate() {
-            if let Some(slot) = self.paged.slot(self.row, position) {
-                block.slots[i] = slot;
-                block.rows[i] = cache.part(slot, values.clone());
-            }
-        }
-        block
+        CacheBlock::new(cache, positions.map(|position| self.paged.slot(self.row, position)))
     }
 
     /// Scores of all heads at the positions of `blocks`.
@@ -211,6 +200,8 @@ impl<T: Float, U: Cached, F: Words<T> + Words<U>> Decode<'_, T, U, F> {
         let end = |first: usize| positions.end.min(first + panel_len);
         let panel = |first| self.rows::<PANEL>(k_cache, first..end(first));
         let mut next = panel(positions.start);
+        Ahead::new(&next).ask_all(s);
+        let mut all_scales = Vec::new();
         for first in positions.clone().step_by(panel_len) {
             let mut block = next;
             next = panel(first + panel_len);
@@ -218,23 +209,19 @@ impl<T: Float, U: Cached, F: Words<T> + Words<U>> Decode<'_, T, U, F> {
             if !block.fill(panel_len) {
                 continue;
             }
-            let mut ahead = Ahead::new(&next.rows);
+            block.scales(kv_heads, &mut all_scales);
+            let mut ahead = Ahead::new(&next);
             for kv_head in 0..kv_heads {
-                let scales = block.scales(k_cache, kv_head, panel_len);
+                let scales = all_scales.get(kv_head * PANEL..).unwrap_or_default();
                 let columns = kv_head * dim..(kv_head + 1) * dim;
-                let mut lines = Lines {
-                    factors,
-                    rows: &block.rows,
-                    scales: &scales,
-                    columns,
-                    ahead: &mut ahead,
-                };
+                let mut lines = Lines::new(factors, &block, columns, &mut ahead);
                 for head in self.group(&(kv_head..kv_head + 1)) {
                     let at = head * self.stride + first;
                     // SAFETY: tasks differ in positions, and so do panels.
                     let scores = unsafe { self.scores.part(at..at + panel_len) };
                     lines.score(s, &self.queries[head * words..(head + 1) * words], scores);
                     multiply(s, scores, scale);
+                    multiply_each(s, scores, scales);
                 }
             }
         }
@@ -253,61 +240,64 @@ impl<T: Float, U: Cached, F: Words<T> + Words<U>> Decode<'_, T, U, F> {
             // SAFETY: as above.
             let total = unsafe { self.totals.part(head..head + 1) };
             let masked = !self.row.unseen.is_empty();
-            total[0] = softmax(s, self.paged.factors, row, self.len, masked);
+            total[0] = softmax(s, row, self.len, masked);
         }
     }
 
     /// Sums of the values of all heads, block by block.
     #[inline(always)]
     fn values<S: Simd>(&self, s: S, blocks: &Range<usize>) {
-        let Paged { factors, head_dim: dim, kv_heads, group, ref v_cache, .. } = *self.paged;
-        let (positions, padded) = (self.positions(blocks), self.layout.padded());
-        let end = |first: usize| positions.end.min(first + VALUE_ROWS);
-        let rows = |first| self.rows::<VALUE_ROWS>(v_cache, first..end(first));
-        let mut next = rows(positions.start);
-        let mut partial = vec![0.0; kv_heads * group * padded];
-        for first in positions.clone().step_by(VALUE_ROWS) {
+        let Paged { factors, head_dim: dim, kv_heads, ref v_cache, .. } = *self.paged;
+        let end = self.positions(blocks).end;
+        let positions = |block: usize| block * SUM_BLOCK..((block + 1) * SUM_BLOCK).min(end);
+        let rows = |block| self.rows::<SUM_BLOCK>(v_cache, positions(block));
+        let mut next = rows(blocks.start);
+        Ahead::new(&next).ask_all(s);
+        let mut all_scales = Vec::new();
+        for block in blocks.clone() {
             let mut here = next;
-            next = rows(first + VALUE_ROWS);
+            next = rows(block + 1);
+            let sums = self.block_sums(block);
             // What stands in has a share of zero; with nobody to stand in there is nothing to add.
-            let words = (end(first) - first).div_ceil(F::PER_WORD);
-            let any = here.fill(words * F::PER_WORD);
-            if first.is_multiple_of(SUM_BLOCK) {
-                partial.fill(0.0);
+            let count = positions(block).len();
+            let num_words = count.div_ceil(F::PER_WORD);
+            if !here.fill(num_words * F::PER_WORD) {
+                continue;
             }
-            let mut ahead = Ahead::new(&next.rows);
-            for kv_head in 0..if any { kv_heads } else { 0 } {
-                let scales = here.scales(v_cache, kv_head, words * F::PER_WORD);
+            here.scales(kv_heads, &mut all_scales);
+            let mut ahead = Ahead::new(&next);
+            for kv_head in 0..kv_heads {
+                let scales = all_scales.get(kv_head * SUM_BLOCK..).unwrap_or_default();
                 let columns = kv_head * dim..(kv_head + 1) * dim;
-                let (rows, scales, ahead) = (&here.rows, &scales, &mut ahead);
-                let mut lines = Lines { factors, rows, scales, columns, ahead };
+                let mut lines = Lines::new(factors, &here, columns, &mut ahead);
                 for head in self.group(&(kv_head..kv_head + 1)) {
-                    let at = head * self.stride + first / F::PER_WORD;
+                    let at = head * self.stride + block * SUM_BLOCK;
+                    let mut words = [0.0; SUM_BLOCK];
                     // SAFETY: nobody writes shares while values are added.
-                    let shares = unsafe { self.scores.part(at..at + words) };
-                    lines.add_values(s, shares, &mut partial[head * padded..][..padded]);
+                    words[..count].copy_from_slice(unsafe { self.scores.part(at..at + count) });
+                    weigh(s, factors, &mut words, scales, count);
+                    let padded = self.layout.padded();
+                    let sums = &mut sums[head * padded..(head + 1) * padded];
+                    lines.add_values(s, &words[..num_words], sums);
                 }
-            }
-            if end(first) == positions.end || end(first).is_multiple_of(SUM_BLOCK) {
-                self.add_block(s, first / SUM_BLOCK, &partial);
             }
         }
     }
 
-    /// Adds a block's sums of all heads to those of the blocks before it, if they are the same piece's.
-    #[inline(always)]
-    fn add_block<S: Simd>(&self, s: S, block: usize, partial: &[f32]) {
+    /// Where the sums of a block go, of all heads: to those of the blocks before it if they are the same piece's.
+    #[expect(clippy::mut_from_ref, reason = "see Safety")]
+    fn block_sums(&self, block: usize) -> &mut [f32] {
         let (place, begun) = match block.checked_sub(self.first_piece) {
             Some(later) => (1 + later, false),
             None => (0, block > 0),
         };
-        let at = place * partial.len();
-        // SAFETY: tasks differ in blocks, and blocks that share sums are one task's.
-        let out = unsafe { self.sums.part(at..at + partial.len()) };
+        let len = self.paged.kv_heads * self.paged.group * self.layout.padded();
+        // SAFETY: tasks differ in blocks, and blocks that share sums are one task's, one after the other.
+        let sums = unsafe { self.sums.part(place * len..(place + 1) * len) };
         if !begun {
-            out.fill(0.0);
+            sums.fill(0.0);
         }
-        add_to(s, out, partial);
+        sums
     }
 
     /// Adds the sums of some heads up and writes the answer.

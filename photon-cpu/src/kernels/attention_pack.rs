@@ -10,10 +10,11 @@ use std::ops::Range;
 
 use half::bf16;
 
+use super::attention_core::multiply_each;
 use crate::{
     Isa,
-    elements::Cached,
-    simd::{Convert, MAX_LANES, Op, Simd, dispatch, dispatch_pairs, load, store},
+    elements::{Cached, Code},
+    simd::{MAX_LANES, Op, Readable, Simd, dispatch, dispatch_pairs, load, store},
 };
 
 /// Vectors in the width of a register tile: see [`super::attention_core`].
@@ -21,8 +22,11 @@ pub(super) const TILE_WIDTH: usize = 2;
 /// How many rows ahead of use they are asked for.
 const AHEAD: usize = 16;
 
-/// What is multiplied: floats, or pairs of bf16 where both queries and keys are bf16 and the processor has an
+/// What is multiplied: floats, or pairs of bf16 where queries are bf16, keys bf16 or codes, and the processor has an
 /// instruction for it. A word is as large as a float either way.
+///
+/// Codes are multiplied as they are. What a head of a position counts times is applied to scores, and to shares
+/// before they meet values: see [`weigh`].
 pub(super) trait Factors: Copy + Send + Sync + 'static {
     /// Elements of a word.
     const PER_WORD: usize;
@@ -39,11 +43,16 @@ pub(super) trait Factors: Copy + Send + Sync + 'static {
 }
 
 /// [`Factors`] that can be made of rows of `T`.
-pub(super) trait Words<T>: Factors {
-    /// The first words of `x`, which has as many, times `scale`.
-    fn words<S: Simd>(self, s: S, x: &[T], scale: f32) -> S::V;
-    /// All of `x`, fewer elements than a vector of words, with zeros after them, times `scale`.
-    fn last_words<S: Simd>(self, s: S, x: &[T], scale: f32) -> S::V;
+pub(super) trait Words<T: Readable>: Factors {
+    /// The first words of `x`, which has as many.
+    fn words<S: Simd>(self, s: S, x: &[T]) -> S::V;
+    /// All of `x`, fewer elements than a vector of words, with zeros after them.
+    #[inline(always)]
+    fn last_words<S: Simd>(self, s: S, x: &[T]) -> S::V {
+        let mut all = [T::default(); 2 * MAX_LANES];
+        all[..x.len()].copy_from_slice(x);
+        self.words(s, &all)
+    }
 }
 
 /// Everything is a float.
@@ -74,12 +83,8 @@ impl Factors for Floats {
 
 impl<T: Cached> Words<T> for Floats {
     #[inline(always)]
-    fn words<S: Simd>(self, s: S, x: &[T], scale: f32) -> S::V {
-        load_scaled(s, x, scale)
-    }
-    #[inline(always)]
-    fn last_words<S: Simd>(self, s: S, x: &[T], scale: f32) -> S::V {
-        load_tail(s, x, scale)
+    fn words<S: Simd>(self, s: S, x: &[T]) -> S::V {
+        load(s, x)
     }
 }
 
@@ -117,17 +122,34 @@ impl Factors for Pairs {
 
 impl Words<bf16> for Pairs {
     #[inline(always)]
-    fn words<S: Simd>(self, s: S, x: &[bf16], _: f32) -> S::V {
+    fn words<S: Simd>(self, s: S, x: &[bf16]) -> S::V {
         let x = &x[..2 * S::LANES];
         // SAFETY: `LANES` pairs of bf16 are as large as so many f32, and the load need not be aligned.
         unsafe { s.read_f32(x.as_ptr().cast()) }
     }
+}
+
+impl<T: Code> Words<T> for Pairs {
     #[inline(always)]
-    fn last_words<S: Simd>(self, s: S, x: &[bf16], scale: f32) -> S::V {
-        let mut all = [bf16::ZERO; 2 * MAX_LANES];
-        all[..x.len()].copy_from_slice(x);
-        self.words(s, &all, scale)
+    fn words<S: Simd>(self, s: S, x: &[T]) -> S::V {
+        s.neighbors(load(s, x), load(s, &x[S::LANES..]))
     }
+}
+
+/// Shares with what their values count times, as words at the beginning of `row`, which are some whole vectors.
+/// `scales` may be empty; from the `len`th share on there is none.
+#[inline(always)]
+pub(super) fn weigh<S: Simd, F: Factors>(
+    s: S,
+    factors: F,
+    row: &mut [f32],
+    scales: &[f32],
+    len: usize,
+) {
+    multiply_each(s, row, scales);
+    // Also where it would count NaN times.
+    row[len..].fill(0.0);
+    factors.shares(s, row);
 }
 
 /// Sizes of packed keys and values.
@@ -199,9 +221,8 @@ impl Layout {
     }
 }
 
-/// The row of a cache or of qkv that holds a position, and its scale; `None` for one that cannot be
-/// seen.
-pub(super) type RowAt<'a, 't, T> = &'a dyn Fn(usize) -> Option<(&'t [T], f32)>;
+/// The row of a cache or of qkv that holds a position, unscaled; `None` for one that cannot be seen.
+pub(super) type RowAt<'a, 't, T> = &'a dyn Fn(usize) -> Option<&'t [T]>;
 
 /// Packs a query: words, with zeros up to `out`'s length.
 pub(super) struct PackQuery<'a, T, F> {
@@ -210,12 +231,12 @@ pub(super) struct PackQuery<'a, T, F> {
     pub(super) out: &'a mut [f32],
 }
 
-impl<T, F: Words<T>> Op for PackQuery<'_, T, F> {
+impl<T: Readable, F: Words<T>> Op for PackQuery<'_, T, F> {
     type Output = ();
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        write_words(s, self.factors, self.x, 1.0, self.out);
+        write_words(s, self.factors, self.x, self.out);
     }
 }
 
@@ -230,7 +251,7 @@ pub(super) struct PackKeys<'a, 't, T, F> {
     pub(super) lines: &'a mut [f32],
 }
 
-impl<T, F: Words<T>> Op for PackKeys<'_, '_, T, F> {
+impl<T: Readable, F: Words<T>> Op for PackKeys<'_, '_, T, F> {
     type Output = ();
 
     #[inline(always)]
@@ -246,7 +267,7 @@ impl<T, F: Words<T>> Op for PackKeys<'_, '_, T, F> {
                 let position = first + lane;
                 prefetch(s, row, position + AHEAD, len);
                 match if position < len { row(position) } else { None } {
-                    Some((key, scale)) => write_words(s, factors, key, scale, line),
+                    Some(key) => write_words(s, factors, key, line),
                     None => line.fill(0.0),
                 }
             }
@@ -292,7 +313,7 @@ impl<T: Cached, F: Factors> Op for PackValues<'_, '_, T, F> {
             {
                 prefetch(s, row, position + AHEAD, len);
                 match if position < positions.end { row(position) } else { None } {
-                    Some((value, scale)) => write_words(s, Floats, value, scale, line),
+                    Some(value) => write_words(s, Floats, value, line),
                     None => line.fill(0.0),
                 }
             }
@@ -313,7 +334,7 @@ impl<T: Cached, F: Factors> Op for PackValues<'_, '_, T, F> {
 #[inline(always)]
 fn prefetch<S: Simd, T>(s: S, row: RowAt<'_, '_, T>, position: usize, len: usize) {
     if position < len
-        && let Some((row, _)) = row(position)
+        && let Some(row) = row(position)
     {
         for line in row.chunks(64 / size_of::<T>()) {
             s.prefetch(line.as_ptr());
@@ -321,38 +342,18 @@ fn prefetch<S: Simd, T>(s: S, row: RowAt<'_, '_, T>, position: usize, len: usize
     }
 }
 
-/// The first elements of `x`, scaled.
-#[inline(always)]
-pub(super) fn load_scaled<S: Simd, T: Cached>(s: S, x: &[T], scale: f32) -> S::V {
-    match T::SCALE_LEN {
-        0 => load(s, x),
-        _ => s.mul(load(s, x), s.splat(scale)),
-    }
-}
-
-/// The elements of `x`, fewer than `LANES`, as a vector with zeros after them.
-#[inline(always)]
-pub(super) fn load_tail<S: Simd, T: Cached>(s: S, x: &[T], scale: f32) -> S::V {
-    let mut wide = [0.0f32; MAX_LANES];
-    Convert { out: &mut wide[..x.len()], x }.call(s);
-    match T::SCALE_LEN {
-        0 => load(s, &wide),
-        _ => s.mul(load(s, &wide), s.splat(scale)),
-    }
-}
-
 /// Writes a row as words, with zeros up to `out`'s length.
 #[inline(always)]
-fn write_words<S: Simd, T, F: Words<T>>(s: S, factors: F, x: &[T], scale: f32, out: &mut [f32]) {
+fn write_words<S: Simd, T: Readable, F: Words<T>>(s: S, factors: F, x: &[T], out: &mut [f32]) {
     let mut whole = x.chunks_exact(S::LANES * F::PER_WORD);
     let mut out = out.chunks_exact_mut(S::LANES);
     // In this order: the first of the two loses nothing at the end.
     for (x, out) in whole.by_ref().zip(out.by_ref()) {
-        store(s, out, factors.words(s, x, scale));
+        store(s, out, factors.words(s, x));
     }
     let rest = whole.remainder();
     if let Some(out) = out.next().filter(|_| !rest.is_empty()) {
-        store(s, out, factors.last_words(s, rest, scale));
+        store(s, out, factors.last_words(s, rest));
     }
     for out in out {
         out.fill(0.0);

@@ -118,6 +118,14 @@ impl<const DOTS: u8> Simd for Neon<DOTS> {
         }
     }
     #[inline(always)]
+    fn neighbors(self, first: float32x4_t, second: float32x4_t) -> float32x4_t {
+        // SAFETY: `self` proves that the processor has the instruction.
+        unsafe {
+            let (first, second) = (vreinterpretq_u16_f32(first), vreinterpretq_u16_f32(second));
+            vreinterpretq_f32_u16(vuzp2q_u16(first, second))
+        }
+    }
+    #[inline(always)]
     fn dot_pairs(self, acc: float32x4_t, a: float32x4_t, b: float32x4_t) -> float32x4_t {
         if DOTS != PAIRS {
             let acc = self.fma(self.upper(a), self.upper(b), acc);
@@ -189,6 +197,13 @@ impl<const DOTS: u8> Simd for Neon<DOTS> {
         // SAFETY: a hint: it reads nothing and may name any address.
         unsafe {
             asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly));
+        }
+    }
+    #[inline(always)]
+    fn prefetch_second<T>(self, p: *const T) {
+        // SAFETY: as above.
+        unsafe {
+            asm!("prfm pldl2keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly));
         }
     }
 

@@ -135,6 +135,8 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn prefetch<T>(self, _: *const T) {}
+    #[inline(always)]
+    fn prefetch_second<T>(self, _: *const T) {}
 
     #[inline(always)]
     unsafe fn read_f32(self, p: *const f32) -> V {

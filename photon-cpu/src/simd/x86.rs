@@ -195,6 +195,11 @@ impl<const DOTS: u8> Simd for Avx2<DOTS> {
         // SAFETY: prefetching never faults, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
+    #[inline(always)]
+    fn prefetch_second<T>(self, p: *const T) {
+        // SAFETY: prefetching never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
 
     #[inline(always)]
     unsafe fn read_f32(self, p: *const f32) -> __m256 {
@@ -314,6 +319,17 @@ impl<const DOTS: u8> Avx512<DOTS> {
     }
 }
 
+/// Where the upper halves of all elements are, in halves.
+const UPPER_HALVES: [u16; 32] = {
+    let mut places = [0; 32];
+    let mut i = 0;
+    while i < places.len() {
+        places[i] = 2 * i as u16 + 1;
+        i += 1;
+    }
+    places
+};
+
 impl<const DOTS: u8> Simd for Avx512<DOTS> {
     type V = __m512;
     const LANES: usize = 16;
@@ -399,6 +415,15 @@ impl<const DOTS: u8> Simd for Avx512<DOTS> {
         unsafe { _mm512_or_ps(first, second) }
     }
     #[inline(always)]
+    fn neighbors(self, first: __m512, second: __m512) -> __m512 {
+        // SAFETY: `self` proves that the processor has the instructions.
+        unsafe {
+            let odd = _mm512_loadu_si512(UPPER_HALVES.as_ptr().cast());
+            let (first, second) = (_mm512_castps_si512(first), _mm512_castps_si512(second));
+            _mm512_castsi512_ps(_mm512_permutex2var_epi16(first, odd, second))
+        }
+    }
+    #[inline(always)]
     fn dot_pairs(self, acc: __m512, a: __m512, b: __m512) -> __m512 {
         if DOTS == PAIRS {
             // SAFETY: both types are 64 bytes that any bits are valid for.
@@ -471,6 +496,11 @@ impl<const DOTS: u8> Simd for Avx512<DOTS> {
     fn prefetch<T>(self, p: *const T) {
         // SAFETY: prefetching never faults, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_second<T>(self, p: *const T) {
+        // SAFETY: prefetching never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
 
     #[inline(always)]

@@ -238,14 +238,14 @@ fn format_of(
     }
 }
 
-/// What the matrices of each part are stored as: `text=int4,vision=bf16`.
+/// What the matrices of each part are stored as: `text=int4,vision=bf16,head=bf16`.
 fn formats<'a>(targets: impl Iterator<Item = &'a Target> + Clone) -> String {
     let of = |part: Part| {
         let inner = targets.clone().filter(|target| target.spec.role == Role::Inner(part));
         let names: BTreeSet<String> = inner.map(|target| format_name(target.format)).collect();
         names.into_iter().collect::<Vec<_>>().join("+")
     };
-    format!("text={},vision={}", of(Part::Text), of(Part::Vision))
+    format!("text={},vision={},head={}", of(Part::Text), of(Part::Vision), of(Part::Head))
 }
 
 /// Writes tensors of floats as they are, with what they were made from.

@@ -105,15 +105,16 @@ fn every_layout_loads_the_same_after_it_was_converted() {
     let (md2, md3) =
         (config("md2.json", Family::Moondream2), config("md3.json", Family::Moondream3));
     let int8 = Some(WeightFormat::Int8);
-    let all = |format| Quant { text: format, vision: format };
+    let all = |format| Quant { text: format, vision: format, head: None };
     let quants = [
         Quant::NONE,
         all(int8),
         all(Some(WeightFormat::Fp8)),
         all(INT4),
         all(INT4_32),
-        Quant { text: INT4_32, vision: int8 },
-        Quant { text: None, vision: INT4 },
+        Quant { text: INT4_32, vision: int8, head: None },
+        Quant { text: None, vision: INT4, head: None },
+        Quant { text: INT4, vision: None, head: int8 },
     ];
     for (name, config) in [("md2.safetensors", &md2), ("md3.safetensors", &md3)] {
         for quant in quants {
@@ -127,7 +128,7 @@ fn every_layout_loads_the_same_after_it_was_converted() {
     for quant in kept {
         same("kestrel.pt", &open("kestrel.pt"), &md3, &options(quant));
     }
-    for quant in [Quant::NONE, Quant { text: None, vision: int8 }] {
+    for quant in [Quant::NONE, Quant { text: None, vision: int8, head: None }] {
         same("int4.safetensors", &open("int4.safetensors"), &md2, &options(quant));
     }
     same("kestrel.safetensors", &open("kestrel.safetensors"), &md3, &options(all(int8)));
@@ -136,10 +137,10 @@ fn every_layout_loads_the_same_after_it_was_converted() {
 #[test]
 fn what_was_converted_says_how_and_converts_again() {
     let config = config("md3.json", Family::Moondream3);
-    let quant = Quant { text: INT4_32, vision: Some(WeightFormat::Int8) };
+    let quant = Quant { text: INT4_32, vision: Some(WeightFormat::Int8), head: None };
     let folder = same("md3", &open("md3.safetensors"), &config, &options(quant));
     let written = folder.open();
-    assert_eq!(written.origin().unwrap().formats, "text=int4-32,vision=int8");
+    assert_eq!(written.origin().unwrap().formats, "text=int4-32,vision=int8,head=f32");
     let again = same("again", &written, &config, &options(Quant::NONE));
     assert_eq!(std::fs::read(again.file()).unwrap(), std::fs::read(folder.file()).unwrap());
     same("the same formats", &written, &config, &options(quant));
@@ -157,7 +158,7 @@ fn what_was_converted_says_how_and_converts_again() {
 #[test]
 fn large_models_are_several_files() {
     let config = config("md3.json", Family::Moondream3);
-    let quant = Quant { text: INT4, vision: INT4 };
+    let quant = Quant { text: INT4, vision: INT4, head: None };
     let source = open("md3.safetensors");
     let shards = ConvertOptions { shard_bytes: 6000, ..options(quant) };
     let folder = same("shards", &source, &config, &shards);
@@ -233,7 +234,7 @@ fn rename(header: &mut Value, from: &str, to: &str) {
 #[test]
 fn files_that_contradict_themselves_are_refused_with_the_reason() {
     let config = config("md3.json", Family::Moondream3);
-    let quant = Quant { text: INT4_32, vision: Some(WeightFormat::Int8) };
+    let quant = Quant { text: INT4_32, vision: Some(WeightFormat::Int8), head: None };
     let folder = converted(&open("md3.safetensors"), &config, &options(quant));
     let (file, whole) = (folder.file(), std::fs::read(folder.file()).unwrap());
     let (text, vision) =
@@ -336,9 +337,9 @@ fn what_f16_cannot_hold_is_refused_by_name() {
 fn logits_are_the_same_to_the_bit() {
     let int8 = Some(WeightFormat::Int8);
     for (family, quant) in [
-        (Family::Moondream2, Quant { text: INT4, vision: int8 }),
-        (Family::Moondream3, Quant { text: INT4_32, vision: Some(WeightFormat::Fp8) }),
-        (Family::Moondream3, Quant { text: int8, vision: None }),
+        (Family::Moondream2, Quant { text: INT4, vision: int8, head: None }),
+        (Family::Moondream3, Quant { text: INT4_32, vision: Some(WeightFormat::Fp8), head: None }),
+        (Family::Moondream3, Quant { text: int8, vision: None, head: None }),
     ] {
         let golden = Golden::open(family);
         let config = golden.config();

@@ -174,7 +174,7 @@ fn moondream3_matches_reference(precision: Precision, absolute: f32, relative: f
 /// half as much again as was seen. Random weights have no structure that would forgive anything.
 #[test]
 fn quantized_logits_are_near_the_reference() {
-    let all = |format| Quant { text: Some(format), vision: Some(format) };
+    let all = |format| Quant { text: Some(format), vision: Some(format), head: None };
     let formats = [
         ("none", Quant::NONE, [0.001; 2]),
         ("int8", all(WeightFormat::Int8), [0.013, 0.036]),

@@ -87,7 +87,7 @@ def vl(
             means the same).
         threads: of the processor; one per core by default.
         dtype: type of the weights; the model's own by default.
-        quant: matrices to quantize: ``"int8"``, ``"int4"``, ``"fp8"``, ``"text=int4,vision=int8"``.
+        quant: matrices to quantize: ``"int8"``, ``"int4"``, ``"fp8"``, ``"text=int4,vision=int8,head=int8"``.
         kv_dtype: type of keys and values; 8 bits take half the memory of 16 and change answers a little.
         kv_memory: bytes for keys and values; chosen by the machine's memory by default.
         max_seqs: most requests computed at once; 16 by default, 64 on a GPU.

@@ -59,7 +59,7 @@ fn what_was_converted_answers_as_the_source_does() {
         ("demo", &Model::Demo, "int8", None),
         ("demo", &Model::Demo, "text=int4,vision=fp8", None),
         ("demo", &Model::Demo, "none", Some(DType::F16)),
-        ("moondream2", &golden[0], "text=int4-32,vision=int8", None),
+        ("moondream2", &golden[0], "text=int4-32,vision=int8,head=int8", None),
         ("moondream3", &golden[1], "fp8", None),
         ("moondream3", &golden[1], "text=int4,vision=none", Some(DType::Bf16)),
     ] {

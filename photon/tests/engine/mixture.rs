@@ -152,7 +152,7 @@ fn check(name: &str, format: Option<WeightFormat>) {
     let build = |device: Device, max_seqs: usize| {
         let options = EngineOptions {
             max_seqs: Some(max_seqs),
-            quant: Quant { text: format, vision: format },
+            quant: Quant { text: format, vision: format, head: None },
             adapter_slots: Some(3),
             adapter_rank: Some(RANK),
             kv_memory: Some(256 << 20),

@@ -84,7 +84,11 @@ pub(super) fn bouts(terms: &Terms, found: &Found) -> Vec<Bout> {
         bouts.push(Bout { name: "16 bits", peers });
     }
     if let Some(python) = &found.llama {
-        let ours = |format| photon(terms, found, format, Some(format));
+        // The head as well: llama.cpp's is quantized like the rest.
+        let ours = |format| {
+            let quant = format!("text={format},vision={format},head={format}");
+            photon(terms, found, format, Some(&quant))
+        };
         let theirs = |format| llama(terms, found, python, format);
         bouts.push(Bout { name: "8 bits", peers: vec![ours("int8"), theirs("q8_0")] });
         let four = vec![ours("int4"), ours("int4-32"), theirs("q4_0")];
