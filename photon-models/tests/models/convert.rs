@@ -140,7 +140,7 @@ fn what_was_converted_says_how_and_converts_again() {
     let quant = Quant { text: INT4_32, vision: Some(WeightFormat::Int8), head: None };
     let folder = same("md3", &open("md3.safetensors"), &config, &options(quant));
     let written = folder.open();
-    assert_eq!(written.origin().unwrap().formats, "text=int4-32,vision=int8,head=f32");
+    assert_eq!(written.origin().unwrap().formats, "text=int4-32,vision=int8,head=bf16");
     let again = same("again", &written, &config, &options(Quant::NONE));
     assert_eq!(std::fs::read(again.file()).unwrap(), std::fs::read(folder.file()).unwrap());
     same("the same formats", &written, &config, &options(quant));
