@@ -28,10 +28,8 @@ pub(crate) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
         .route("/page/status.js", get(|| file(JS, include_bytes!("../page/status.js"))))
         .route("/page/style.css", get(|| file("text/css", include_bytes!("../page/style.css"))))
         .route("/page/icon.svg", get(|| file("image/svg+xml", include_bytes!("../page/icon.svg"))))
-        .route("/page/sample.png", get(|| file("image/png", SAMPLE)))
+        .route("/page/sample.png", get(|| file("image/png", include_bytes!("../page/sample.png"))))
 }
-
-const SAMPLE: &[u8] = include_bytes!("../../assets/shapes.png");
 
 /// The page itself.
 pub(crate) async fn index() -> Response {

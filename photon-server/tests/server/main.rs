@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use client::{Answer, TestServer, json_request, picture};
+use client::{Answer, PICTURE, TestServer, json_request, picture};
 use photon_server::{Config, MetricsPrefix};
 use serde_json::{Value, json};
 
@@ -258,6 +258,8 @@ fn the_page_may_load_nothing_from_elsewhere() {
             - text.matches("http://localhost").count();
         assert_eq!(outside + text.matches("https://").count(), 0, "{path} names other servers");
     }
+    // The crate has a copy, because a published one has no other folder.
+    assert!(server.get("/page/sample.png").body == PICTURE, "not assets/shapes.png");
 }
 
 #[test]
