@@ -3,8 +3,10 @@
 //! # Rules
 //! - The caller works too, and waits only for iterations that another thread has claimed: a worker
 //!   that is asleep or descheduled never holds anyone up.
-//! - Threads spin a few microseconds between loops, then sleep: the machine may be shared, and under
-//!   a quota a spinning thread takes its time from the ones that work.
+//! - Threads spin a few microseconds between loops, then let others run for as long as a model's loops
+//!   are apart, then sleep: the machine may be shared, and under a quota a spinning thread takes its time
+//!   from the ones that work. Where others do run, threads sleep after the spinning: who sleeps is given
+//!   the processor when woken, who only let others run is not before they have had their share.
 //! - One loop at a time. A second one (from another thread, or from inside an iteration) runs on its
 //!   caller alone.
 //!
@@ -26,8 +28,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a thread looks for work before it sleeps. Waking a sleeper costs about as much.
+/// How long a thread looks for work without letting others run.
 const SPIN: Duration = Duration::from_micros(8);
+/// How long it lets others run in between before it sleeps. To wake a sleeper takes longer than most of
+/// a model's loops are apart.
+const YIELD: Duration = Duration::from_micros(100);
+/// Who yields, is gone for so long and still has nothing to do has company.
+const CROWDED: Duration = Duration::from_micros(500);
+/// So many waits after that do without yielding: some tokens' worth.
+const SHY_WAITS: usize = 1000;
 
 /// A handle to a set of threads. Cloning shares them; the last drop ends them.
 #[derive(Clone)]
@@ -66,6 +75,8 @@ struct Shared {
     /// Whether the caller sleeps on `done`.
     caller_sleeps: AtomicBool,
     closing: AtomicBool,
+    /// How many waits go without yielding, since others want the processors.
+    shy: AtomicUsize,
 }
 
 // SAFETY: all fields but `job` are Sync. `job` is written while no iteration is claimed and read only
@@ -80,23 +91,38 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Looks at `ready` for a few microseconds; whether it came true.
-fn spin_until(ready: impl Fn() -> bool) -> bool {
-    let start = Instant::now();
-    loop {
-        for _ in 0..16 {
+impl Shared {
+    /// Looks at `ready` until it is time to sleep; whether it came true.
+    fn watch(&self, ready: impl Fn() -> bool) -> bool {
+        let start = Instant::now();
+        loop {
+            for _ in 0..16 {
+                if ready() {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            if start.elapsed() > SPIN {
+                break;
+            }
+        }
+        if self.shy.fetch_update(Relaxed, Relaxed, |waits| waits.checked_sub(1)).is_ok() {
+            return ready();
+        }
+        let mut now = start.elapsed();
+        while now < SPIN + YIELD {
+            thread::yield_now();
             if ready() {
                 return true;
             }
-            std::hint::spin_loop();
+            let left = std::mem::replace(&mut now, start.elapsed());
+            if now - left > CROWDED {
+                self.shy.store(SHY_WAITS, Relaxed);
+            }
         }
-        if start.elapsed() > SPIN {
-            return ready();
-        }
+        false
     }
-}
 
-impl Shared {
     /// Takes one iteration of the loop that is running now.
     fn claim(&self) -> Option<usize> {
         // Acquire pairs with the Release of publishing (other claims continue its release sequence):
@@ -144,7 +170,7 @@ impl Shared {
 
     /// Waits for the iterations that others have claimed.
     fn finish(&self) {
-        if spin_until(|| self.unfinished.load(Acquire) == 0) {
+        if self.watch(|| self.unfinished.load(Acquire) == 0) {
             return;
         }
         let mut guard = lock(&self.sleep);
@@ -159,7 +185,7 @@ impl Shared {
     fn work(&self) {
         while !self.closing.load(Acquire) {
             self.help();
-            if spin_until(|| self.unclaimed.load(Relaxed) > 0) {
+            if self.watch(|| self.unclaimed.load(Relaxed) > 0) {
                 continue;
             }
             let mut guard = lock(&self.sleep);
@@ -187,6 +213,7 @@ impl Pool {
             done: Condvar::new(),
             caller_sleeps: AtomicBool::new(false),
             closing: AtomicBool::new(false),
+            shy: AtomicUsize::new(0),
         });
         let spawn = |i| {
             let shared = Arc::clone(&shared);
