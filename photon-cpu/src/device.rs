@@ -18,7 +18,8 @@ const MAX_THREADS: usize = 1024;
 /// How to open a [`Cpu`]. The default asks the environment, then the machine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CpuOptions {
-    /// Threads that compute, the caller's included; `None` for one per core.
+    /// Threads that compute, the caller's included; `None` for one per core that affinity and quotas of control groups
+    /// leave this process.
     pub threads: Option<usize>,
     /// Instructions to use; `None` for the best there are, or what `PHOTON_CPU_ISA` says.
     pub isa: Option<Isa>,
