@@ -2,24 +2,28 @@
 //! 750 tokens and of a crop's 729 patches, in operations (Gelem/s is GFLOP/s).
 //!
 //! `cargo bench -p photon-cpu --bench attention -- [filter]`. 32 heads of 64 in the language model, each decoding row
-//! with 770 positions of its own, and enough layers that they come from memory as in a model.
-#![allow(missing_docs, reason = "criterion's macros")]
+//! with 770 positions of its own, and enough layers that they come from memory as in a model. The table at the end has all of
+//! them beside what the machine does at most.
+#![allow(unsafe_code, reason = "entering a function with vector instructions")]
+#![allow(clippy::print_stdout, reason = "a table for the terminal")]
+
+mod peak;
 
 use std::time::Duration;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::Criterion;
 use photon_core::{
     Arena, Attention, Cx, DType, Device, PagedAttention, Result, RopeStore, Tensor, kv,
 };
 use photon_cpu::{Cpu, CpuOptions};
+
+use peak::{COLD_BYTES, Peak, Report};
 
 const HEADS: usize = 32;
 const HEAD_DIM: usize = 64;
 const DIM: usize = HEADS * HEAD_DIM;
 const BLOCK_SIZE: usize = 16;
 const CONTEXT: usize = 770;
-/// More than last-level caches hold.
-const COLD_BYTES: usize = 128 << 20;
 
 fn ints(cpu: &Cpu, values: impl IntoIterator<Item = usize>) -> Result<Tensor<Cpu>> {
     let bytes: Vec<u8> = values.into_iter().flat_map(|v| (v as i32).to_le_bytes()).collect();
@@ -94,13 +98,17 @@ impl Paged {
     }
 }
 
-fn decode(c: &mut Criterion) {
+/// What an attention of many queries is bound by: the arithmetic it is done with.
+fn arithmetic(cpu: &Cpu, queries: DType) -> Peak {
+    if queries == DType::Bf16 && cpu.isa().has_pairs() { Peak::Pairs } else { Peak::Floats }
+}
+
+fn decode(c: &mut Criterion, report: &mut Report) {
     let cpu = Cpu::open(CpuOptions::default()).expect("a processor");
     let mut stream = cpu.stream().expect("a stream");
     let mut arena = Arena::new(&cpu, 0).expect("nothing");
     let mut group = c.benchmark_group(format!("decode attention, {}", cpu.name()));
     group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(3));
-    group.sample_size(15);
     for rows in [1, 16] {
         // Queries of 16 bits, with keys and values of 16 bits, are multiplied in pairs where the processor can.
         for (queries, dtype) in [
@@ -114,16 +122,17 @@ fn decode(c: &mut Criterion) {
             // As large as caches are at least, so that they lie in huge pages.
             let slots = (rows * blocks * BLOCK_SIZE).max(4096);
             let row_bytes = kv::row_len(dtype, HEADS, HEAD_DIM) * dtype.size();
-            let layers = COLD_BYTES.div_ceil(2 * rows * CONTEXT * row_bytes);
-            let caches = caches(&cpu, layers, slots, dtype).expect("memory");
-            let mut paged = Paged::new(&cpu, rows, 1, CONTEXT, queries).expect("memory");
-            group.throughput(Throughput::Bytes((2 * rows * CONTEXT * row_bytes) as u64));
+            let bytes = 2 * rows * CONTEXT * row_bytes;
+            let layers = (COLD_BYTES / 2).div_ceil(bytes);
+            let prepare = || {
+                let caches = caches(&cpu, layers, slots, dtype).expect("memory");
+                (caches, Paged::new(&cpu, rows, 1, CONTEXT, queries).expect("memory"))
+            };
             let mut turn = 0;
-            group.bench_function(format!("{rows} rows of {queries}, {dtype}"), |b| {
-                b.iter(|| {
-                    turn = (turn + 1) % layers;
-                    paged.run(&mut Cx::new(&cpu, &mut stream, &mut arena), &caches[turn]);
-                });
+            let name = format!("{rows} rows of {queries}, {dtype}");
+            report.bench(&mut group, name, (bytes, Peak::Read), prepare, |(caches, paged)| {
+                turn = (turn + 1) % layers;
+                paged.run(&mut Cx::new(&cpu, &mut stream, &mut arena), &caches[turn]);
             });
         }
     }
@@ -131,52 +140,61 @@ fn decode(c: &mut Criterion) {
 }
 
 /// A prompt of a picture and a question, all of whose positions see each other.
-fn prompt(c: &mut Criterion) {
+fn prompt(c: &mut Criterion, report: &mut Report) {
     const TOKENS: usize = 750;
     let cpu = Cpu::open(CpuOptions::default()).expect("a processor");
     let (mut stream, mut arena) =
         (cpu.stream().expect("a stream"), Arena::new(&cpu, 0).expect("nothing"));
     let mut group = c.benchmark_group(format!("prompt attention, {}", cpu.name()));
-    group.sample_size(15).measurement_time(Duration::from_secs(3));
-    group.throughput(Throughput::Elements((4 * TOKENS * TOKENS * DIM) as u64));
+    group.measurement_time(Duration::from_secs(3));
     for queries in [DType::F32, DType::Bf16] {
-        let slots = TOKENS.next_multiple_of(BLOCK_SIZE);
-        let caches = caches(&cpu, 1, slots, DType::Bf16).expect("memory");
-        let mut paged = Paged::new(&cpu, 1, TOKENS, TOKENS, queries).expect("memory");
-        group.bench_function(format!("{TOKENS} tokens of {queries}, bf16"), |b| {
-            b.iter(|| paged.run(&mut Cx::new(&cpu, &mut stream, &mut arena), &caches[0]));
+        let work = (4 * TOKENS * TOKENS * DIM, arithmetic(&cpu, queries));
+        let prepare = || {
+            let slots = TOKENS.next_multiple_of(BLOCK_SIZE);
+            let caches = caches(&cpu, 1, slots, DType::Bf16).expect("memory");
+            (caches, Paged::new(&cpu, 1, TOKENS, TOKENS, queries).expect("memory"))
+        };
+        let name = format!("{TOKENS} tokens of {queries}, bf16");
+        report.bench(&mut group, name, work, prepare, |(caches, paged)| {
+            paged.run(&mut Cx::new(&cpu, &mut stream, &mut arena), &caches[0]);
         });
     }
     group.finish();
 }
 
 /// One crop: 16 heads of 72.
-fn vision(c: &mut Criterion) {
+fn vision(c: &mut Criterion, report: &mut Report) {
     const PATCHES: usize = 729;
     const WIDTH: usize = 16 * 72;
     let cpu = Cpu::open(CpuOptions::default()).expect("a processor");
     let (mut stream, mut arena) =
         (cpu.stream().expect("a stream"), Arena::new(&cpu, 0).expect("nothing"));
     let mut group = c.benchmark_group(format!("vision attention, {}", cpu.name()));
-    group.sample_size(15).measurement_time(Duration::from_secs(3));
-    group.throughput(Throughput::Elements((4 * PATCHES * PATCHES * WIDTH) as u64));
+    group.measurement_time(Duration::from_secs(3));
     for dtype in [DType::F32, DType::Bf16] {
-        let qkv = Tensor::zeros(&cpu, [PATCHES, 3 * WIDTH], dtype).expect("memory");
-        let mut out = Tensor::zeros(&cpu, [PATCHES, WIDTH], dtype).expect("memory");
-        group.bench_function(format!("{PATCHES} patches of {dtype}"), |b| {
-            b.iter(|| {
-                Cx::new(&cpu, &mut stream, &mut arena).attention(Attention {
-                    out: &mut out,
-                    qkv: &qkv,
-                    seq_len: PATCHES,
-                    heads: 16,
-                    scale: 0.118,
-                });
+        let work = (4 * PATCHES * PATCHES * WIDTH, arithmetic(&cpu, dtype));
+        let tensor = |cols| Tensor::zeros(&cpu, [PATCHES, cols], dtype).expect("memory");
+        let prepare = || (tensor(3 * WIDTH), tensor(WIDTH));
+        let name = format!("{PATCHES} patches of {dtype}");
+        report.bench(&mut group, name, work, prepare, |(qkv, out)| {
+            Cx::new(&cpu, &mut stream, &mut arena).attention(Attention {
+                out,
+                qkv,
+                seq_len: PATCHES,
+                heads: 16,
+                scale: 0.118,
             });
         });
     }
     group.finish();
 }
 
-criterion_group!(benches, decode, prompt, vision);
-criterion_main!(benches);
+fn main() {
+    let mut c = Criterion::default().configure_from_args();
+    let mut report = Report::new();
+    decode(&mut c, &mut report);
+    prompt(&mut c, &mut report);
+    vision(&mut c, &mut report);
+    c.final_summary();
+    println!("{report}");
+}
