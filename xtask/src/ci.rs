@@ -3,7 +3,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{cargo, cuda_check, foreign, root, simt, tidy};
+use crate::{arm, cargo, cuda_check, foreign, root, simt, tidy};
 
 pub(crate) fn run() -> Result<()> {
     std::env::set_current_dir(root())?;
@@ -12,6 +12,7 @@ pub(crate) fn run() -> Result<()> {
     step("tests", || cargo(&["test", "--workspace", "--all-features"]))?;
     step("CUDA kernels", || cuda_check::run(&cuda_check::Args::gate()))?;
     step("Metal kernels", simt::msl_check)?;
+    step("Arm", || arm::run(&arm::Args::gate()))?;
     step("macOS", foreign::macos)?;
     step("clippy", || {
         let all = ["--workspace", "--all-targets", "--all-features"];

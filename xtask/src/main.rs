@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a tool for the terminal")]
 #![forbid(unsafe_code)]
 
+mod arm;
 mod ci;
 mod cuda_check;
 mod demo_eval;
@@ -71,6 +72,8 @@ enum Task {
     ScaleCheck(scale_check::Args),
     /// Check the types and lints of what only macOS compiles, on Linux
     CheckMacos,
+    /// Run the suite of NEON: on Arm itself, elsewhere under qemu
+    CheckArm(arm::Args),
     /// Build a program outside of the workspace with each set of features, print times and sizes
     Downstream(downstream::Args),
     /// Compare the public interface with what is written down
@@ -118,6 +121,7 @@ fn main() -> ExitCode {
         Task::Peers(args) => peers::run(&args),
         Task::ScaleCheck(args) => scale_check::run(&args),
         Task::CheckMacos => foreign::macos(),
+        Task::CheckArm(args) => arm::run(&args),
         Task::CheckWindows => foreign::windows(),
         Task::Dist(args) => dist::run(&args),
         Task::Wheel(args) => wheel::run(&args),
