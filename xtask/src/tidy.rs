@@ -1,8 +1,8 @@
 //! What compilers do not check.
 //!
 //! Fails on: a crate edge that ARCHITECTURE.md does not have, unsafe code outside its homes, an
-//! operation without a conformance case, a source file no module names, a bare TODO, a crate whose manifest says
-//! too little to be published. Lists, without failing, long files and long functions.
+//! operation without a conformance case, a source file no module names, a bare TODO, a crate that could not be published: its
+//! manifest says too little, or its sources include what lies outside of its folder. Lists, without failing, long files and long functions.
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
@@ -72,6 +72,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     problems.extend(check_cases(&sources));
     problems.extend(check_dead_files(&sources));
     problems.extend(check_todo(&sources));
+    problems.extend(check_includes(&sources));
     for line in long(&sources) {
         println!("long: {line}");
     }
@@ -252,6 +253,25 @@ fn check_todo(sources: &[Source]) -> Vec<String> {
         .collect()
 }
 
+/// Files that sources include and a published crate would not have. Documentation tests run in the repository only.
+fn check_includes(sources: &[Source]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for source in sources {
+        let Some((_, inside)) = source.name.split_once("/src/") else { continue };
+        let way_out = "../".repeat(inside.split('/').count() + 1);
+        let includes =
+            ["include_str!(\"", "include_bytes!(\""].map(|name| format!("{name}{way_out}"));
+        let mut before = "";
+        for (n, line) in code(&source.text) {
+            if includes.iter().any(|start| line.contains(start)) && before != "#[cfg(doctest)]" {
+                problems.push(format!("{}:{n}: includes a file outside of its crate", source.name));
+            }
+            before = line.trim();
+        }
+    }
+    problems
+}
+
 fn long(sources: &[Source]) -> Vec<String> {
     let mut list = Vec::new();
     for source in sources {
@@ -337,6 +357,22 @@ mod tests {
             "crate x: no version for y",
         ];
         assert_eq!(check_manifests(&[package]), expected);
+    }
+
+    #[test]
+    fn an_included_file_outside_of_the_crate_is_found() {
+        let inside = "const A: &str = include_str!(\"../a.txt\");\n";
+        let outside = "const B: &[u8] = include_bytes!(\"../../b.png\");\n";
+        let guide = "#[cfg(doctest)]\n#[doc = include_str!(\"../../guide.md\")]\nstruct Guide;\n";
+        let files = [
+            source("x/src/lib.rs", &[inside, outside, guide].concat()),
+            source("x/src/deep/y.rs", outside),
+            source("x/benches/z.rs", outside),
+        ];
+        assert_eq!(
+            check_includes(&files),
+            ["x/src/lib.rs:2: includes a file outside of its crate"]
+        );
     }
 
     #[test]
