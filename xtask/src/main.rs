@@ -41,7 +41,7 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Everything a change must pass: format, clippy, tidy, tests, documentation
+    /// Everything a change must pass: format, tidy, tests, the kernels for GPUs, macOS, clippy
     Ci,
     /// Check what compilers do not: crate edges, unsafe, conformance cases, dead files
     Tidy,
@@ -76,7 +76,7 @@ enum Task {
     CheckArm(arm::Args),
     /// Build a program outside of the workspace with each set of features, print times and sizes
     Downstream(downstream::Args),
-    /// Compare the public interface with what is written down
+    /// Compare the public interface with what is written down, say whether a change breaks programs
     PublicApi(public_api::Args),
     /// Check the types and lints of Photon for Windows, on Linux
     CheckWindows,

@@ -3,6 +3,7 @@
 //! rustdoc describes a crate in JSON, which only a nightly compiler or `RUSTC_BOOTSTRAP` gives; `tools/public-api` makes a list
 //! of it.
 use std::{
+    collections::HashSet,
     path::Path,
     process::{Command, Output},
 };
@@ -28,29 +29,57 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     for (name, features) in CRATES {
         let found = list(&describe(name, features)?)?;
         let file = root().join(name).join("public-api.txt");
-        if args.update {
-            std::fs::write(&file, found)?;
-            continue;
-        }
         let known = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-        let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
-        let (known, found) = (lines(&known), lines(&found));
-        for (mark, lines, others) in [("-", &known, &found), ("+", &found, &known)] {
-            for line in lines.iter().filter(|line| !others.contains(line)) {
-                println!("{name}: {mark} {line}");
-            }
+        let change = Change::between(&known, &found);
+        for (mark, lines) in [("-", &change.gone), ("+", &change.new)] {
+            lines.iter().for_each(|line| println!("{name}: {mark} {line}"));
         }
-        if known != found {
-            changed.push(name);
+        match known == found {
+            true => println!("{name}: as written down, {} items", found.lines().count()),
+            false if args.update => {
+                std::fs::write(&file, &found)?;
+                println!("{name}: {}; written down", change.says());
+            }
+            false => changed.push(format!("{name}: {}", change.says())),
         }
     }
     if changed.is_empty() {
         return Ok(());
     }
     bail!(
-        "the interface of {} is another; if that is meant, `cargo xtask public-api --update` writes it down",
-        changed.join(" and ")
+        "{}; if that is meant, `cargo xtask public-api --update` writes it down",
+        changed.join("; ")
     )
+}
+
+/// What became of an interface.
+#[derive(Debug)]
+struct Change<'a> {
+    gone: Vec<&'a str>,
+    new: Vec<&'a str>,
+}
+
+impl<'a> Change<'a> {
+    fn between(known: &'a str, found: &'a str) -> Self {
+        let old: HashSet<&str> = known.lines().collect();
+        let new: HashSet<&str> = found.lines().collect();
+        Change {
+            gone: known.lines().filter(|line| !new.contains(line)).collect(),
+            new: found.lines().filter(|line| !old.contains(line)).collect(),
+        }
+    }
+
+    /// For versions, as cargo understands them. An item that is another is gone and new.
+    fn says(&self) -> String {
+        let Change { gone, new } = self;
+        match (gone.len(), new.len()) {
+            (0, 0) => "the same items in another order".to_owned(),
+            (0, new) => format!("new: {new}, gone: none; programs should build as before"),
+            (gone, _) => {
+                format!("gone or another: {gone}; programs break, so the minor version rises")
+            }
+        }
+    }
 }
 
 /// A crate in rustdoc's JSON.
@@ -82,4 +111,20 @@ fn cargo(args: &[&str]) -> Result<Output> {
     let error = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "cargo {} failed: {error}", args.join(" "));
     Ok(output)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_said_with_what_it_does_to_programs() {
+        let says = |known, found| Change::between(known, found).says();
+        let grown = says("a\nb(u32)", "a\nb(u32)\nc");
+        assert_eq!(grown, "new: 1, gone: none; programs should build as before");
+        let broken = Change::between("a\nb(u32)", "a\nb(u64)");
+        assert_eq!((&broken.gone[..], &broken.new[..]), (&["b(u32)"][..], &["b(u64)"][..]));
+        assert!(broken.says().starts_with("gone or another: 1; programs break"));
+        assert_eq!(says("a\nb", "b\na"), "the same items in another order");
+    }
 }
