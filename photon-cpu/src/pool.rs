@@ -174,7 +174,9 @@ impl Shared {
             return;
         }
         let mut guard = lock(&self.sleep);
-        self.caller_sleeps.store(true, SeqCst);
+        // A swap and not a store: qemu 7.2 lets the load behind pass a store on AArch64, which no processor does, and
+        // the suite that runs under it then hangs here.
+        self.caller_sleeps.swap(true, SeqCst);
         while self.unfinished.load(SeqCst) > 0 {
             guard = self.done.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
