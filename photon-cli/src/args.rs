@@ -14,7 +14,7 @@ pub(crate) use adapter::{
     AdapterArgs, AdapterCommand, AdapterConvertArgs, AdapterInspectArgs, AdapterListArgs,
 };
 pub(crate) use bench::{
-    BenchAnswer, BenchArgs, BenchMode, BenchModelArgs, BenchWhat, BenchWorkloadArgs,
+    BenchAnswer, BenchArgs, BenchLoadArgs, BenchMode, BenchModelArgs, BenchWhat, BenchWorkloadArgs,
 };
 pub(crate) use convert::{ConversionArgs, ConvertArgs, QuantizeArgs};
 pub(crate) use manual::{CompletionsArgs, ManArgs};

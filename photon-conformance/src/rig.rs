@@ -341,7 +341,7 @@ impl<'d, D: Kernels> Rig<'d, D> {
             WeightFormat::Float(dtype) => {
                 let bytes =
                     values.iter().flat_map(|v| encode(*v, dtype).into_iter().take(dtype.size()));
-                quant::Quantized { bytes: bytes.collect(), scales: Vec::new() }
+                quant::Quantized { bytes: bytes.collect::<Vec<_>>().into(), scales: Vec::new() }
             }
             _ => quant::quantize(format, k, &values).expect("all of them are numbers"),
         };

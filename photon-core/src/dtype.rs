@@ -82,6 +82,26 @@ pub fn convert(bytes: &[u8], from: DType, to: DType) -> Cow<'_, [u8]> {
     Cow::Owned(out)
 }
 
+/// Little-endian float elements of type `from` as f32.
+///
+/// # Panics
+/// If it is no type of floats, or there are not as many elements as `out` has room for.
+pub fn widen(bytes: &[u8], from: DType, out: &mut [f32]) {
+    fn each<const N: usize>(bytes: &[u8], out: &mut [f32], wide: impl Fn([u8; N]) -> f32) {
+        let (elements, rest) = bytes.as_chunks::<N>();
+        assert!(elements.len() == out.len() && rest.is_empty(), "widen: {} elements", out.len());
+        for (out, element) in out.iter_mut().zip(elements) {
+            *out = wide(*element);
+        }
+    }
+    match from {
+        DType::F16 => each(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
+        DType::Bf16 => each(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
+        DType::F32 => each(bytes, out, f32::from_le_bytes),
+        other => panic!("widen: {other} is no float"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,5 +117,10 @@ mod tests {
         // 1 + 2^-8 lies half-way between 1 and 1 + 2^-7; the even neighbor is 1.
         assert_eq!(values, [1.0, -2.5, 1.0]);
         assert!(matches!(convert(&source, DType::F32, DType::F32), Cow::Borrowed(_)));
+        for (dtype, bytes) in [(DType::F32, &back), (DType::Bf16, &narrow)] {
+            let mut wide = [0.0; 3];
+            widen(bytes, dtype, &mut wide);
+            assert_eq!(wide, [1.0, -2.5, 1.0], "{dtype}");
+        }
     }
 }

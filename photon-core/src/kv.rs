@@ -38,8 +38,8 @@ pub const fn row_len(dtype: DType, kv_heads: usize, head_dim: usize) -> usize {
 #[inline(always)]
 pub fn scale_of(x: &[f32], largest: f32) -> f32 {
     // As integers, infinity is above every number and NaN above infinity.
-    let top = x.iter().fold(0, |top, x| top.max(x.to_bits() & 0x7fff_ffff));
-    let scale = f32::from_bits(top) / largest;
+    let top = x.iter().fold(0, |top, x| i32::max(top, x.to_bits().cast_signed() & i32::MAX));
+    let scale = f32::from_bits(top.cast_unsigned()) / largest;
     if scale < f32::MIN_POSITIVE { f32::MIN_POSITIVE } else { scale }
 }
 

@@ -24,7 +24,7 @@ mod weight;
 pub use arena::Arena;
 pub use cx::Cx;
 pub use device::{Device, MemoryInfo};
-pub use dtype::{DType, convert};
+pub use dtype::{DType, convert, widen};
 pub use error::{Error, Result};
 pub use kernels::{
     Activate, Activation, Attention, Copy, Fourier, GatedGelu, Gather, GroupedLinear, Kernels,

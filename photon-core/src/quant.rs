@@ -9,13 +9,15 @@
 //!
 //! Ties go to even. A row or group without differences has scale 0. What is not finite is refused: see
 //! [`quantize`].
+use std::borrow::Cow;
+
 use crate::{WeightFormat, kv};
 
 /// Codes and scales.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Quantized {
+pub struct Quantized<'a> {
     /// `format.row_bytes(k)` for each row.
-    pub bytes: Vec<u8>,
+    pub bytes: Cow<'a, [u8]>,
     /// `format.row_scales(k)` for each row.
     pub scales: Vec<f32>,
 }
@@ -24,47 +26,104 @@ pub struct Quantized {
 ///
 /// # Panics
 /// If `format` is one of floats, or `values` is not whole rows.
-pub fn quantize(format: WeightFormat, k: usize, values: &[f32]) -> Option<Quantized> {
+pub fn quantize(format: WeightFormat, k: usize, values: &[f32]) -> Option<Quantized<'static>> {
     assert!(k > 0 && values.len().is_multiple_of(k), "{} values in rows of {k}", values.len());
-    let mut out = Quantized::default();
-    out.bytes.reserve(values.len() / k * format.row_bytes(k));
-    out.scales.reserve(values.len() / k * format.row_scales(k));
-    for row in values.chunks_exact(k) {
-        if !row.iter().all(|w| w.is_finite()) {
+    let rows = values.len() / k;
+    let (bytes, scales) = (rows * format.row_bytes(k), rows * format.row_scales(k));
+    let (mut bytes, mut scales) = (vec![0; bytes], vec![0.0; scales]);
+    for (i, row) in values.chunks_exact(k).enumerate() {
+        let codes = &mut bytes[i * format.row_bytes(k)..][..format.row_bytes(k)];
+        let scales = &mut scales[i * format.row_scales(k)..][..format.row_scales(k)];
+        if !quantize_row(format, row, codes, scales) {
             return None;
         }
-        match format {
-            WeightFormat::Float(dtype) => panic!("{dtype} is not quantized"),
-            WeightFormat::Int8 => {
-                let scale = kv::scale_of(row, kv::INT8_MAX);
-                out.bytes.extend(row.iter().map(|w| kv::to_int8(w / scale).cast_unsigned()));
-                out.scales.push(scale);
+    }
+    Some(Quantized { bytes: bytes.into(), scales })
+}
+
+/// Quantizes a row to where its codes and scales belong; says whether all of it is finite, and leaves
+/// nothing of use if not.
+///
+/// # Panics
+/// If `format` is one of floats or has groups of an odd number, or there is not just the room that a row takes.
+pub fn quantize_row(
+    format: WeightFormat,
+    row: &[f32],
+    codes: &mut [u8],
+    scales: &mut [f32],
+) -> bool {
+    assert_eq!(codes.len(), format.row_bytes(row.len()), "codes of {} {format}", row.len());
+    assert_eq!(scales.len(), format.row_scales(row.len()), "scales of {} {format}", row.len());
+    let to_largest = |scales: &mut [f32], largest: f32| {
+        scales[0] = kv::scale_of(row, largest);
+        scales[0]
+    };
+    match format {
+        WeightFormat::Float(dtype) => panic!("{dtype} is not quantized"),
+        WeightFormat::Int8 => {
+            let scale = to_largest(scales, kv::INT8_MAX);
+            for (code, w) in codes.iter_mut().zip(row) {
+                *code = nearest((w / scale).clamp(-kv::INT8_MAX, kv::INT8_MAX));
             }
-            WeightFormat::Fp8 => {
-                let scale = kv::scale_of(row, kv::FP8_MAX);
-                out.bytes.extend(row.iter().map(|w| kv::to_fp8(w / scale)));
-                out.scales.push(scale);
+        }
+        WeightFormat::Fp8 => {
+            let scale = to_largest(scales, kv::FP8_MAX);
+            for (code, w) in codes.iter_mut().zip(row) {
+                *code = kv::to_fp8(w / scale);
             }
-            WeightFormat::Int4 { group } => {
-                let mut codes = Vec::with_capacity(k + 1);
-                for group in row.chunks(group as usize) {
-                    let ends = |(low, high): (f32, f32), &w: &f32| (low.min(w), high.max(w));
-                    let (low, high) = group.iter().fold((f32::MAX, f32::MIN), ends);
-                    // Divided first: the difference of two large numbers may not be finite.
-                    let scale = (high / 15.0 - low / 15.0).max(0.0);
-                    let code = |w: &f32| match scale {
-                        0.0 => 0,
-                        scale => (w / scale - low / scale).round_ties_even().clamp(0.0, 15.0) as u8,
-                    };
-                    codes.extend(group.iter().map(code));
-                    out.scales.extend([scale, low]);
-                }
-                codes.resize(k.next_multiple_of(2), 0);
-                out.bytes.extend(codes.chunks_exact(2).map(|pair| pair[0] | pair[1] << 4));
+        }
+        WeightFormat::Int4 { group } => {
+            let group = group as usize;
+            assert!(group.is_multiple_of(2), "groups of {group}: two codes share a byte");
+            let groups = row.chunks(group).zip(codes.chunks_mut(group / 2));
+            for ((group, codes), scales) in groups.zip(scales.chunks_exact_mut(2)) {
+                scales.copy_from_slice(&quantize_group(group, codes));
             }
         }
     }
-    Some(out)
+    scales.iter().all(|scale| scale.is_finite())
+}
+
+/// Quantizes a group to int4; gives its scale and offset, of which one is not finite if an element is not.
+fn quantize_group(group: &[f32], codes: &mut [u8]) -> [f32; 2] {
+    let (low, high) = ends(group);
+    // Divided first: the difference of two large numbers may not be finite.
+    let scale = high / 15.0 - low / 15.0;
+    if scale == 0.0 {
+        codes.fill(0);
+        return [scale, low];
+    }
+    let zero = low / scale;
+    let code = |w: f32| nearest((w / scale - zero).clamp(0.0, 15.0));
+    let (pairs, last) = group.as_chunks::<2>();
+    for (byte, &[even, odd]) in codes.iter_mut().zip(pairs) {
+        *byte = code(even) | code(odd) << 4;
+    }
+    if let (&[even], Some(byte)) = (last, codes.last_mut()) {
+        *byte = code(even);
+    }
+    [scale, low]
+}
+
+/// The least and the largest: as integers, so that compilers make vectors of it, and what is no number is beyond
+/// infinity.
+fn ends(values: &[f32]) -> (f32, f32) {
+    // Of two negative floats the larger integer is the smaller number.
+    let turn = |bits: i32| bits ^ (bits >> 31 & i32::MAX);
+    let ends = |(low, high): (i32, i32), w: &f32| {
+        let w = turn(w.to_bits().cast_signed());
+        (low.min(w), high.max(w))
+    };
+    let (low, high) = values.iter().fold((i32::MAX, i32::MIN), ends);
+    let back = |bits: i32| f32::from_bits(turn(bits).cast_unsigned());
+    (back(low), back(high))
+}
+
+/// The integer nearest to `x`, ties to even, if that is small, of which this is the lowest byte. Adding `1.5 * 2^23`
+/// leaves it in the mantissa's low bits; [`f32::round_ties_even`] is a call on x86-64 as it was at first.
+#[inline(always)]
+fn nearest(x: f32) -> u8 {
+    (x + 12_582_912.0).to_bits() as u8
 }
 
 /// What rows of codes stand for.
@@ -157,6 +216,19 @@ mod tests {
                 assert!(back.iter().all(|w| (w - value).abs() < 1e-6), "{format}: {back:?}");
             }
         }
+    }
+
+    #[test]
+    fn codes_are_the_nearest_ties_to_even() {
+        // Scales of 1: the largest of the first row is 127, the ends of the second are 15 apart.
+        let row = [127.0, -126.5, 125.5, 0.5, -0.5, 1.5, 2.5, -2.51, 0.0, -127.0];
+        let int8 = quantize(WeightFormat::Int8, row.len(), &row).unwrap();
+        let codes: Vec<i8> = int8.bytes.iter().map(|code| code.cast_signed()).collect();
+        assert_eq!((codes, int8.scales[0]), (vec![127, -126, 126, 0, 0, 2, 2, -3, 0, -127], 1.0));
+        let row = [-3.0, 12.0, -2.5, -1.5, 0.49, 11.5, 9.5];
+        let int4 = quantize(WeightFormat::Int4 { group: 32 }, row.len(), &row).unwrap();
+        assert_eq!(int4.bytes[..], [0xf0, 0x20, 0xe3, 0x0c], "0 15, 0 2, 3 14, 12");
+        assert_eq!(int4.scales, [1.0, -3.0]);
     }
 
     #[test]

@@ -114,7 +114,12 @@ impl Device for Cpu {
     }
 
     fn upload(&self, _: &mut CpuStream, dst: &Buffer, offset: usize, bytes: &[u8]) {
-        dst.write(offset, bytes);
+        // Whoever fills a page first clears it, too, so all threads take part.
+        const PART: usize = 2 << 20;
+        self.pool.run(bytes.len().div_ceil(PART), &|part| {
+            let part = part * PART..bytes.len().min((part + 1) * PART);
+            dst.write(offset + part.start, &bytes[part]);
+        });
     }
 
     fn host_buffer(&self, bytes: usize) -> Result<Vec<u8>> {

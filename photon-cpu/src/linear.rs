@@ -80,7 +80,9 @@ pub(crate) fn pack(isa: Isa, data: WeightData<'_>, pool: &Pool) -> Result<Weight
         }
         if per_row > 0 {
             let scales = &scales[matrix * n * per_row..(matrix + 1) * n * per_row];
-            layout::pack_scales(n, per_row, scales, bytemuck::cast_slice_mut(tail));
+            let (bytes, tail) = (bytemuck::cast_slice(scales), bytemuck::cast_slice_mut(tail));
+            // A panel's rows' first scales, then their second.
+            layout::pack_weights::<Single<f32>>(pool, (n, per_row), bytes, tail);
         }
     }
     Ok(Weight::new(&data, buffer, matrix_bytes))

@@ -65,8 +65,7 @@ impl Buffer {
         // stay untouched until they are used, and come as huge pages then.
         let layout = Layout::from_size_align(with_slack, 16).map_err(|_| too_large())?;
         check_available(bytes, "a buffer")?;
-        // SAFETY: the layout's size is at least `alignment`, so not zero.
-        let base = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(too_large)?;
+        let base = take(layout).ok_or_else(too_large)?;
         let offset = base.addr().get().next_multiple_of(alignment) - base.addr().get();
         // SAFETY: `offset` is less than `alignment`, by which the allocation is longer than `padded`.
         let start = unsafe { base.add(offset) };
@@ -148,9 +147,37 @@ pub(crate) fn check_available(bytes: usize, purpose: &str) -> Result<()> {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        // SAFETY: `base` came from `alloc_zeroed` with this layout, and this is the last owner.
-        unsafe { dealloc(self.base.as_ptr(), self.layout) };
+        // SAFETY: `base` came from `take` with this layout, and this is the last owner.
+        unsafe { give_back(self.base, self.layout) };
     }
+}
+
+/// Zeroed memory. From [`HUGE_FROM`] on it comes from the system and not from the allocator, which would hand out
+/// again what was freed before, in small pages that it clears itself.
+fn take(layout: Layout) -> Option<NonNull<u8>> {
+    #[cfg(unix)]
+    if layout.size() >= HUGE_FROM {
+        let (anywhere, access) = (std::ptr::null_mut(), libc::PROT_READ | libc::PROT_WRITE);
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a new mapping, wherever the system likes.
+        let base = unsafe { libc::mmap(anywhere, layout.size(), access, flags, -1, 0) };
+        return NonNull::new(base.cast()).filter(|_| base != libc::MAP_FAILED);
+    }
+    // SAFETY: the layout's size is at least the alignment of its buffer, so not zero.
+    NonNull::new(unsafe { alloc_zeroed(layout) })
+}
+
+/// # Safety
+/// `base` came from [`take`] with this layout, and is not used any more.
+unsafe fn give_back(base: NonNull<u8>, layout: Layout) {
+    #[cfg(unix)]
+    if layout.size() >= HUGE_FROM {
+        // SAFETY: a mapping of this size: the caller vouches for it.
+        unsafe { libc::munmap(base.as_ptr().cast(), layout.size()) };
+        return;
+    }
+    // SAFETY: the caller vouches for it.
+    unsafe { dealloc(base.as_ptr(), layout) };
 }
 
 #[cfg(target_os = "linux")]

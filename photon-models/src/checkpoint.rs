@@ -283,7 +283,7 @@ impl Checkpoint {
 
     /// The codes and scales of a tensor whose format has them, as [`quant`](photon_core::quant) lays
     /// them out.
-    pub fn coded(&self, name: &str) -> Option<Quantized> {
+    pub fn coded(&self, name: &str) -> Option<Quantized<'_>> {
         match self {
             Checkpoint::Files(f) => f.tensors.get(name)?.coded(|raw| f.bytes(raw)),
             Checkpoint::Synthetic(_) => None,
@@ -330,13 +330,16 @@ impl Checkpoint {
 /// If f16 cannot hold a number.
 pub(crate) fn floats_as<'a>(
     name: &str,
-    bytes: &'a [u8],
+    bytes: Cow<'a, [u8]>,
     from: DType,
     to: DType,
 ) -> Result<Cow<'a, [u8]>, CheckpointError> {
     const INFINITE: u16 = 0x7c00;
-    let made = convert(bytes, from, to);
-    if to == DType::F16 && from != to {
+    if from == to {
+        return Ok(bytes);
+    }
+    let made = convert(&bytes, from, to);
+    if to == DType::F16 {
         let is_infinite = |two: &[u8]| u16::from_le_bytes([two[0], two[1]]) & 0x7fff == INFINITE;
         let infinite = made.chunks_exact(2).zip(bytes.chunks_exact(from.size()));
         for (_, was) in infinite.filter(|(two, _)| is_infinite(two)) {
@@ -347,7 +350,7 @@ pub(crate) fn floats_as<'a>(
             }
         }
     }
-    Ok(made)
+    Ok(made.into_owned().into())
 }
 
 impl Files {

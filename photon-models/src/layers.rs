@@ -42,17 +42,13 @@ pub(crate) struct Loader<'a, D: Device> {
     pub(crate) progress: &'a mut dyn FnMut(u64),
 }
 
-impl<D: Device> Loader<'_, D> {
-    fn floats(&mut self, name: &str, to: DType) -> Result<Vec<u8>, LoadError> {
-        let (from, bytes) = self.stored(name);
-        Ok(floats_as(name, &bytes, from, to)?.into_owned())
-    }
-
-    fn stored(&mut self, name: &str) -> (DType, Cow<'_, [u8]>) {
+impl<'a, D: Device> Loader<'a, D> {
+    /// As they are stored, where that is the type.
+    fn floats(&mut self, name: &str, to: DType) -> Result<Cow<'a, [u8]>, LoadError> {
         let found = self.checkpoint.floats(name);
-        let found = found.expect("Checkpoint::check found every tensor of the model");
-        (self.progress)(found.1.len() as u64);
-        found
+        let (from, bytes) = found.expect("Checkpoint::check found every tensor of the model");
+        (self.progress)(bytes.len() as u64);
+        Ok(floats_as(name, bytes, from, to)?)
     }
 
     /// A row-major tensor.
@@ -108,9 +104,9 @@ impl<D: Device> Loader<'_, D> {
             }
         };
         let bias = self.floats(&format!("{name}.bias"), DType::F32)?;
-        let part =
-            Quantized { bytes: rows_of(&w.bytes, n, some), scales: rows_of(&w.scales, n, some) };
-        let mut layer = |w: &Quantized, bias: &[u8], n: usize| {
+        let (bytes, scales) = (rows_of(&w.bytes, n, some), rows_of(&w.scales, n, some));
+        let part = Quantized { bytes: bytes.into(), scales };
+        let mut layer = |w: &Quantized<'_>, bias: &[u8], n: usize| {
             let Quantized { bytes, scales } = w;
             let w = self.device.weight(WeightData { count: 1, n, k, format, bytes, scales })?;
             let bias = self.tensor_of(bias, [1, n], DType::F32)?.reshape([n]);
@@ -150,11 +146,11 @@ impl<D: Device> Loader<'_, D> {
         names: &[&str],
         [count, n, k]: [usize; 3],
     ) -> Result<Weight<D>, LoadError> {
-        let mut all = Vec::new();
+        let mut all = Cow::<[u8]>::default();
         for name in names {
             let part = self.floats(name, self.weights)?;
             // One part, and that is the usual case, is not copied.
-            if all.is_empty() { all = part } else { all.extend(part) }
+            if all.is_empty() { all = part } else { all.to_mut().extend(&*part) }
         }
         let format = WeightFormat::Float(self.weights);
         let data = WeightData { count, n, k, format, bytes: &all, scales: &[] };

@@ -8,7 +8,7 @@ use photon_core::Kernels;
 
 use crate::{
     BuildError, Model,
-    bench::{BenchOptions, BenchReport, Phases},
+    bench::{BenchOptions, BenchReport, LoadReport, Phases},
     engine::{self, EngineOptions, Started},
 };
 
@@ -173,6 +173,25 @@ pub(crate) fn open_bench(
         }
     }
     run(device, options, Open(bench, options, progress))
+}
+
+/// Measures a start on a device; see [`crate::bench`].
+pub(crate) fn bench_load(
+    device: Device,
+    model: &Model,
+    options: &EngineOptions,
+    repeats: usize,
+) -> Result<LoadReport, BuildError> {
+    struct Load<'a>(&'a Model, &'a EngineOptions, usize);
+
+    impl Task for Load<'_> {
+        type Output = LoadReport;
+
+        fn on<D: Kernels>(self, device: D) -> Result<LoadReport, BuildError> {
+            crate::bench::load_on(&device, self.0, self.1, self.2)
+        }
+    }
+    run(device, options, Load(model, options, repeats))
 }
 
 /// What a machine offers one backend.

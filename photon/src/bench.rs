@@ -4,7 +4,8 @@
 //! be downloaded; pictures are noise. What is measured is what requests run, through the same code.
 //!
 //! [`run`] times every phase by itself; [`open`] leaves to the caller which phase is run when, so that
-//! other programs can take turns with it.
+//! other programs can take turns with it. [`load`](load()) times the stages of a start, from files to an engine that
+//! could answer.
 use std::time::{Duration, Instant};
 
 use photon_core::{Kernels, WeightFormat};
@@ -17,6 +18,10 @@ use crate::{
     engine::{EngineOptions, Sizes, precision, runner::Runner},
 };
 
+pub use self::load::LoadReport;
+pub(crate) use self::load::load as load_on;
+
+mod load;
 mod rig;
 
 /// What to measure.
@@ -96,6 +101,16 @@ pub fn run(
     crate::backend::bench(device, bench, options, progress)
 }
 
+/// Starts a model `repeats` times on a device, the first time with whatever the system still holds of its files.
+pub fn load(
+    device: Device,
+    model: &Model,
+    options: &EngineOptions,
+    repeats: usize,
+) -> Result<LoadReport, BuildError> {
+    crate::backend::bench_load(device, model, options, repeats)
+}
+
 /// A model whose phases are run one at a time, by name.
 pub trait Phases {
     /// Their names: `vision 1`, `prefill`, `decode 8`, where the number is that of crops, or of sequences.
@@ -124,7 +139,7 @@ pub(crate) fn open_on<D: Kernels>(
     options: &EngineOptions,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Box<dyn Phases>, BuildError> {
-    let mut rig = load(device, bench, options, progress)?;
+    let mut rig = synthetic(device, bench, options, progress)?;
     rig.run(Work::Prefill)?;
     rig.ask()?;
     rig.share(bench.batches.iter().copied().max().unwrap_or(1));
@@ -160,7 +175,7 @@ pub(crate) fn measure<D: Kernels>(
     progress: &mut dyn FnMut(&str),
 ) -> Result<BenchReport, BuildError> {
     let begun = Instant::now();
-    let mut rig = load(device, bench, options, progress)?;
+    let mut rig = synthetic(device, bench, options, progress)?;
     let load_s = begun.elapsed().as_secs_f64();
     let mut time = |rig: &mut Rig<D>, work| {
         let name = rig.describe(work);
@@ -204,7 +219,7 @@ pub(crate) fn measure<D: Kernels>(
 }
 
 /// Makes the weights, and what runs them.
-fn load<D: Kernels>(
+fn synthetic<D: Kernels>(
     device: D,
     bench: &BenchOptions,
     options: &EngineOptions,
@@ -258,18 +273,25 @@ fn phase(
         seconds.push(begun.elapsed().as_secs_f64());
     }
     let cpu_s = cpu_seconds().zip(cpu).map(|(after, before)| (after - before) / repeats as f64);
-    seconds.sort_by(f64::total_cmp);
-    Ok(Phase {
-        name,
-        median_s: seconds[seconds.len() / 2],
-        min_s: seconds[0],
-        max_s: seconds[seconds.len() - 1],
-        cpu_s,
-        batch: None,
-        tokens: None,
-        draft: None,
-        tokens_per_s: None,
-    })
+    Ok(Phase::new(name, seconds, cpu_s))
+}
+
+impl Phase {
+    /// Of the seconds of every repeat, one at least.
+    fn new(name: String, mut seconds: Vec<f64>, cpu_s: Option<f64>) -> Phase {
+        seconds.sort_by(f64::total_cmp);
+        Phase {
+            name,
+            median_s: seconds[seconds.len() / 2],
+            min_s: seconds[0],
+            max_s: seconds[seconds.len() - 1],
+            cpu_s,
+            batch: None,
+            tokens: None,
+            draft: None,
+            tokens_per_s: None,
+        }
+    }
 }
 
 /// `utime` and `stime` of `/proc/self/stat`, which are in hundredths of a second on every Linux.

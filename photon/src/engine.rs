@@ -38,7 +38,7 @@ use photon_models::{
 };
 use photon_sched::{AddError, EndReason, Output, PlanRow, Scheduler, SeqId, SeqSpec, StepPlan};
 
-pub(crate) use self::setup::{Sizes, Started, precision, start};
+pub(crate) use self::setup::{Sizes, Started, model_precision, precision, start};
 use self::{
     adapters::AdapterStore,
     cached::CacheLog,

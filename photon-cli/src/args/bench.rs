@@ -16,6 +16,15 @@ Examples:
   photon bench --compare before.jsonl after.jsonl
   photon bench workload --synthetic moondream2 --images 3 --modes phases";
 
+const LOAD_HELP: &str = "\
+The first start reads files from the disk unless they were read before; the others find
+them in memory, so `max s` of the weights shows the first one, and `--repeats 1` by itself
+what a start after a reboot costs.
+
+Examples:
+  photon bench load --model moondream2
+  photon bench load --model DIR --quant text=int4,vision=int8 --repeats 5";
+
 #[derive(Debug, ClapArgs)]
 #[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
 pub(crate) struct BenchArgs {
@@ -33,6 +42,9 @@ pub(crate) enum BenchWhat {
     Workload(Box<BenchWorkloadArgs>),
     /// The phases of a request, each by itself, on a model of random weights
     Model(BenchModelArgs),
+    /// How long a model takes to start, stage by stage
+    #[command(after_long_help = LOAD_HELP)]
+    Load(BenchLoadArgs),
 }
 
 /// A way to put a workload to an engine.
@@ -131,6 +143,22 @@ pub(crate) struct BenchModelArgs {
     /// Run the phases that lines of standard input name, one at a time, for programs that take turns
     #[arg(long, hide = true, conflicts_with = "json")]
     pub(crate) by_name: bool,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct BenchLoadArgs {
+    /// `demo` or `demo3` (built in), a folder with config.json, safetensors and tokenizer.json, or the
+    /// name of a model that was pulled
+    #[arg(long, default_value = "demo", value_name = "NAME|DIR", env = "PHOTON_MODEL")]
+    pub(crate) model: String,
+    /// Starts
+    #[arg(long, default_value_t = 3, value_parser = at_least_one)]
+    pub(crate) repeats: usize,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
 }

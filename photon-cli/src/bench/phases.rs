@@ -1,15 +1,15 @@
-//! `bench model`: the phases of a request by themselves.
+//! `bench model` and `bench load`: the phases of a request and of a start by themselves.
 use std::{io, path::Path};
 
 use photon::{
     DType, EngineOptions, Family, Model,
-    bench::{BenchOptions, BenchReport},
+    bench::{BenchOptions, BenchReport, LoadReport, Phase},
 };
 use serde_json::json;
 
 use crate::{
     Failure,
-    args::{BenchModelArgs, DeviceArgs},
+    args::{BenchLoadArgs, BenchModelArgs, DeviceArgs},
     output::{self, line},
 };
 
@@ -45,7 +45,7 @@ pub(super) fn model(args: &BenchModelArgs) -> Result<(), Failure> {
     let report = measure(&bench, &args.device, dtype, &mut |what| output::note(what))?;
     match args.json {
         true => line(&serde_json::to_string(&report)?)?,
-        false => table(&report)?,
+        false => print(&report)?,
     }
     Ok(())
 }
@@ -89,17 +89,41 @@ fn by_name(bench: &BenchOptions, device: &DeviceArgs, dtype: Option<DType>) -> R
     Ok(())
 }
 
-fn table(report: &BenchReport) -> std::io::Result<()> {
-    let quant = report.quant.as_ref().map_or(String::new(), |quant| format!(" ({quant})"));
+pub(super) fn load(args: &BenchLoadArgs) -> Result<(), Failure> {
+    let dtype = args.device.dtype.map(Into::into);
+    let (model, options) = (Model::named(&args.model)?, engine(&args.device, dtype));
+    let report = photon::bench::load(args.device.device, &model, &options, args.repeats)?;
+    if args.json {
+        return Ok(line(&serde_json::to_string(&report)?)?);
+    }
+    let LoadReport { device, dtype, quant, stored_bytes, phases, peak_memory_bytes } = &report;
+    line(&format!(
+        "{} of tensors, as {dtype} weights{}, {device}",
+        output::bytes(*stored_bytes),
+        in_brackets(quant.as_deref())
+    ))?;
+    Ok(table(phases, *peak_memory_bytes)?)
+}
+
+fn in_brackets(quant: Option<&str>) -> String {
+    quant.map_or(String::new(), |quant| format!(" ({quant})"))
+}
+
+fn print(report: &BenchReport) -> std::io::Result<()> {
+    let quant = in_brackets(report.quant.as_deref());
     line(&format!(
         "{} parameters, {} weights{quant}, {}; weights made in {:.1} s",
         report.parameters, report.dtype, report.device, report.load_s
     ))?;
+    table(&report.phases, report.peak_memory_bytes)
+}
+
+fn table(phases: &[Phase], peak_memory_bytes: Option<u64>) -> std::io::Result<()> {
     line(&format!(
         "{:<54} {:>9} {:>9} {:>9} {:>9}",
         "phase", "median s", "min s", "max s", "cpu s"
     ))?;
-    for phase in &report.phases {
+    for phase in phases {
         let speed = phase.tokens_per_s.map_or(String::new(), |s| format!("  {s:.2} tokens/s"));
         let cpu = phase.cpu_s.map_or("?".into(), |s| format!("{s:.3}"));
         line(&format!(
@@ -107,7 +131,7 @@ fn table(report: &BenchReport) -> std::io::Result<()> {
             phase.name, phase.median_s, phase.min_s, phase.max_s
         ))?;
     }
-    if let Some(bytes) = report.peak_memory_bytes {
+    if let Some(bytes) = peak_memory_bytes {
         line(&format!("peak memory {}", output::bytes(bytes)))?;
     }
     Ok(())

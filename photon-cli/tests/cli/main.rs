@@ -448,3 +448,19 @@ fn a_benchmark_of_a_small_model_reports_every_phase() {
     assert!(phases.iter().any(|name| name.starts_with("prefill")), "{phases:?}");
     assert!(phases.iter().any(|name| name.starts_with("decode")), "{phases:?}");
 }
+
+#[test]
+fn a_benchmark_of_a_start_reports_every_stage() {
+    let args = ["bench", "load", "--quant", "text=int8", "--repeats", "2", "--json"];
+    let report: Value = serde_json::from_str(&succeeds(&args)).unwrap();
+    assert_eq!(report["quant"], "text int8");
+    let seconds: Vec<f64> = report["phases"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|p| p["median_s"].as_f64())
+        .collect();
+    let [stages @ .., all] = &seconds[..] else { panic!("{report}") };
+    assert!(stages.len() > 1 && stages.iter().all(|stage| stage <= all), "{report}");
+    fails(&["bench", "load", "--model", "nowhere"], 1, "neither a folder, a file nor a model");
+}

@@ -37,16 +37,14 @@ pub(super) trait Format: Copy + Send + Sync + 'static {
     const SCALES: bool = false;
     /// Lanes of the vectors it is laid out for; 0 for any.
     const LANES: usize = 0;
+    /// Bits of each byte of a weight that packing flips.
+    const FLIP: u8 = 0;
     /// The least and the most [`Simd::DOTS`] that it is used with.
     const DOTS: (u8, u8) = (PLAIN, PAIRS);
 
     /// Where a step holds `column`, counted in columns.
     fn place(column: usize) -> usize {
         column
-    }
-    /// What a weight is packed as.
-    fn encode(weight: Self::Weight) -> Self::Weight {
-        weight
     }
     /// Packs a block of a row, or the beginning of one. `out` is [`super::layout::stride`] of its steps long;
     /// where it is longer than `x`, it counts as zero.
@@ -299,11 +297,9 @@ impl Format for Quads {
     const WIDEN: bool = false;
     const GROUP: usize = 128;
     const HEAD: usize = 2;
+    const FLIP: u8 = QUAD_BIAS;
     const DOTS: (u8, u8) = (BYTES, PAIRS);
 
-    fn encode(weight: u8) -> u8 {
-        weight ^ QUAD_BIAS
-    }
     fn write_row<S: Simd, X: Readable>(s: S, x: &[X], out: &mut [u8]) {
         write_quads::<S, Self, X>(s, x, out, |sum| (-i32::from(QUAD_BIAS) * sum) as u32);
     }

@@ -3,7 +3,7 @@
 //! What is written loads to the bit as the source does with the same type and formats. So only what loading
 //! would round or quantize is rounded or quantized here ([`Role`]), by the same code, from the same numbers.
 //! One tensor is in memory at a time.
-use std::{collections::BTreeSet, ops::ControlFlow, path::Path};
+use std::{borrow::Cow, collections::BTreeSet, ops::ControlFlow, path::Path};
 
 use photon_core::{DType, WeightFormat, quant::Quantized};
 use serde_json::json;
@@ -182,16 +182,19 @@ impl<'a> Conversion<'a> {
     }
 
     /// What a tensor is written as: ends of names, and bytes.
-    fn tensor(&self, target: &Target) -> Result<Vec<(&'static str, Vec<u8>)>, CheckpointError> {
+    fn tensor(
+        &self,
+        target: &Target,
+    ) -> Result<Vec<(&'static str, Cow<'_, [u8]>)>, CheckpointError> {
         let Target { spec: Spec { name, .. }, format } = target;
         if let WeightFormat::Float(to) = *format {
             let (from, bytes) = self.checkpoint.floats(name).expect("it was planned");
-            return Ok(vec![("", floats_as(name, &bytes, from, to)?.into_owned())]);
+            return Ok(vec![("", floats_as(name, bytes, from, to)?)]);
         }
         let coded = self.checkpoint.quantized(name, target.columns(), Some(*format))?;
         let (_, Quantized { bytes, scales }) = coded.expect("a format was asked for");
         let le = |values: &mut dyn Iterator<Item = &f32>| {
-            values.flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>()
+            Cow::Owned(values.flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())
         };
         Ok(match format {
             WeightFormat::Int4 { .. } => vec![

@@ -88,17 +88,16 @@ impl Source {
     }
 
     /// The codes and scales of a format that has them; `file` gives the bytes of a place.
-    pub(super) fn coded<'a>(&self, file: impl Fn(&Raw) -> &'a [u8]) -> Option<Quantized> {
+    pub(super) fn coded<'a>(&self, file: impl Fn(&Raw) -> &'a [u8]) -> Option<Quantized<'a>> {
         match self {
-            Source::Rows { codes, scales, .. } => Some(Quantized {
-                bytes: file(codes).to_vec(),
-                scales: floats(scales, file(scales)),
-            }),
+            Source::Rows { codes, scales, .. } => {
+                Some(Quantized { bytes: file(codes).into(), scales: floats(scales, file(scales)) })
+            }
             Source::Groups { codes, scales, offsets, .. } => {
                 let (scales, offsets) =
                     (floats(scales, file(scales)), floats(offsets, file(offsets)));
                 let pairs = scales.into_iter().zip(offsets).flat_map(|(s, offset)| [s, offset]);
-                Some(Quantized { bytes: file(codes).to_vec(), scales: pairs.collect() })
+                Some(Quantized { bytes: file(codes).into(), scales: pairs.collect() })
             }
             Source::Int4 { packed, scales, zeros, .. }
                 if matches!(self.format(), WeightFormat::Int4 { .. }) =>

@@ -1,5 +1,9 @@
 //! Quantizing a tensor of a checkpoint, or taking it as it is.
-use photon_core::{DType, WeightFormat, convert, quant};
+use photon_core::{
+    DType, WeightFormat,
+    quant::{Quantized, quantize_row},
+    widen,
+};
 
 use super::{Checkpoint, CheckpointError};
 
@@ -15,7 +19,7 @@ impl Checkpoint {
         name: &str,
         k: usize,
         asked: Option<WeightFormat>,
-    ) -> Result<Option<(WeightFormat, quant::Quantized)>, CheckpointError> {
+    ) -> Result<Option<(WeightFormat, Quantized<'_>)>, CheckpointError> {
         let not_finite = || CheckpointError::NotFinite { name: name.into() };
         let stored = self.info(name).map(|info| info.format);
         if let (Some(stored), Some(coded)) = (stored, self.coded(name)) {
@@ -33,34 +37,37 @@ impl Checkpoint {
 }
 
 /// Quantizes rows of `k` floats on all processors; `None` if a number is not finite.
-fn quantize(format: WeightFormat, k: usize, bytes: &[u8], from: DType) -> Option<quant::Quantized> {
-    let row_bytes = k * from.size();
+fn quantize(
+    format: WeightFormat,
+    k: usize,
+    bytes: &[u8],
+    from: DType,
+) -> Option<Quantized<'static>> {
+    let (row_bytes, code_bytes, row_scales) =
+        (k * from.size(), format.row_bytes(k), format.row_scales(k));
+    let rows = bytes.len() / row_bytes;
+    let (mut codes, mut scales) = (vec![0; rows * code_bytes], vec![0.0; rows * row_scales]);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let rows = (bytes.len() / row_bytes).div_ceil(threads).max(1);
-    let piece = |bytes: &[u8]| {
-        // Few rows at a time: all of them as f32 would be twice the checkpoint's memory.
-        let mut out = quant::Quantized::default();
-        for rows in bytes.chunks(256 * row_bytes) {
-            let wide = convert(rows, from, DType::F32);
-            let values: Vec<f32> = wide
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect();
-            let coded = quant::quantize(format, k, &values)?;
-            out.bytes.extend(coded.bytes);
-            out.scales.extend(coded.scales);
-        }
-        Some(out)
+    let share = rows.div_ceil(threads).max(1);
+    let piece = |rows: &[u8], codes: &mut [u8], scales: &mut [f32]| {
+        let mut wide = vec![0.0; k];
+        let places = codes.chunks_exact_mut(code_bytes).zip(scales.chunks_exact_mut(row_scales));
+        rows.chunks_exact(row_bytes).zip(places).all(|(row, (codes, scales))| {
+            widen(row, from, &mut wide);
+            quantize_row(format, &wide, codes, scales)
+        })
     };
-    std::thread::scope(|scope| {
-        let pieces: Vec<_> =
-            bytes.chunks(rows * row_bytes).map(|bytes| scope.spawn(move || piece(bytes))).collect();
-        let mut all = quant::Quantized::default();
-        for piece in pieces {
-            let coded = piece.join().expect("quantizing does not panic")?;
-            all.bytes.extend(coded.bytes);
-            all.scales.extend(coded.scales);
-        }
-        Some(all)
-    })
+    let is_finite = std::thread::scope(|scope| {
+        let places =
+            codes.chunks_mut(share * code_bytes).zip(scales.chunks_mut(share * row_scales));
+        let pieces: Vec<_> = bytes
+            .chunks(share * row_bytes)
+            .zip(places)
+            .map(|(rows, (codes, scales))| scope.spawn(move || piece(rows, codes, scales)))
+            .collect();
+        // All are waited for, and each says whether it went well.
+        let went = pieces.into_iter().map(|piece| piece.join().expect("quantizing does not panic"));
+        went.fold(true, |all, piece| all & piece)
+    });
+    is_finite.then(|| Quantized { bytes: codes.into(), scales })
 }

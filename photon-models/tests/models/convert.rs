@@ -73,7 +73,11 @@ fn loaded(
         if let Role::Inner(part) = spec.role
             && let Some((_, coded)) = checkpoint.quantized(&name, k, quant.of(part)).unwrap()
         {
-            return (name, coded.bytes, coded.scales.into_iter().map(f32::to_bits).collect());
+            return (
+                name,
+                coded.bytes.into_owned(),
+                coded.scales.into_iter().map(f32::to_bits).collect(),
+            );
         }
         let (from, bytes) = checkpoint.floats(&name).unwrap();
         let to = if spec.role == Role::Exact { DType::F32 } else { dtype };

@@ -141,6 +141,16 @@ pub(crate) fn precision<D: Kernels>(
     Precision { kv, quant: options.quant, activations, inner, ..precision }
 }
 
+/// The precision of a checkpoint's model.
+pub(crate) fn model_precision<D: Kernels>(
+    device: &D,
+    checkpoint: &Checkpoint,
+    options: &EngineOptions,
+) -> Precision {
+    let own = || device.model_dtype(checkpoint_dtype(checkpoint));
+    precision(device, options.dtype.unwrap_or_else(own), options)
+}
+
 pub(crate) fn crop_config(config: &Config, resize: ResizeOrder) -> CropConfig {
     let v = &config.vision;
     CropConfig {
@@ -259,8 +269,7 @@ pub(crate) fn start<D: Kernels>(
     let Parts { config, checkpoint, tokenizer } = model.open()?;
     let crops = crop_config(&config, options.resize);
     crops.check().map_err(BuildError::Crops)?;
-    let dtype = options.dtype.unwrap_or_else(|| device.model_dtype(checkpoint_dtype(&checkpoint)));
-    let precision = precision(&device, dtype, options);
+    let precision = model_precision(&device, &checkpoint, options);
     let model = Moondream::load(&device, &checkpoint, &config, precision, progress)?;
     let sizes = Sizes::choose(&device, &config, precision, options)?;
     let device_name = device.name();
@@ -338,5 +347,13 @@ pub(crate) fn start<D: Kernels>(
             }
         }
     }
-    Ok(Started { queue, stats, in_use, cache_events, threads, device: device_name, dtype })
+    Ok(Started {
+        queue,
+        stats,
+        in_use,
+        cache_events,
+        threads,
+        device: device_name,
+        dtype: precision.weights,
+    })
 }
