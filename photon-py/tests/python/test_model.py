@@ -332,7 +332,9 @@ print(model.query(picture, "What color is the circle?")["answer"])
 @pytest.mark.parametrize("call", ["query", "stream", "batch", "asyncio"])
 def test_ctrl_c_ends_a_call(call):
     program = f"""
-import photon, asyncio
+import photon, asyncio, signal
+# What runs in the background of a shell may have been told to ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 model = photon.vl()
 asked = dict(image={str(PICTURE)!r}, question="?", regex="[ab]{{760}}", settings={{"max_tokens": 768}})
 def stream():
