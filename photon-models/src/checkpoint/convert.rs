@@ -85,6 +85,9 @@ impl Target {
     }
 }
 
+/// The end of a name, and bytes.
+type Written<'a> = (&'static str, Cow<'a, [u8]>);
+
 impl<'a> Conversion<'a> {
     /// Decides how every tensor will be stored, and in which file.
     ///
@@ -181,11 +184,8 @@ impl<'a> Conversion<'a> {
         Writer::create(path, targets.iter().flat_map(Target::entries).collect(), &header.write())
     }
 
-    /// What a tensor is written as: ends of names, and bytes.
-    fn tensor(
-        &self,
-        target: &Target,
-    ) -> Result<Vec<(&'static str, Cow<'_, [u8]>)>, CheckpointError> {
+    /// What a tensor is written as.
+    fn tensor(&self, target: &Target) -> Result<Vec<Written<'_>>, CheckpointError> {
         let Target { spec: Spec { name, .. }, format } = target;
         if let WeightFormat::Float(to) = *format {
             let (from, bytes) = self.checkpoint.floats(name).expect("it was planned");
