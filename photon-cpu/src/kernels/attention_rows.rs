@@ -135,9 +135,6 @@ fn ask<S: Simd, T>(s: S, x: &[T]) {
 }
 
 /// A head's part of rows.
-///
-/// Its loops are functions of their own ([`Simd::run`]): as parts of the one around them, sums would not stay in
-/// registers.
 pub(super) struct Lines<'a, 'b, T, F, const N: usize> {
     factors: F,
     block: &'a CacheBlock<'b, T, N>,
