@@ -20,12 +20,25 @@ pub struct Options {
     /// Whether an attention of 16-bit queries rounds what each value's share is to their type, as matrix
     /// units want it.
     pub rounded_shares: bool,
+    /// Whether a paged attention of bf16 queries over a cache of int8 rounds a query to integers of 15 bits, a scale for
+    /// a head, and shares likewise, times the scales of their values, for positions that follow each other.
+    pub integer_attention: bool,
     /// Whether a row of a linear layer, a layer norm or a paged attention has the same bits whatever
     /// else is in the batch. If not, those cases say that they were skipped.
     pub batch_invariant: bool,
     /// Whether a token of a paged attention has the same bits however its row is cut into chunks: what
     /// makes a preempted or chunked request answer as if it had not been.
     pub chunk_invariant: bool,
+}
+
+/// What an attention may round on its way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Rounding {
+    None,
+    /// Shares of values.
+    Shares(DType),
+    /// See [`Options::integer_attention`].
+    Integers,
 }
 
 const ALL: &[DType] = &[DType::F32, DType::F16, DType::Bf16];
@@ -47,13 +60,18 @@ impl Options {
         product_error: 0.0,
         rounded_rows: false,
         rounded_shares: false,
+        integer_attention: false,
         batch_invariant: false,
         chunk_invariant: false,
     };
 
-    /// What an attention of such queries may round shares to.
-    pub(crate) fn share_type(&self, queries: DType) -> DType {
-        if self.rounded_shares { queries } else { DType::F32 }
+    /// What an attention of such queries, keys and values may round.
+    pub(crate) fn attention_rounding(&self, queries: DType, cache: DType) -> Rounding {
+        match (queries, cache) {
+            (DType::Bf16, DType::Int8) if self.integer_attention => Rounding::Integers,
+            (DType::F16 | DType::Bf16, _) if self.rounded_shares => Rounding::Shares(queries),
+            _ => Rounding::None,
+        }
     }
 
     /// One of the float types; different ones as `i` counts up.

@@ -8,6 +8,7 @@ use photon_core::{Activation, DType, WeightFormat};
 
 use crate::{
     Options,
+    options::Rounding,
     rig::{Value, decode, half_ulp},
 };
 
@@ -136,13 +137,12 @@ pub(crate) fn patchify(crops: &[u8], size: usize, patch: usize, row: usize, col:
     Value { value, magnitude: 3.0, terms: 1, extra: 0.0 }
 }
 
-/// Attention of one query head over the keys and values it sees, which are not none. Shares of values may
-/// be rounded to `share_type`.
+/// Attention of one query head over the keys and values it sees, which are not none.
 pub(crate) fn attend(
     q: &[f64],
     seen: &[(&[f64], &[f64])],
     scale: f64,
-    share_type: DType,
+    rounding: Rounding,
 ) -> Vec<Value> {
     let dot = |k: &[f64]| -> f64 { q.iter().zip(k).map(|(q, k)| q * k).sum() };
     let size = |k: &[f64]| -> f64 { q.iter().zip(k).map(|(q, k)| (q * k).abs()).sum() };
@@ -161,14 +161,28 @@ pub(crate) fn attend(
             // Weights too small for a normal f32 may count as nothing.
             let sizes = seen.iter().map(|(_, v)| v[d].abs()).sum::<f64>();
             let mut extra = f64::from(f32::MIN_POSITIVE) * sizes;
-            if share_type != DType::F32 {
-                // Rounding errors are independent: at most six standard deviations of their sum.
-                let errors = || {
-                    let shares = weights.iter().zip(seen);
-                    shares.map(|(w, (_, v))| half_ulp(share_type, w / total) * v[d].abs())
-                };
+            // Rounding errors are independent: at most six standard deviations of their sum.
+            let sum_of = |errors: &dyn Fn(usize) -> f64| {
+                let errors = || (0..seen.len()).map(errors);
                 let spread = errors().map(|error| error * error).sum::<f64>().sqrt();
-                extra += errors().sum::<f64>().min(6.0 * spread);
+                errors().sum::<f64>().min(6.0 * spread)
+            };
+            match rounding {
+                Rounding::None => {}
+                Rounding::Shares(dtype) => {
+                    extra += sum_of(&|u| half_ulp(dtype, weights[u] / total) * seen[u].1[d].abs());
+                }
+                Rounding::Integers => {
+                    // Relative to the largest. A head's largest code is half of 127 at least.
+                    let half_step = 0.5 / 16383.0;
+                    let largest = |x: &[f64]| x.iter().fold(0.0, |max: f64, x| max.max(x.abs()));
+                    let keys = seen.iter().map(|(k, _)| k.iter().map(|k| k.abs()).sum::<f64>());
+                    let score = scale.abs() * half_step * largest(q) * keys.fold(0.0, f64::max);
+                    extra += 2.0 * score * parts().map(f64::abs).sum::<f64>();
+                    let shares = weights.iter().zip(seen).map(|(w, (_, v))| w / total * largest(v));
+                    let share = 2.0 * half_step * shares.fold(0.0, f64::max);
+                    extra += sum_of(&|_| share);
+                }
             }
             Value { value: parts().sum(), magnitude, terms, extra }
         })

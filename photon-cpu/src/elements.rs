@@ -86,11 +86,6 @@ pub(crate) trait Cached: Plain + simd::Readable {
     fn store(isa: Isa, out: &mut [Self], scale: &mut [Self], x: &[f32]);
 }
 
-/// A code: what it stands for without its scale, bf16 holds exactly.
-pub(crate) trait Code: Cached {}
-impl Code for i8 {}
-impl Code for Fp8 {}
-
 macro_rules! cached {
     ($($float:ty),+; $($code:ty: $largest:expr, $encode:expr, $byte:expr, $of_byte:expr;)+) => {
         $(impl Cached for $float {

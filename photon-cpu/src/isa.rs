@@ -84,7 +84,7 @@ impl Isa {
         }
     }
 
-    /// The level without dot products, which only products of matrices need.
+    /// The level without dot products, which only products of matrices and attention need.
     pub(crate) const fn base(self) -> Isa {
         match self {
             Isa::Portable => Isa::Portable,

@@ -5,8 +5,7 @@
 //! compiler know that it may use the instructions: hot loops live in the `call` of an [`Op`], marked
 //! `#[inline(always)]`.
 //!
-//! Deliberately absent: other shuffles than a transposition, reductions and integers, which the kernels
-//! here do without.
+//! Deliberately absent: reductions, shuffles and arithmetic on integers but for what dot products take.
 #![allow(unsafe_code, reason = "vector intrinsics, and loads and stores through pointers")]
 
 use half::{bf16, f16};
@@ -52,7 +51,7 @@ pub(crate) fn dispatch<O: Op>(isa: Isa, op: O) -> O::Output {
     }
 }
 
-/// Runs `op`, a product of matrices, with all the instructions of `isa`.
+/// Runs `op`, whose products are of what `isa` has, with all its instructions.
 ///
 /// # Panics
 /// If this processor does not have them.
@@ -165,6 +164,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn dot_quads(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
         quads_without_instruction(self, acc, a, b)
     }
+    /// From bytes of four rows, `4 * LANES` each, those of a column beside each other: four vectors, in an order of
+    /// columns that [`Simd::quads_in_order`] undoes.
+    fn quads(self, rows: [Self::V; 4]) -> [Self::V; 4];
+    /// Elements that belong to the columns of [`Simd::quads`], in order.
+    fn quads_in_order(self, columns: [Self::V; 4]) -> [Self::V; 4];
     /// The lower halves of all bytes, then the upper ones, as bytes.
     fn nibbles(self, x: Self::V) -> [Self::V; 2];
     /// Integers as floats.
@@ -191,6 +195,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `LANES` elements can be read at `p`.
     unsafe fn read_int8(self, p: *const i8) -> Self::V;
+    /// Codes in fours, each plus [`QUAD_BIAS`]: the second factor of [`Simd::dot_quads`].
+    ///
+    /// # Safety
+    /// `4 * LANES` bytes can be read at `p`.
+    unsafe fn read_quads(self, p: *const i8) -> Self::V;
     /// Bytes as pairs of numbers from 0 to 15: the lower halves, then the upper ones.
     ///
     /// # Safety
@@ -717,6 +726,33 @@ mod tests {
                 assert_eq!(sum, (want - 7) as f32, "{}: {i}", isa.name());
             }
             assert_eq!(bytes, ROUNDED[..bytes.len()], "{}", isa.name());
+        }
+    }
+    #[test]
+    fn bytes_of_four_rows_come_together_by_columns() {
+        struct Columns<'a>(&'a [[i8; 4 * MAX_LANES]; 4]);
+        impl Op for Columns<'_> {
+            type Output = Vec<[u8; 4]>;
+            #[inline(always)]
+            fn call<S: Simd>(self, s: S) -> Self::Output {
+                // SAFETY: a row is as long as the longest vector.
+                let read = |row: &[i8; 4 * MAX_LANES]| unsafe { s.read_quads(row.as_ptr()) };
+                let rows = [read(&self.0[0]), read(&self.0[1]), read(&self.0[2]), read(&self.0[3])];
+                let mut words = [0.0; 4 * MAX_LANES];
+                for (out, v) in words.chunks_mut(S::LANES).zip(s.quads_in_order(s.quads(rows))) {
+                    store(s, out, v);
+                }
+                words[..4 * S::LANES].iter().map(|word| word.to_bits().to_le_bytes()).collect()
+            }
+        }
+        let code = |row: usize, column: usize| (64 * row + column) as i8;
+        let rows = std::array::from_fn(|row| std::array::from_fn(|column| code(row, column)));
+        for isa in Isa::available() {
+            for (column, word) in dispatch_product(isa, Columns(&rows)).into_iter().enumerate() {
+                let want: [_; 4] = std::array::from_fn(|row| code(row, column) as u8);
+                let want = want.map(|code| code.wrapping_add(QUAD_BIAS));
+                assert_eq!(word, want, "{}: column {column}", isa.name());
+            }
         }
     }
 }

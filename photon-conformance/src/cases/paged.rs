@@ -225,9 +225,9 @@ impl<D: Kernels> Batch<D> {
                     (&k[at..at + head_dim], &v[at..at + head_dim])
                 };
                 let seen: Vec<_> = slots.iter().map(part).collect();
-                let share_type = rig.options.share_type(self.c.q);
+                let rounding = rig.options.attention_rounding(self.c.q, self.c.cache);
                 let query = &q[at..at + head_dim];
-                let row = oracle::attend(query, &seen, f64::from(self.scale()), share_type);
+                let row = oracle::attend(query, &seen, f64::from(self.scale()), rounding);
                 for (d, value) in row.into_iter().enumerate() {
                     want[at + d] = Want::Near(value);
                 }

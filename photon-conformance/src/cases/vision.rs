@@ -187,8 +187,8 @@ fn check_attention<D: Kernels>(rig: &mut Rig<'_, D>, c: &Vision) {
         for head in 0..heads {
             let seen: Vec<_> =
                 (first..first + seq_len).map(|u| (part(u, 1, head), part(u, 2, head))).collect();
-            let share_type = rig.options.share_type(dtype);
-            let values = oracle::attend(part(row, 0, head), &seen, f64::from(scale), share_type);
+            let rounding = rig.options.attention_rounding(dtype, dtype);
+            let values = oracle::attend(part(row, 0, head), &seen, f64::from(scale), rounding);
             for (d, value) in values.into_iter().enumerate() {
                 want[row * width + head * head_dim + d] = Want::Near(value);
             }

@@ -10,7 +10,10 @@ use photon_core::{Attention, DType, PagedAttention};
 use super::{
     attention_core::{AttendBlock, BLOCK_ROWS, SUM_BLOCK, Source, Work, grow},
     attention_decode::decode,
-    attention_pack::{Floats, Layout, PackKeys, PackQuery, PackValues, Pairs, RowAt, Words},
+    attention_pack::{
+        Floats, Layout, PackKeys, PackQuery, PackValues, Pairs, Quads, Queries as QueryWords,
+        RowAt, Words,
+    },
     index,
 };
 use crate::{
@@ -91,7 +94,7 @@ impl<T: Cached, F: Words<T>> Source for Streamed<'_, '_, T, F> {
 
     fn values(&mut self, i: usize, len: usize) -> &[f32] {
         let positions = i * SUM_BLOCK..i * SUM_BLOCK + len;
-        self.head.pack_values(self.isa, positions, SUM_BLOCK, self.values, self.lines);
+        self.head.pack_values(self.isa, positions, SUM_BLOCK, self.values);
         self.values
     }
 }
@@ -102,23 +105,16 @@ impl<T: Cached, F: Words<T>> Head<'_, '_, T, F> {
         factors.dispatch(isa, PackKeys { factors, layout, row, len, panel, out, lines });
     }
 
-    fn pack_values(
-        &self,
-        isa: Isa,
-        positions: Range<usize>,
-        capacity: usize,
-        out: &mut [f32],
-        lines: &mut [f32],
-    ) {
+    fn pack_values(&self, isa: Isa, positions: Range<usize>, capacity: usize, out: &mut [f32]) {
         let Head { factors, layout, value: row, len, .. } = *self;
-        let pack = PackValues { factors, layout, row, len, positions, capacity, out, lines };
+        let pack = PackValues { factors, layout, row, len, positions, capacity, out };
         factors.dispatch(isa, pack);
     }
 
     /// Answers `queries` block by block.
     fn answer<U: Float>(&self, isa: Isa, queries: &Queries<'_, U>)
     where
-        F: Words<U>,
+        F: QueryWords<U>,
     {
         SCRATCH.with_borrow_mut(|Scratch { keys, values, lines, work, .. }| {
             let layout = self.layout;
@@ -137,7 +133,7 @@ impl<T: Cached, F: Words<T>> Head<'_, '_, T, F> {
             let values = grow(values, self.len.div_ceil(SUM_BLOCK) * block_len);
             for (i, block) in values.chunks_exact_mut(block_len).enumerate() {
                 let positions = i * SUM_BLOCK..((i + 1) * SUM_BLOCK).min(self.len);
-                self.pack_values(isa, positions, SUM_BLOCK, block, lines);
+                self.pack_values(isa, positions, SUM_BLOCK, block);
             }
             let mut source = Packed { layout, keys, values };
             for start in (0..queries.count()).step_by(BLOCK_ROWS) {
@@ -155,16 +151,17 @@ impl<T: Cached, F: Words<T>> Head<'_, '_, T, F> {
         source: &mut dyn Source,
         work: &mut Work,
     ) where
-        F: Words<U>,
+        F: QueryWords<U>,
     {
         let Head { factors, layout, scales, unseen, .. } = *self;
-        let (words, dim) = (layout.padded_words(), queries.head_dim);
+        let (query_len, dim) = (layout.query_len(), queries.head_dim);
         work.visible.clear();
         work.visible.extend(rows.clone().map(|i| queries.visible(i)));
-        let query = grow(&mut work.query, rows.len() * words);
-        for (out, i) in query.chunks_exact_mut(words).zip(rows.clone()) {
+        let query = grow(&mut work.query, rows.len() * query_len);
+        for (out, i) in query.chunks_exact_mut(query_len).zip(rows.clone()) {
             let (token, cols) = queries.place(i);
-            factors.dispatch(isa, PackQuery { factors, x: queries.q.part(token, cols), out });
+            let x = queries.q.part(token, cols);
+            factors.dispatch(isa, PackQuery { factors, layout, x, out });
         }
         let scale = queries.scale;
         factors.dispatch(isa, AttendBlock { factors, layout, source, unseen, scale, scales, work });
@@ -226,7 +223,11 @@ pub(crate) fn attention(cpu: &Cpu, op: Attention<'_, Cpu>) {
     }
 }
 
-fn dense<T: Float + Cached, F: Words<T>>(cpu: &Cpu, factors: F, op: Attention<'_, Cpu>) {
+fn dense<T: Float + Cached, F: QueryWords<T> + Words<T>>(
+    cpu: &Cpu,
+    factors: F,
+    op: Attention<'_, Cpu>,
+) {
     let Attention { out, qkv, seq_len, heads, scale } = op;
     let (out, qkv) = (RowsMut::<T>::new(out), Rows::<T>::new(qkv));
     let head_dim = out.cols() / heads;
@@ -269,8 +270,8 @@ pub(crate) fn paged_attention(cpu: &Cpu, op: PagedAttention<'_, Cpu>) {
         (DType::Bf16, DType::Bf16) if cpu.isa().has_pairs() => {
             paged::<bf16, bf16, _>(cpu, Pairs, op);
         }
-        (DType::Bf16, DType::Int8) if cpu.isa().has_pairs() => {
-            paged::<bf16, i8, _>(cpu, Pairs, op);
+        (DType::Bf16, DType::Int8) if cpu.isa().has_bytes() => {
+            paged::<bf16, i8, _>(cpu, Quads, op);
         }
         (DType::Bf16, DType::Fp8) if cpu.isa().has_pairs() => {
             paged::<bf16, Fp8, _>(cpu, Pairs, op);
@@ -358,7 +359,7 @@ fn paged<T, U, F>(cpu: &Cpu, factors: F, op: PagedAttention<'_, Cpu>)
 where
     T: Float,
     U: Cached,
-    F: Words<T> + Words<U>,
+    F: QueryWords<T> + Words<U>,
 {
     let rows = rows_of(&op);
     let PagedAttention { block_size, heads, kv_heads, scale, .. } = op;
@@ -397,7 +398,7 @@ where
     decode(&op, cpu.pool(), &single);
 }
 
-impl<'a, T: Float, U: Cached, F: Words<T> + Words<U>> Paged<'a, T, U, F> {
+impl<'a, T: Float, U: Cached, F: QueryWords<T> + Words<U>> Paged<'a, T, U, F> {
     /// The cache's row of a position, if its block is usable.
     #[inline(always)]
     pub(super) fn slot(&self, row: &Row<'_>, position: usize) -> Option<usize> {

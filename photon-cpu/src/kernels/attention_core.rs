@@ -19,7 +19,7 @@ pub(super) const BLOCK_ROWS: usize = 36;
 /// Positions whose values are summed before they are added to those before them: a task of their own may do it. A
 /// multiple of a panel's positions, and few enough that a panel of values stays in the first-level cache.
 pub(super) const SUM_BLOCK: usize = 64;
-/// Query rows in a register tile, of [`TILE_WIDTH`] vectors: of 16 registers 12 sums, two columns, one
+/// Query rows, or digits of some, in a register tile, of [`TILE_WIDTH`] vectors: of 16 registers 12 sums, two columns, one
 /// row and one to spare. (4 rows of 3 vectors fill all 16, and the compiler spills.)
 const TILE_ROWS: usize = 6;
 /// Rows of the tile for what is left over.
@@ -78,16 +78,16 @@ impl<F: Factors> Op for AttendBlock<'_, F> {
         let Work { query, visible, answered, scores, sums, out } = work;
         let (count, padded) = (visible.len(), layout.padded());
         let longest = visible.iter().copied().max().unwrap_or(0);
-        let stride = layout.panels(longest) * layout.positions();
+        let stride = longest.next_multiple_of(SUM_BLOCK);
         let scores = grow(scores, count * stride);
         let sums = grow(sums, count);
         let out = grow(out, count * padded);
 
-        let a_stride = layout.padded_words();
+        let (a_stride, digit) = (layout.query_len(), layout.padded_words());
         for panel in 0..layout.panels(longest) {
             let first = panel * layout.positions();
             let b = source.keys(panel);
-            let mut tiles = Tiles { factors, a: query, a_stride, b, out: scores, stride };
+            let mut tiles = Tiles { factors, a: query, a_stride, digit, b, out: scores, stride };
             let scales = (scale, scales[0].get(first..).unwrap_or_default());
             match (longest - first).div_ceil(S::LANES) {
                 1 => tiles.scores::<S, 1>(s, &layout, visible, scales, first),
@@ -100,7 +100,7 @@ impl<F: Factors> Op for AttendBlock<'_, F> {
                 row[range.start.min(len)..range.end.min(len)].fill(f32::NEG_INFINITY);
             }
             sums[i] = softmax(s, row, len, !unseen.is_empty());
-            weigh(s, factors, &mut row[..len.next_multiple_of(S::LANES)], scales[1], len);
+            weigh(s, factors, row, scales[1], len);
         }
         out.fill(0.0);
         for block in 0..longest.div_ceil(SUM_BLOCK) {
@@ -108,9 +108,9 @@ impl<F: Factors> Op for AttendBlock<'_, F> {
             let values = source.values(block, positions.len());
             for vectors in layout.column_panels() {
                 let start = SUM_BLOCK / F::PER_WORD * vectors.start * S::LANES;
-                let b = &values[start..];
+                let (b, digit) = (&values[start..], SUM_BLOCK / F::PER_WORD);
                 let mut tiles =
-                    Tiles { factors, a: scores, a_stride: stride, b, out, stride: padded };
+                    Tiles { factors, a: scores, a_stride: stride, digit, b, out, stride: padded };
                 let to = vectors.start * S::LANES;
                 match vectors.len() {
                     1 => tiles.values::<S, 1>(s, visible, &positions, to),
@@ -209,12 +209,14 @@ struct Tiles<'a, F> {
     factors: F,
     a: &'a [f32],
     a_stride: usize,
+    /// Words of a digit of a row, which follow each other.
+    digit: usize,
     b: &'a [f32],
     out: &'a mut [f32],
     stride: usize,
 }
 
-impl<F: Factors> Tiles<'_, F> {
+impl<'a, F: Factors> Tiles<'a, F> {
     /// `out[i, to..] = scales.0 * scales.1[..] * sum_d a[i, d] b[d, ..]` over a head's dims, for the rows that see
     /// position `to` and some others. Nothing in the second scales counts once.
     #[inline(always)]
@@ -229,20 +231,20 @@ impl<F: Factors> Tiles<'_, F> {
         let rows = visible.len();
         // Mostly visibility does not decrease, so rows to be left out come first.
         let mut i = visible.iter().position(|&len| len > to).unwrap_or(rows);
-        while i + TILE_ROWS <= rows {
-            self.score_tile::<S, TILE_ROWS, W>(s, i, layout, scales, to);
-            i += TILE_ROWS;
-        }
-        if i + SMALL_TILE_ROWS <= rows {
-            self.score_tile::<S, SMALL_TILE_ROWS, W>(s, i, layout, scales, to);
-            i += SMALL_TILE_ROWS;
-        }
-        for i in i..rows {
-            self.score_tile::<S, 1, W>(s, i, layout, scales, to);
+        while let Some(count) = tile_rows::<F>(rows - i) {
+            match count * F::DIGITS {
+                TILE_ROWS => self.score_tile::<S, TILE_ROWS, W>(s, i, layout, scales, to),
+                SMALL_TILE_ROWS if F::DIGITS == 1 => {
+                    self.score_tile::<S, SMALL_TILE_ROWS, W>(s, i, layout, scales, to);
+                }
+                2 if F::DIGITS == 2 => self.score_tile::<S, 2, W>(s, i, layout, scales, to),
+                _ => self.score_tile::<S, 1, W>(s, i, layout, scales, to),
+            }
+            i += count;
         }
     }
 
-    /// Rows `row .. row + M` of [`Self::scores`].
+    /// Rows `row ..` of [`Self::scores`], whose digits are `M`.
     #[inline(always)]
     fn score_tile<S: Simd, const M: usize, const W: usize>(
         &mut self,
@@ -253,18 +255,27 @@ impl<F: Factors> Tiles<'_, F> {
         to: usize,
     ) {
         let mut acc = [[s.splat(0.0); W]; M];
-        self.add(s, row, self.b, layout.positions(), 0..layout.words(), &mut acc);
+        for (i, acc) in acc.iter_mut().enumerate() {
+            *acc = [self.factors.start(s, self.tail(row + i / F::DIGITS, 0), i % F::DIGITS); W];
+        }
+        let a = self.words(row * F::DIGITS, 0);
+        self.add(s, a, self.b, layout.positions(), layout.words(), &mut acc);
         // With log2(e) in the scale, the softmax can use powers of two.
         let scale = s.splat(scales.0 * std::f32::consts::LOG2_E);
-        for acc in acc.iter_mut().flatten() {
-            *acc = s.mul(*acc, scale);
-        }
-        for (j, scale) in scales.1.chunks_exact(S::LANES).take(W).enumerate() {
-            for acc in &mut acc {
-                acc[j] = s.mul(acc[j], load(s, scale));
+        for (i, sums) in acc.chunks_exact(F::DIGITS).enumerate() {
+            let tail = self.tail(row + i, 0);
+            let mut scores = [s.splat(0.0); W];
+            for (j, score) in scores.iter_mut().enumerate() {
+                let sums = [sums[0][j], sums[F::DIGITS - 1][j]];
+                *score = s.mul(self.factors.total(s, sums, tail), scale);
+            }
+            for (score, scale) in scores.iter_mut().zip(scales.1.chunks_exact(S::LANES)) {
+                *score = s.mul(*score, load(s, scale));
+            }
+            for (j, score) in scores.into_iter().enumerate() {
+                store(s, &mut self.out[(row + i) * self.stride + to + j * S::LANES..], score);
             }
         }
-        self.write(s, row, to, &acc);
     }
 
     /// `out[i, to..] += sum_u a[i, u] b[u - first, ..]` over those `positions` that row `i` sees.
@@ -276,22 +287,21 @@ impl<F: Factors> Tiles<'_, F> {
         positions: &Range<usize>,
         to: usize,
     ) {
-        let rows = visible.len();
         let mut i = 0;
-        while i + TILE_ROWS <= rows {
-            self.value_tile::<S, TILE_ROWS, W>(s, i, visible, positions, to);
-            i += TILE_ROWS;
-        }
-        if i + SMALL_TILE_ROWS <= rows {
-            self.value_tile::<S, SMALL_TILE_ROWS, W>(s, i, visible, positions, to);
-            i += SMALL_TILE_ROWS;
-        }
-        for i in i..rows {
-            self.value_tile::<S, 1, W>(s, i, visible, positions, to);
+        while let Some(count) = tile_rows::<F>(visible.len() - i) {
+            match count * F::DIGITS {
+                TILE_ROWS => self.value_tile::<S, TILE_ROWS, W>(s, i, visible, positions, to),
+                SMALL_TILE_ROWS if F::DIGITS == 1 => {
+                    self.value_tile::<S, SMALL_TILE_ROWS, W>(s, i, visible, positions, to);
+                }
+                2 if F::DIGITS == 2 => self.value_tile::<S, 2, W>(s, i, visible, positions, to),
+                _ => self.value_tile::<S, 1, W>(s, i, visible, positions, to),
+            }
+            i += count;
         }
     }
 
-    /// Rows `row .. row + M` of [`Self::values`].
+    /// Rows `row ..` of [`Self::values`], whose digits are `M`.
     #[inline(always)]
     fn value_tile<S: Simd, const M: usize, const W: usize>(
         &mut self,
@@ -301,34 +311,43 @@ impl<F: Factors> Tiles<'_, F> {
         positions: &Range<usize>,
         to: usize,
     ) {
+        let (rows, at) = (M / F::DIGITS, positions.start);
         let end = |i: usize| visible[i].clamp(positions.start, positions.end);
-        let least = (row..row + M).map(end).min().unwrap_or(positions.start);
+        let least = (row..row + rows).map(end).min().unwrap_or(at);
         let mut acc = [[s.splat(0.0); W]; M];
-        // What all rows of the tile see, in whole words, then each row's own.
-        let (width, first) = (W * S::LANES, positions.start / F::PER_WORD);
-        let common = first..least / F::PER_WORD;
-        self.add(s, row, self.b, width, common.clone(), &mut acc);
-        let own = &self.b[common.len() * width..];
-        for (i, acc) in (row..row + M).zip(&mut acc) {
-            self.add_own::<S, W>(s, i, own, common.end, end(i), acc);
-        }
         for (i, acc) in acc.iter_mut().enumerate() {
-            for (j, acc) in acc.iter_mut().enumerate() {
-                let sum = load(s, &self.out[(row + i) * self.stride + to + j * S::LANES..]);
-                *acc = s.add(sum, *acc);
+            *acc = [self.factors.start(s, self.tail(row + i / F::DIGITS, at), i % F::DIGITS); W];
+        }
+        // What all rows of the tile see, in whole words, then each row's own.
+        let (width, common) = (W * S::LANES, (least - at) / F::PER_WORD);
+        let a = self.words(row * F::DIGITS, at);
+        self.add(s, a, self.b, width, common, &mut acc);
+        for (i, acc) in acc.iter_mut().enumerate() {
+            let end = end(row + i / F::DIGITS) - at;
+            self.add_own(s, row * F::DIGITS + i, at, common, end, acc);
+        }
+        for (i, sums) in acc.chunks_exact(F::DIGITS).enumerate() {
+            if end(row + i) == at {
+                continue;
+            }
+            let tail = self.tail(row + i, at);
+            let out = &mut self.out[(row + i) * self.stride + to..];
+            for (j, out) in out.chunks_exact_mut(S::LANES).take(W).enumerate() {
+                let total = self.factors.total(s, [sums[0][j], sums[F::DIGITS - 1][j]], tail);
+                let sum = s.add(load(s, out), total);
+                store(s, out, sum);
             }
         }
-        self.write(s, row, to, &acc);
     }
 
-    /// `acc += sum_u a[row, u] b[u - first, ..]` over the positions of the words from `first` on that end before `end`.
+    /// `acc += sum_u a[line, at + u] b[u, ..]` over the positions of the words from `first` on that end before `end`.
     /// Of a word that ends behind them only the beginning counts.
     #[inline(always)]
     fn add_own<S: Simd, const W: usize>(
         &self,
         s: S,
-        row: usize,
-        b: &[f32],
+        line: usize,
+        at: usize,
         first: usize,
         end: usize,
         acc: &mut [S::V; W],
@@ -336,68 +355,84 @@ impl<F: Factors> Tiles<'_, F> {
         if end <= first * F::PER_WORD {
             return;
         }
-        let (whole, width) = (first..end / F::PER_WORD, W * S::LANES);
+        let (whole, width) = (end / F::PER_WORD, W * S::LANES);
         let mut own = [*acc];
-        self.add(s, row, b, width, whole.clone(), &mut own);
+        let a = self.words(line, at);
+        self.add(s, &a[first..], &self.b[first * width..], width, whole - first, &mut own);
         if !end.is_multiple_of(F::PER_WORD) {
-            let share = s.splat(self.a[row * self.a_stride + whole.end]);
+            let share = s.splat(a[whole]);
             for (j, own) in own[0].iter_mut().enumerate() {
-                let line = load(s, &b[whole.len() * width + j * S::LANES..]);
-                *own = self.factors.multiply(s, share, self.factors.first_only(s, line), *own);
+                let word = load(s, &self.b[whole * width + j * S::LANES..]);
+                *own = self.factors.multiply(s, share, self.factors.first_only(s, word), *own);
             }
         }
         *acc = own[0];
     }
 
+    /// The words of a digit of a row, from `at` on.
     #[inline(always)]
-    fn write<S: Simd, const M: usize, const W: usize>(
-        &mut self,
-        s: S,
-        row: usize,
-        to: usize,
-        acc: &[[S::V; W]; M],
-    ) {
-        for (i, acc) in acc.iter().enumerate() {
-            for (j, acc) in acc.iter().enumerate() {
-                store(s, &mut self.out[(row + i) * self.stride + to + j * S::LANES..], *acc);
-            }
+    fn words(&self, line: usize, at: usize) -> &'a [f32] {
+        let a = self.a;
+        &a[line / F::DIGITS * self.a_stride + line % F::DIGITS * self.digit + at..]
+    }
+
+    /// What stands behind the words of a row that begin at `at`.
+    #[inline(always)]
+    fn tail(&self, row: usize, at: usize) -> &'a [f32] {
+        let a = self.a;
+        match F::TAIL {
+            0 => &[],
+            len => &a[row * self.a_stride + at + F::DIGITS * self.digit..][..len],
         }
     }
 
-    /// `acc[i] += sum_k a[row + i, depth.start + k] b[k, ..]`, one by one.
+    /// `acc[i] += sum_k a[i, k] b[k, ..]` for `depth` words, one by one, `a` beginning with a digit of [`Self::words`]
+    /// and the others following.
     #[inline(always)]
     fn add<S: Simd, const M: usize, const W: usize>(
         &self,
         s: S,
-        row: usize,
+        a: &[f32],
         b: &[f32],
         b_stride: usize,
-        depth: Range<usize>,
+        depth: usize,
         acc: &mut [[S::V; W]; M],
     ) {
-        let (a, a_stride) = (&self.a[row * self.a_stride..], self.a_stride);
-        if depth.is_empty() {
+        if depth == 0 {
             return;
         }
-        assert!((M - 1) * a_stride + depth.end <= a.len(), "tile: a");
-        assert!((depth.len() - 1) * b_stride + W * S::LANES <= b.len(), "tile: b");
+        let line = |i: usize| i / F::DIGITS * self.a_stride + i % F::DIGITS * self.digit;
+        assert!((0..M).all(|i| line(i) + depth <= a.len()), "tile: a");
+        assert!((depth - 1) * b_stride + W * S::LANES <= b.len(), "tile: b");
         // In registers, which `acc` itself need not be.
         let mut sums = *acc;
-        for (k, column) in depth.enumerate() {
-            let mut line = [s.splat(0.0); W];
-            for (j, line) in line.iter_mut().enumerate() {
+        for k in 0..depth {
+            let mut words = [s.splat(0.0); W];
+            for (j, word) in words.iter_mut().enumerate() {
                 let p = b.as_ptr().wrapping_add(k * b_stride + j * S::LANES);
-                // SAFETY: `k` is below the depth's length, so this ends inside `b`: asserted above.
-                *line = unsafe { s.read_f32(p) };
+                // SAFETY: `k` is below the depth, so this ends inside `b`: asserted above.
+                *word = unsafe { s.read_f32(p) };
             }
             for (i, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: `i < M` and `column` is below the depth's end: inside `a`, as asserted.
-                let x = s.splat(unsafe { *a.get_unchecked(i * a_stride + column) });
-                for (sum, line) in sums.iter_mut().zip(line) {
-                    *sum = self.factors.multiply(s, x, line, *sum);
+                // SAFETY: `i < M` and `k` is below the depth: inside `a`, as asserted.
+                let x = s.splat(unsafe { *a.get_unchecked(line(i) + k) });
+                for (sum, word) in sums.iter_mut().zip(words) {
+                    *sum = self.factors.multiply(s, x, word, *sum);
                 }
             }
         }
         *acc = sums;
+    }
+}
+
+/// Rows of the next tile, of so many that are left.
+#[inline(always)]
+fn tile_rows<F: Factors>(left: usize) -> Option<usize> {
+    let whole = TILE_ROWS / F::DIGITS;
+    match left {
+        0 => None,
+        left if left >= whole => Some(whole),
+        left if F::DIGITS == 1 && left >= SMALL_TILE_ROWS => Some(SMALL_TILE_ROWS),
+        _ => Some(1),
     }
 }

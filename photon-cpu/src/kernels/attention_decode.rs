@@ -15,7 +15,7 @@ use std::ops::Range;
 use super::{
     attention::{Lanes, Paged, Row},
     attention_core::{SUM_BLOCK, multiply, multiply_each, softmax},
-    attention_pack::{Layout, PackQuery, Words, weigh},
+    attention_pack::{Layout, PackQuery, Queries, Words, weigh},
     attention_rows::{Ahead, CacheBlock, Lines},
 };
 use crate::{
@@ -42,7 +42,7 @@ struct Decode<'a, T, U, F> {
     len: usize,
     /// Blocks of the first piece.
     first_piece: usize,
-    /// `[heads, padded words]`.
+    /// `[heads, query length]`.
     queries: &'a [f32],
     /// `[heads, stride]`: scores, then shares.
     scores: Parts<'a, f32>,
@@ -58,7 +58,7 @@ pub(super) fn decode<T, U, F>(paged: &Paged<'_, T, U, F>, pool: &Pool, rows: &[&
 where
     T: Float,
     U: Cached,
-    F: Words<T> + Words<U>,
+    F: Queries<T> + Words<U>,
 {
     let len = |row: &Row<'_>| row.visible(row.tokens.start);
     let all: usize = rows.iter().map(|row| len(row)).sum();
@@ -71,51 +71,64 @@ where
             (0..count).map(|i| i * blocks / count..(i + 1) * blocks / count).collect();
         Decode::with(paged, row, pieces[0].end, |decode| decode.run_pieces(pool, &pieces));
     }
+    let begin = |cache, row| Begin { cache, row, block: 0 };
     pool.run(whole.len(), &|i| {
-        let blocks = 0..len(whole[i]).div_ceil(SUM_BLOCK);
-        Decode::with(paged, whole[i], blocks.end, |decode| {
-            use Phase::{Finish, Scores, Softmax, Values};
-            decode.run(&[Scores, Softmax, Values, Finish], blocks.clone(), 0..paged.kv_heads);
+        let row = whole[i];
+        // Threads take rows in turn.
+        let next = whole.get(i + pool.threads()).map(|row| begin(paged.k_cache, row));
+        let blocks = 0..len(row).div_ceil(SUM_BLOCK);
+        Decode::with(paged, row, blocks.end, |decode| {
+            let all = [
+                Phase::Scores(blocks.clone(), Some(begin(paged.v_cache, row))),
+                Phase::Softmax(0..paged.kv_heads),
+                Phase::Values(blocks.clone(), next),
+                Phase::Finish(0..paged.kv_heads),
+            ];
+            decode.run(&all);
         });
     });
 }
 
+/// Blocks to be read, or heads to be done.
+#[derive(Clone)]
+enum Phase<'a, U> {
+    Scores(Range<usize>, Option<Begin<'a, U>>),
+    Softmax(Range<usize>),
+    Values(Range<usize>, Option<Begin<'a, U>>),
+    Finish(Range<usize>),
+}
+
+/// Where a thread will probably go on reading when it has read what it was told to.
 #[derive(Clone, Copy)]
-enum Phase {
-    Scores,
-    Softmax,
-    Values,
-    Finish,
+struct Begin<'a, U> {
+    cache: CacheRows<'a, U>,
+    row: &'a Row<'a>,
+    block: usize,
 }
 
 /// Some phases of it.
 struct Task<'a, T, U, F> {
     decode: &'a Decode<'a, T, U, F>,
-    phases: &'a [Phase],
-    /// What to read, for scores and values.
-    blocks: Range<usize>,
-    /// What to do, for the others.
-    kv_heads: Range<usize>,
+    phases: &'a [Phase<'a, U>],
 }
 
-impl<T: Float, U: Cached, F: Words<T> + Words<U>> Op for Task<'_, T, U, F> {
+impl<T: Float, U: Cached, F: Queries<T> + Words<U>> Op for Task<'_, T, U, F> {
     type Output = ();
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let Task { decode, phases, blocks, kv_heads } = self;
-        for phase in phases {
+        for phase in self.phases {
             match phase {
-                Phase::Scores => decode.scores(s, &blocks),
-                Phase::Softmax => decode.softmax(s, &kv_heads),
-                Phase::Values => decode.values(s, &blocks),
-                Phase::Finish => decode.finish(s, &kv_heads),
+                Phase::Scores(blocks, next) => self.decode.scores(s, blocks, *next),
+                Phase::Softmax(kv_heads) => self.decode.softmax(s, kv_heads),
+                Phase::Values(blocks, next) => self.decode.values(s, blocks, *next),
+                Phase::Finish(kv_heads) => self.decode.finish(s, kv_heads),
             }
         }
     }
 }
 
-impl<T: Float, U: Cached, F: Words<T> + Words<U>> Decode<'_, T, U, F> {
+impl<'a, T: Float, U: Cached, F: Queries<T> + Words<U>> Decode<'a, T, U, F> {
     /// Calls `f` with what a token needs, `first_piece` blocks of it being the first piece.
     fn with(
         paged: &Paged<'_, T, U, F>,
@@ -128,14 +141,14 @@ impl<T: Float, U: Cached, F: Words<T> + Words<U>> Decode<'_, T, U, F> {
         let len = row.visible(token);
         let stride = len.next_multiple_of(layout.positions());
         let num_sums = 1 + len.div_ceil(SUM_BLOCK) - first_piece;
-        let sizes = [layout.padded_words(), stride, num_sums * layout.padded(), 1];
+        let sizes = [layout.query_len(), stride, num_sums * layout.padded(), 1];
         with_scratch(heads * sizes.iter().sum::<usize>(), |scratch| {
             let (queries, scratch) = scratch.split_at_mut(heads * sizes[0]);
             let (scores, scratch) = scratch.split_at_mut(heads * sizes[1]);
             let (sums, totals) = scratch.split_at_mut(heads * sizes[2]);
-            for (head, out) in queries.chunks_exact_mut(layout.padded_words()).enumerate() {
+            for (head, out) in queries.chunks_exact_mut(layout.query_len()).enumerate() {
                 let (factors, x) = (paged.factors, paged.q.part(token, paged.columns(head)));
-                factors.dispatch(paged.isa, PackQuery { factors, x, out });
+                factors.dispatch(paged.isa, PackQuery { factors, layout, x, out });
             }
             let (scores, totals, sums) = (Parts::new(scores), Parts::new(totals), Parts::new(sums));
             f(Decode {
@@ -153,21 +166,36 @@ impl<T: Float, U: Cached, F: Words<T> + Words<U>> Decode<'_, T, U, F> {
         });
     }
 
-    fn run(&self, phases: &[Phase], blocks: Range<usize>, kv_heads: Range<usize>) {
+    fn run(&self, phases: &[Phase<'_, U>]) {
         let Paged { isa, factors, .. } = *self.paged;
-        factors.dispatch(isa, Task { decode: self, phases, blocks, kv_heads });
+        factors.dispatch(isa, Task { decode: self, phases });
     }
 
     /// Every phase as a loop.
     fn run_pieces(&self, pool: &Pool, pieces: &[Range<usize>]) {
-        let (read, each_head) = (
-            |phase| pool.run(pieces.len(), &|i| self.run(&[phase], pieces[i].clone(), 0..0)),
-            |phase| pool.run(self.paged.kv_heads, &|i| self.run(&[phase], 0..0, i..i + 1)),
-        );
-        read(Phase::Scores);
-        each_head(Phase::Softmax);
-        read(Phase::Values);
-        each_head(Phase::Finish);
+        let (threads, kv_heads) = (pool.threads(), self.paged.kv_heads);
+        let per_thread = pieces.len().div_ceil(threads);
+        let begin = |cache, block| Some(Begin { cache, row: self.row, block });
+        // Threads take indices in turn. What a thread takes should be pieces that follow each other.
+        let whole = pieces.len() == per_thread * threads;
+        let piece = |i: usize| if whole { i % threads * per_thread + i / threads } else { i };
+        let is_last = |i: usize| i + threads >= pieces.len();
+        pool.run(pieces.len(), &|i| {
+            let next = match is_last(i) {
+                true => begin(self.paged.v_cache, pieces[piece(i % threads)].start),
+                false => begin(self.paged.k_cache, pieces[piece(i + threads)].start),
+            };
+            self.run(&[Phase::Scores(pieces[piece(i)].clone(), next)]);
+        });
+        pool.run(kv_heads, &|i| self.run(&[Phase::Softmax(i..i + 1)]));
+        pool.run(pieces.len(), &|i| {
+            let next = match is_last(i) {
+                true => None,
+                false => begin(self.paged.v_cache, pieces[piece(i + threads)].start),
+            };
+            self.run(&[Phase::Values(pieces[piece(i)].clone(), next)]);
+        });
+        pool.run(kv_heads, &|i| self.run(&[Phase::Finish(i..i + 1)]));
     }
 
     fn positions(&self, blocks: &Range<usize>) -> Range<usize> {
@@ -179,26 +207,34 @@ impl<T: Float, U: Cached, F: Words<T> + Words<U>> Decode<'_, T, U, F> {
         kv_heads.start * self.paged.group..kv_heads.end * self.paged.group
     }
 
-    /// The cache's rows of `positions`, at most `N`.
+    /// The cache's rows of `positions`, at most `N`; of nothing, those that come `next`.
     #[inline(always)]
-    fn rows<'a, const N: usize>(
+    fn rows<const N: usize>(
         &self,
-        cache: &CacheRows<'a, U>,
+        cache: CacheRows<'a, U>,
         positions: Range<usize>,
+        next: Option<Begin<'a, U>>,
     ) -> CacheBlock<'a, U, N> {
-        CacheBlock::new(cache, positions.map(|position| self.paged.slot(self.row, position)))
+        let (cache, row, positions) = match next.filter(|_| positions.is_empty()) {
+            Some(Begin { cache, row, block }) => {
+                let (first, len) = (block * SUM_BLOCK, row.visible(row.tokens.start));
+                (cache, row, first..len.min(first + N))
+            }
+            None => (cache, self.row, positions),
+        };
+        CacheBlock::new(&cache, positions.map(|position| self.paged.slot(row, position)))
     }
 
     /// Scores of all heads at the positions of `blocks`.
     #[inline(always)]
-    fn scores<S: Simd>(&self, s: S, blocks: &Range<usize>) {
-        let Paged { factors, head_dim: dim, kv_heads, ref k_cache, .. } = *self.paged;
+    fn scores<S: Simd>(&self, s: S, blocks: &Range<usize>, after: Option<Begin<'a, U>>) {
+        let Paged { factors, head_dim: dim, kv_heads, k_cache, .. } = *self.paged;
         let positions = self.positions(blocks);
-        let (words, panel_len) = (self.layout.padded_words(), 2 * S::LANES);
+        let (query_len, panel_len) = (self.layout.query_len(), 2 * S::LANES);
         // With log2(e) in the scale, the softmax can use powers of two.
         let scale = self.paged.scale * std::f32::consts::LOG2_E;
         let end = |first: usize| positions.end.min(first + panel_len);
-        let panel = |first| self.rows::<PANEL>(k_cache, first..end(first));
+        let panel = |first| self.rows::<PANEL>(k_cache, first..end(first), after);
         let mut next = panel(positions.start);
         Ahead::new(&next).ask_all(s);
         let mut all_scales = Vec::new();
@@ -209,7 +245,7 @@ impl<T: Float, U: Cached, F: Words<T> + Words<U>> Decode<'_, T, U, F> {
             if !block.fill(panel_len) {
                 continue;
             }
-            block.scales(kv_heads, &mut all_scales);
+            block.scales(s, kv_heads, &mut all_scales);
             let mut ahead = Ahead::new(&next);
             for kv_head in 0..kv_heads {
                 let scales = all_scales.get(kv_head * PANEL..).unwrap_or_default();
@@ -219,7 +255,8 @@ impl<T: Float, U: Cached, F: Words<T> + Words<U>> Decode<'_, T, U, F> {
                     let at = head * self.stride + first;
                     // SAFETY: tasks differ in positions, and so do panels.
                     let scores = unsafe { self.scores.part(at..at + panel_len) };
-                    lines.score(s, &self.queries[head * words..(head + 1) * words], scores);
+                    let query = &self.queries[head * query_len..(head + 1) * query_len];
+                    lines.score(s, query, self.layout.padded_words(), scores);
                     multiply(s, scores, scale);
                     multiply_each(s, scores, scales);
                 }
@@ -246,11 +283,11 @@ impl<T: Float, U: Cached, F: Words<T> + Words<U>> Decode<'_, T, U, F> {
 
     /// Sums of the values of all heads, block by block.
     #[inline(always)]
-    fn values<S: Simd>(&self, s: S, blocks: &Range<usize>) {
-        let Paged { factors, head_dim: dim, kv_heads, ref v_cache, .. } = *self.paged;
+    fn values<S: Simd>(&self, s: S, blocks: &Range<usize>, after: Option<Begin<'a, U>>) {
+        let Paged { factors, head_dim: dim, kv_heads, v_cache, .. } = *self.paged;
         let end = self.positions(blocks).end;
         let positions = |block: usize| block * SUM_BLOCK..((block + 1) * SUM_BLOCK).min(end);
-        let rows = |block| self.rows::<SUM_BLOCK>(v_cache, positions(block));
+        let rows = |block| self.rows::<SUM_BLOCK>(v_cache, positions(block), after);
         let mut next = rows(blocks.start);
         Ahead::new(&next).ask_all(s);
         let mut all_scales = Vec::new();
@@ -264,7 +301,7 @@ impl<T: Float, U: Cached, F: Words<T> + Words<U>> Decode<'_, T, U, F> {
             if !here.fill(num_words * F::PER_WORD) {
                 continue;
             }
-            here.scales(kv_heads, &mut all_scales);
+            here.scales(s, kv_heads, &mut all_scales);
             let mut ahead = Ahead::new(&next);
             for kv_head in 0..kv_heads {
                 let scales = all_scales.get(kv_head * SUM_BLOCK..).unwrap_or_default();
@@ -278,7 +315,7 @@ impl<T: Float, U: Cached, F: Words<T> + Words<U>> Decode<'_, T, U, F> {
                     weigh(s, factors, &mut words, scales, count);
                     let padded = self.layout.padded();
                     let sums = &mut sums[head * padded..(head + 1) * padded];
-                    lines.add_values(s, &words[..num_words], sums);
+                    lines.add_values(s, &words, num_words, sums);
                 }
             }
         }

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::attention_pack::{Floats, Words};
+use super::{attention_core::SUM_BLOCK, attention_pack::Words};
 use crate::{
     elements::{CacheRows, Cached},
     simd::{MAX_LANES, Op, Simd, load, store},
@@ -51,16 +51,30 @@ impl<'a, T: Cached, const N: usize> CacheBlock<'a, T, N> {
 
     /// What the rows that are present count times, `[kv_heads, N]`; empty if nothing.
     #[inline(always)]
-    pub(super) fn scales(&self, kv_heads: usize, out: &mut Vec<f32>) {
+    pub(super) fn scales<S: Simd>(&self, s: S, kv_heads: usize, out: &mut Vec<f32>) {
         out.clear();
         if T::SCALE_LEN == 0 {
             return;
         }
         out.resize(kv_heads * N, 1.0);
-        for (i, row) in self.rows[..self.present].iter().enumerate() {
-            let scales = row[self.width - kv_heads * T::SCALE_LEN..].chunks_exact(T::SCALE_LEN);
-            for (out, scale) in out.chunks_exact_mut(N).zip(scales) {
-                out[i] = T::scale(scale);
+        let rows = self.rows.map(|row| row.get(self.width - kv_heads * T::SCALE_LEN..));
+        // Tiles of rows and heads are turned over.
+        for (i, rows) in rows[..self.present].chunks(S::LANES).enumerate() {
+            for first in (0..kv_heads).step_by(S::LANES) {
+                let heads = first..kv_heads.min(first + S::LANES);
+                let mut tile = [s.splat(1.0); MAX_LANES];
+                for (v, row) in tile.iter_mut().zip(rows) {
+                    let Some(row) = row else { continue };
+                    let row = &row[heads.start * T::SCALE_LEN..heads.end * T::SCALE_LEN];
+                    let mut scales = [1.0; MAX_LANES];
+                    for (scale, stored) in scales.iter_mut().zip(row.chunks_exact(T::SCALE_LEN)) {
+                        *scale = T::scale(stored);
+                    }
+                    *v = load(s, &scales);
+                }
+                for (head, v) in heads.zip(s.transpose(tile)) {
+                    store(s, &mut out[head * N + i * S::LANES..], v);
+                }
             }
         }
     }
@@ -103,8 +117,7 @@ impl<'a, T> Ahead<'a, T> {
     }
 
     /// [`Self::ask`] where a row ends.
-    #[cold]
-    #[inline(never)]
+    #[inline(always)]
     fn ask_across<S: Simd>(&mut self, s: S, mut elements: usize) {
         while elements > 0 {
             if self.row.is_empty() {
@@ -156,29 +169,52 @@ impl<'a, 'b, T: Cached, F: Words<T>, const N: usize> Lines<'a, 'b, T, F, N> {
         Lines { factors, block, columns, ahead }
     }
 
-    /// Scores of two vectors of positions: `scores[u] = sum_d query[d] rows[u][columns.start + d]`, `d` ascending.
+    /// Scores of two vectors of positions: `scores[u] = sum_d query[d] rows[u][columns.start + d]`, `d` ascending. A
+    /// digit of the query has `stride` words.
     #[inline(always)]
-    pub(super) fn score<S: Simd>(&mut self, s: S, query: &[f32], scores: &mut [f32]) {
-        s.run(Score { lines: self, query, scores });
+    pub(super) fn score<S: Simd>(
+        &mut self,
+        s: S,
+        query: &[f32],
+        stride: usize,
+        scores: &mut [f32],
+    ) {
+        s.run(Score { lines: self, query, stride, scores });
     }
 
-    /// `out += sum_u shares[u] rows[u][columns]`, what is added being summed by itself, `u` ascending.
+    /// `out += sum_u shares[u] rows[u][columns]` for the first `count` words of a block's shares, what is added being
+    /// summed by itself, `u` ascending.
     #[inline(always)]
-    pub(super) fn add_values<S: Simd>(&mut self, s: S, shares: &[f32], out: &mut [f32]) {
+    pub(super) fn add_values<S: Simd>(
+        &mut self,
+        s: S,
+        shares: &[f32; SUM_BLOCK],
+        count: usize,
+        out: &mut [f32],
+    ) {
         let vectors = self.columns.len() / S::LANES;
         let mut at = 0;
-        while at < vectors {
+        while at + F::UNIT <= vectors {
             let (lines, out) = (&mut *self, &mut out[at * S::LANES..]);
             match vectors - at {
-                8.. => at += s.run(AddColumns::<_, _, N, 8, false> { lines, at, shares, out }),
-                4.. => at += s.run(AddColumns::<_, _, N, 4, false> { lines, at, shares, out }),
-                2.. => at += s.run(AddColumns::<_, _, N, 2, false> { lines, at, shares, out }),
-                _ => at += s.run(AddColumns::<_, _, N, 1, false> { lines, at, shares, out }),
+                8.. if F::UNIT == 1 => {
+                    at += s.run(AddColumns::<_, _, N, 8, false> { lines, at, shares, count, out });
+                }
+                4.. => {
+                    at += s.run(AddColumns::<_, _, N, 4, false> { lines, at, shares, count, out });
+                }
+                2.. => {
+                    at += s.run(AddColumns::<_, _, N, 2, false> { lines, at, shares, count, out });
+                }
+                _ => at += s.run(AddColumns::<_, _, N, 1, false> { lines, at, shares, count, out }),
             }
         }
-        if !self.columns.len().is_multiple_of(S::LANES) {
-            let (lines, out) = (self, &mut out[vectors * S::LANES..]);
-            s.run(AddColumns::<_, _, N, 1, true> { lines, at: vectors, shares, out });
+        if at * S::LANES < self.columns.len() {
+            let (lines, out) = (self, &mut out[at * S::LANES..]);
+            match F::UNIT {
+                1 => s.run(AddColumns::<_, _, N, 1, true> { lines, at, shares, count, out }),
+                _ => s.run(AddColumns::<_, _, N, 4, true> { lines, at, shares, count, out }),
+            };
         }
     }
 }
@@ -187,6 +223,7 @@ impl<'a, 'b, T: Cached, F: Words<T>, const N: usize> Lines<'a, 'b, T, F, N> {
 struct Score<'l, 'a, 'b, T, F, const N: usize> {
     lines: &'l mut Lines<'a, 'b, T, F, N>,
     query: &'l [f32],
+    stride: usize,
     scores: &'l mut [f32],
 }
 
@@ -195,15 +232,22 @@ impl<T: Cached, F: Words<T>, const N: usize> Op for Score<'_, '_, '_, T, F, N> {
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let Score { lines: Lines { factors, block, columns: all, ahead }, query, scores } = self;
+        let Score { lines: Lines { factors, block, columns: all, ahead }, query, stride, scores } =
+            self;
         assert!(2 * S::LANES <= block.present, "rows of a panel");
-        let mut acc = [s.splat(0.0); 2];
+        let (query, tail) = query.split_at(F::DIGITS * stride);
+        let start: [S::V; 2] = std::array::from_fn(|digit| match digit < F::DIGITS {
+            true => factors.start(s, tail, digit),
+            false => s.splat(0.0),
+        });
+        let mut sums = [start; 2];
         let step = S::LANES * F::PER_WORD;
+        ahead.ask(s, 2 * S::LANES * T::SCALE_LEN);
         for first in all.clone().step_by(step) {
             let columns = first..all.end.min(first + step);
-            let query = &query[(first - all.start) / F::PER_WORD..];
+            let words = (first - all.start) / F::PER_WORD;
             // One tile at a time: two would not fit in registers.
-            for (half, acc) in acc.iter_mut().enumerate() {
+            for (half, sums) in sums.iter_mut().enumerate() {
                 ahead.ask(s, S::LANES * step);
                 let mut tile = [s.splat(0.0); MAX_LANES];
                 for (i, v) in tile[..S::LANES].iter_mut().enumerate() {
@@ -217,29 +261,38 @@ impl<T: Cached, F: Words<T>, const N: usize> Op for Score<'_, '_, '_, T, F, N> {
                 let tile = s.transpose(tile);
                 // Both loops are one, but for how much the compiler knows of the first.
                 if columns.len() == step {
-                    for (&x, v) in query[..S::LANES].iter().zip(tile) {
-                        *acc = factors.multiply(s, s.splat(x), v, *acc);
+                    let high = &query[words..][..S::LANES];
+                    let low = &query[(F::DIGITS - 1) * stride + words..][..S::LANES];
+                    for i in 0..S::LANES {
+                        sums[0] = factors.multiply(s, s.splat(high[i]), tile[i], sums[0]);
+                        if F::DIGITS == 2 {
+                            sums[1] = factors.multiply(s, s.splat(low[i]), tile[i], sums[1]);
+                        }
                     }
                 } else {
-                    let words = columns.len().div_ceil(F::PER_WORD);
-                    for (&x, v) in query[..words].iter().zip(tile) {
-                        *acc = factors.multiply(s, s.splat(x), v, *acc);
+                    for (digit, sum) in sums.iter_mut().enumerate().take(F::DIGITS) {
+                        let count = columns.len().div_ceil(F::PER_WORD);
+                        let query = &query[digit * stride + words..][..count];
+                        for (&x, v) in query.iter().zip(tile) {
+                            *sum = factors.multiply(s, s.splat(x), v, *sum);
+                        }
                     }
                 }
             }
         }
-        for (scores, acc) in scores.chunks_exact_mut(S::LANES).zip(acc) {
-            store(s, scores, acc);
+        for (scores, sums) in scores.chunks_exact_mut(S::LANES).zip(sums) {
+            store(s, scores, factors.total(s, sums, tail));
         }
     }
 }
 
 /// [`Lines::add_values`] for `W` vectors of columns from the `at`th on; yields `W`. `PART` says that the columns are
-/// fewer than a vector.
+/// fewer.
 struct AddColumns<'l, 'a, 'b, T, F, const N: usize, const W: usize, const PART: bool> {
     lines: &'l mut Lines<'a, 'b, T, F, N>,
     at: usize,
-    shares: &'l [f32],
+    shares: &'l [f32; SUM_BLOCK],
+    count: usize,
     out: &'l mut [f32],
 }
 
@@ -250,37 +303,62 @@ impl<T: Cached, F: Words<T>, const N: usize, const W: usize, const PART: bool> O
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) -> usize {
-        let AddColumns { lines: Lines { factors, block, columns: all, ahead }, at, shares, out } =
-            self;
+        let AddColumns { lines, at, shares, count, out } = self;
+        let Lines { factors, block, columns: all, ahead } = lines;
         let start = all.start + at * S::LANES;
         let columns = match PART {
             true => start..all.end,
             false => start..start + W * S::LANES,
         };
         assert!(columns.start <= columns.end && columns.end <= all.end, "columns of a head");
-        assert!(shares.len() * F::PER_WORD <= block.present, "rows of shares");
-        let mut acc = [s.splat(0.0); W];
-        for (i, &share) in shares.iter().enumerate() {
-            let i = i * F::PER_WORD;
-            // SAFETY: so many rows are present, and they have the columns, as asserted here and by `Lines::new`.
-            let first = unsafe { block.part(i, columns.clone()) };
-            // SAFETY: as above.
-            let second = unsafe { block.part(i + F::PER_WORD - 1, columns.clone()) };
-            let share = s.splat(share);
+        assert!(count * F::PER_WORD <= block.present, "rows of shares");
+        let digits = SUM_BLOCK / F::PER_WORD;
+        let tail = &shares[(F::DIGITS * digits).min(SUM_BLOCK)..];
+        // Two arrays, and indices that are known when this is compiled: anything else is kept in memory.
+        let mut high = [factors.start(s, tail, 0); W];
+        let mut low = [s.splat(0.0); W];
+        if F::DIGITS == 2 {
+            low = [factors.start(s, tail, 1); W];
+        }
+        ahead.ask(s, count * F::PER_WORD * T::SCALE_LEN * W * S::LANES / all.len());
+        for word in 0..count {
             ahead.ask(s, F::PER_WORD * W * S::LANES);
-            for (j, acc) in acc.iter_mut().enumerate() {
-                let at = j * S::LANES;
-                let (first, second) = match PART {
-                    true => (Floats.last_words(s, first), Floats.last_words(s, second)),
-                    false => (load(s, &first[at..]), load(s, &second[at..])),
-                };
-                *acc = factors.multiply(s, share, factors.join(s, first, second), *acc);
+            for unit in 0..W / F::UNIT {
+                let j = unit * F::UNIT;
+                let mut lines = [s.splat(0.0); 4];
+                for (i, line) in lines.iter_mut().enumerate().take(F::PER_WORD) {
+                    // SAFETY: so many rows are present, and they have the columns, as asserted here and by `Lines::new`.
+                    let row = unsafe { block.part(word * F::PER_WORD + i, columns.clone()) };
+                    *line = match PART {
+                        true => factors.last_line(s, row),
+                        false => factors.line(s, &row[j * S::LANES..]),
+                    };
+                }
+                let words = factors.join(s, lines);
+                let share = s.splat(shares[word]);
+                for i in 0..F::UNIT {
+                    high[j + i] = factors.multiply(s, share, words[i], high[j + i]);
+                }
+                if F::DIGITS == 2 {
+                    let share = s.splat(shares[digits + word]);
+                    for i in 0..F::UNIT {
+                        low[j + i] = factors.multiply(s, share, words[i], low[j + i]);
+                    }
+                }
             }
         }
-        for (j, acc) in acc.into_iter().enumerate() {
-            let out = &mut out[j * S::LANES..];
-            let sum = s.add(load(s, out), acc);
-            store(s, out, sum);
+        let mut out = out.chunks_exact_mut(S::LANES);
+        for unit in 0..W / F::UNIT {
+            let j = unit * F::UNIT;
+            let mut totals = [s.splat(0.0); 4];
+            for i in 0..F::UNIT {
+                totals[i] = factors.total(s, [high[j + i], low[j + i]], tail);
+            }
+            let totals = factors.in_order(s, totals);
+            for (total, out) in totals.into_iter().take(F::UNIT).zip(out.by_ref()) {
+                let sum = s.add(load(s, out), total);
+                store(s, out, sum);
+            }
         }
         W
     }

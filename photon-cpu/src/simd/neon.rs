@@ -165,6 +165,26 @@ impl<const DOTS: u8> Simd for Neon<DOTS> {
         sum
     }
     #[inline(always)]
+    fn quads(self, rows: [float32x4_t; 4]) -> [float32x4_t; 4] {
+        // SAFETY: `self` proves that the processor has the instructions.
+        unsafe {
+            let [a, b, c, d] = rows.map(|row| vreinterpretq_u8_f32(row));
+            let first = (vzip1q_u8(a, b), vzip2q_u8(a, b));
+            let second = (vzip1q_u8(c, d), vzip2q_u8(c, d));
+            let half = |x| vreinterpretq_u16_u8(x);
+            [
+                vreinterpretq_f32_u16(vzip1q_u16(half(first.0), half(second.0))),
+                vreinterpretq_f32_u16(vzip2q_u16(half(first.0), half(second.0))),
+                vreinterpretq_f32_u16(vzip1q_u16(half(first.1), half(second.1))),
+                vreinterpretq_f32_u16(vzip2q_u16(half(first.1), half(second.1))),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn quads_in_order(self, columns: [float32x4_t; 4]) -> [float32x4_t; 4] {
+        columns
+    }
+    #[inline(always)]
     fn nibbles(self, x: float32x4_t) -> [float32x4_t; 2] {
         // SAFETY: `self` proves that the processor has the instructions.
         unsafe {
@@ -240,6 +260,11 @@ impl<const DOTS: u8> Simd for Neon<DOTS> {
             let bytes = vcreate_s8(u64::from(p.cast::<u32>().read_unaligned()));
             vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes))))
         }
+    }
+    #[inline(always)]
+    unsafe fn read_quads(self, p: *const i8) -> float32x4_t {
+        // SAFETY: `self` proves the instruction, the caller vouches for sixteen bytes.
+        unsafe { vreinterpretq_f32_s8(vld1q_s8(p)) }
     }
     #[inline(always)]
     unsafe fn read_nibbles(self, p: *const u8) -> [float32x4_t; 2] {

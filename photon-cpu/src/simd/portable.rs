@@ -2,7 +2,7 @@
 //! offers.
 use half::{bf16, f16};
 
-use super::{Fp8, MAX_LANES, Op, Simd};
+use super::{Fp8, MAX_LANES, Op, QUAD_BIAS, Simd};
 
 /// Needs nothing.
 #[derive(Clone, Copy, Debug)]
@@ -115,6 +115,18 @@ impl Simd for Portable {
         zip(first, second, |a, b| f32::from_bits(a.to_bits() >> 16 | b.to_bits()))
     }
     #[inline(always)]
+    fn quads(self, rows: [V; 4]) -> [V; 4] {
+        let bytes = rows.map(|row| row.map(|x| x.to_bits().to_le_bytes()));
+        let byte = |row: usize, column: usize| bytes[row][column / 4][column % 4];
+        let word = |column| u32::from_le_bytes(std::array::from_fn(|row| byte(row, column)));
+        let lanes = Self::LANES;
+        std::array::from_fn(|j| std::array::from_fn(|i| f32::from_bits(word(j * lanes + i))))
+    }
+    #[inline(always)]
+    fn quads_in_order(self, columns: [V; 4]) -> [V; 4] {
+        columns
+    }
+    #[inline(always)]
     fn nibbles(self, x: V) -> [V; 2] {
         let low = |shift: u32| map(x, |x| f32::from_bits(x.to_bits() >> shift & 0x0f0f_0f0f));
         [low(0), low(4)]
@@ -167,6 +179,13 @@ impl Simd for Portable {
     unsafe fn read_int8(self, p: *const i8) -> V {
         // SAFETY: the caller vouches for `LANES` elements; bytes are always aligned.
         unsafe { p.cast::<[i8; 8]>().read_unaligned() }.map(f32::from)
+    }
+    #[inline(always)]
+    unsafe fn read_quads(self, p: *const i8) -> V {
+        // SAFETY: the caller vouches for four times `LANES` bytes, which are always aligned.
+        let codes = unsafe { p.cast::<[[u8; 4]; 8]>().read_unaligned() };
+        let biased = |codes: [u8; 4]| codes.map(|code| code.wrapping_add(QUAD_BIAS));
+        codes.map(|codes| f32::from_bits(u32::from_le_bytes(biased(codes))))
     }
     #[inline(always)]
     unsafe fn read_nibbles(self, p: *const u8) -> [V; 2] {

@@ -154,6 +154,35 @@ impl<const DOTS: u8> Simd for Avx2<DOTS> {
         unsafe { _mm256_castsi256_ps(sum) }
     }
     #[inline(always)]
+    fn quads(self, rows: [__m256; 4]) -> [__m256; 4] {
+        // SAFETY: `self` proves that the processor has the instructions.
+        unsafe {
+            let [a, b, c, d] = rows.map(|row| _mm256_castps_si256(row));
+            let first = (_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b));
+            let second = (_mm256_unpacklo_epi8(c, d), _mm256_unpackhi_epi8(c, d));
+            // Of each 16 columns the first four, those after them, ...
+            [
+                _mm256_castsi256_ps(_mm256_unpacklo_epi16(first.0, second.0)),
+                _mm256_castsi256_ps(_mm256_unpackhi_epi16(first.0, second.0)),
+                _mm256_castsi256_ps(_mm256_unpacklo_epi16(first.1, second.1)),
+                _mm256_castsi256_ps(_mm256_unpackhi_epi16(first.1, second.1)),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn quads_in_order(self, columns: [__m256; 4]) -> [__m256; 4] {
+        let [a, b, c, d] = columns;
+        // SAFETY: `self` proves that the processor has the instruction.
+        unsafe {
+            [
+                _mm256_permute2f128_ps::<0x20>(a, b),
+                _mm256_permute2f128_ps::<0x20>(c, d),
+                _mm256_permute2f128_ps::<0x31>(a, b),
+                _mm256_permute2f128_ps::<0x31>(c, d),
+            ]
+        }
+    }
+    #[inline(always)]
     fn nibbles(self, x: __m256) -> [__m256; 2] {
         // SAFETY: `self` proves that the processor has the instructions.
         unsafe {
@@ -223,6 +252,15 @@ impl<const DOTS: u8> Simd for Avx2<DOTS> {
     unsafe fn read_int8(self, p: *const i8) -> __m256 {
         // SAFETY: `self` proves the instructions, the caller vouches for eight elements.
         unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn read_quads(self, p: *const i8) -> __m256 {
+        // SAFETY: `self` proves the instructions, the caller vouches for 32 bytes.
+        unsafe {
+            let codes = _mm256_loadu_si256(p.cast());
+            let biased = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
+            _mm256_castsi256_ps(biased)
+        }
     }
     #[inline(always)]
     unsafe fn read_nibbles(self, p: *const u8) -> [__m256; 2] {
@@ -448,6 +486,37 @@ impl<const DOTS: u8> Simd for Avx512<DOTS> {
         }
     }
     #[inline(always)]
+    fn quads(self, rows: [__m512; 4]) -> [__m512; 4] {
+        // SAFETY: `self` proves that the processor has the instructions.
+        unsafe {
+            let [a, b, c, d] = rows.map(|row| _mm512_castps_si512(row));
+            let first = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));
+            let second = (_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d));
+            // Of each 16 columns the first four, those after them, ...
+            [
+                _mm512_castsi512_ps(_mm512_unpacklo_epi16(first.0, second.0)),
+                _mm512_castsi512_ps(_mm512_unpackhi_epi16(first.0, second.0)),
+                _mm512_castsi512_ps(_mm512_unpacklo_epi16(first.1, second.1)),
+                _mm512_castsi512_ps(_mm512_unpackhi_epi16(first.1, second.1)),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn quads_in_order(self, columns: [__m512; 4]) -> [__m512; 4] {
+        let [a, b, c, d] = columns;
+        // SAFETY: `self` proves that the processor has the instructions.
+        unsafe {
+            let low = (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0x44>(c, d));
+            let high = (_mm512_shuffle_f32x4::<0xee>(a, b), _mm512_shuffle_f32x4::<0xee>(c, d));
+            [
+                _mm512_shuffle_f32x4::<0x88>(low.0, low.1),
+                _mm512_shuffle_f32x4::<0xdd>(low.0, low.1),
+                _mm512_shuffle_f32x4::<0x88>(high.0, high.1),
+                _mm512_shuffle_f32x4::<0xdd>(high.0, high.1),
+            ]
+        }
+    }
+    #[inline(always)]
     fn nibbles(self, x: __m512) -> [__m512; 2] {
         // SAFETY: `self` proves that the processor has the instructions.
         unsafe {
@@ -525,6 +594,15 @@ impl<const DOTS: u8> Simd for Avx512<DOTS> {
     unsafe fn read_int8(self, p: *const i8) -> __m512 {
         // SAFETY: `self` proves the instructions, the caller vouches for sixteen elements.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn read_quads(self, p: *const i8) -> __m512 {
+        // SAFETY: `self` proves the instructions, the caller vouches for 64 bytes.
+        unsafe {
+            let codes = _mm512_loadu_si512(p.cast());
+            let biased = _mm512_xor_si512(codes, _mm512_set1_epi8(-128));
+            _mm512_castsi512_ps(biased)
+        }
     }
     #[inline(always)]
     unsafe fn read_nibbles(self, p: *const u8) -> [__m512; 2] {

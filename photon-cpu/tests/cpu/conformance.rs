@@ -16,6 +16,7 @@ fn options(isa: Isa) -> Options {
         product_error,
         rounded_rows: isa.has_bytes(),
         rounded_shares: isa.has_pairs(),
+        integer_attention: isa.has_bytes(),
         ..Options::FULL
     }
 }
