@@ -3,7 +3,8 @@
 //! A value of a type that implements [`Simd`] is proof that the processor has the instructions, so
 //! its methods are safe. They inline into whatever calls them, and only inside [`Simd::run`] does the
 //! compiler know that it may use the instructions: hot loops live in the `call` of an [`Op`], marked
-//! `#[inline(always)]`.
+//! `#[inline(always)]`. A closure is a function of its own, which does not have that mark: unless it happens to be inlined, each
+//! instruction in it is a call, so what a loop does to vectors is a trait's method.
 //!
 //! Deliberately absent: reductions, shuffles and arithmetic on integers but for what dot products take.
 #![allow(unsafe_code, reason = "vector intrinsics, and loads and stores through pointers")]

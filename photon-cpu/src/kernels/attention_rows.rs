@@ -236,10 +236,10 @@ impl<T: Cached, F: Words<T>, const N: usize> Op for Score<'_, '_, '_, T, F, N> {
             self;
         assert!(2 * S::LANES <= block.present, "rows of a panel");
         let (query, tail) = query.split_at(F::DIGITS * stride);
-        let start: [S::V; 2] = std::array::from_fn(|digit| match digit < F::DIGITS {
-            true => factors.start(s, tail, digit),
-            false => s.splat(0.0),
-        });
+        let mut start = [factors.start(s, tail, 0); 2];
+        if F::DIGITS == 2 {
+            start[1] = factors.start(s, tail, 1);
+        }
         let mut sums = [start; 2];
         let step = S::LANES * F::PER_WORD;
         ahead.ask(s, 2 * S::LANES * T::SCALE_LEN);

@@ -5,9 +5,7 @@ use super::for_runs;
 use crate::{
     Cpu,
     elements::{Float, Rows, RowsMut, with_float},
-    simd::{
-        Element, MAX_LANES, Op, Readable, Simd, activate as apply, dispatch, gelu_erf, load, store,
-    },
+    simd::{MAX_LANES, Op, Simd, activate as activate_vector, dispatch, gelu_erf, load, store},
 };
 
 pub(crate) fn activate(cpu: &Cpu, op: Activate<'_, Cpu>) {
@@ -19,49 +17,62 @@ pub(crate) fn activate(cpu: &Cpu, op: Activate<'_, Cpu>) {
             for i in rows {
                 // SAFETY: runs of rows are disjoint (the partition).
                 let out = unsafe { out.row(i) };
-                dispatch(cpu.isa(), ActivateRow { out, x: x.row(i), activation });
+                let x = x.row(i);
+                dispatch(cpu.isa(), Map { out, x: [x, x], function: activation });
             }
         });
     }));
 }
 
-struct ActivateRow<'a, T, U> {
-    out: &'a mut [T],
-    x: &'a [U],
-    activation: Activation,
+/// A function of two numbers.
+trait Function {
+    fn apply<S: Simd>(&self, s: S, x: S::V, y: S::V) -> S::V;
 }
 
-impl<T: Float, U: Float> Op for ActivateRow<'_, T, U> {
+impl Function for Activation {
+    #[inline(always)]
+    fn apply<S: Simd>(&self, s: S, x: S::V, _: S::V) -> S::V {
+        activate_vector(s, *self, x)
+    }
+}
+
+/// The gate of an expert: `gelu(x) (y + 1)`.
+struct Gate;
+
+impl Function for Gate {
+    #[inline(always)]
+    fn apply<S: Simd>(&self, s: S, x: S::V, y: S::V) -> S::V {
+        s.mul(gelu_erf(s, x), s.add(y, s.splat(1.0)))
+    }
+}
+
+/// `out[i] = function(x[0][i], x[1][i])`.
+struct Map<'a, T, U, F> {
+    out: &'a mut [T],
+    x: [&'a [U]; 2],
+    function: F,
+}
+
+impl<T: Float, U: Float, F: Function> Op for Map<'_, T, U, F> {
     type Output = ();
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let ActivateRow { out, x, activation } = self;
-        map(s, out, [x, x], |x, _| apply(s, activation, x));
+        let Map { out, x: [x, y], function } = self;
+        let body = out.len() - out.len() % S::LANES;
+        for i in (0..body).step_by(S::LANES) {
+            store(s, &mut out[i..], function.apply(s, load(s, &x[i..]), load(s, &y[i..])));
+        }
+        let tail = |x: &[U]| {
+            let mut padded = [U::default(); MAX_LANES];
+            padded[..x.len() - body].copy_from_slice(&x[body..]);
+            padded
+        };
+        let mut last = [T::default(); MAX_LANES];
+        store(s, &mut last, function.apply(s, load(s, &tail(x)), load(s, &tail(y))));
+        let rest = out.len() - body;
+        out[body..].copy_from_slice(&last[..rest]);
     }
-}
-
-/// `out[i] = f(a[i], b[i])`.
-#[inline(always)]
-fn map<S: Simd, T: Element, U: Readable>(
-    s: S,
-    out: &mut [T],
-    [a, b]: [&[U]; 2],
-    f: impl Fn(S::V, S::V) -> S::V,
-) {
-    let body = out.len() - out.len() % S::LANES;
-    for i in (0..body).step_by(S::LANES) {
-        store(s, &mut out[i..], f(load(s, &a[i..]), load(s, &b[i..])));
-    }
-    let tail = |x: &[U]| {
-        let mut padded = [U::default(); MAX_LANES];
-        padded[..x.len() - body].copy_from_slice(&x[body..]);
-        padded
-    };
-    let mut last = [T::default(); MAX_LANES];
-    store(s, &mut last, f(load(s, &tail(a)), load(s, &tail(b))));
-    let rest = out.len() - body;
-    out[body..].copy_from_slice(&last[..rest]);
 }
 
 pub(crate) fn gated_gelu(cpu: &Cpu, op: GatedGelu<'_, Cpu>) {
@@ -72,24 +83,8 @@ pub(crate) fn gated_gelu(cpu: &Cpu, op: GatedGelu<'_, Cpu>) {
                 let (h, g) = x.row(i).split_at(out.cols());
                 // SAFETY: runs of rows are disjoint (the partition).
                 let out = unsafe { out.row(i) };
-                dispatch(cpu.isa(), GateRow { out, h, g });
+                dispatch(cpu.isa(), Map { out, x: [h, g], function: Gate });
             }
         });
     }));
-}
-
-struct GateRow<'a, T, U> {
-    out: &'a mut [T],
-    h: &'a [U],
-    g: &'a [U],
-}
-
-impl<T: Float, U: Float> Op for GateRow<'_, T, U> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call<S: Simd>(self, s: S) {
-        let GateRow { out, h, g } = self;
-        map(s, out, [h, g], |h, g| s.mul(gelu_erf(s, h), s.add(g, s.splat(1.0))));
-    }
 }

@@ -168,7 +168,8 @@ impl<const DOTS: u8> Simd for Neon<DOTS> {
     fn quads(self, rows: [float32x4_t; 4]) -> [float32x4_t; 4] {
         // SAFETY: `self` proves that the processor has the instructions.
         unsafe {
-            let [a, b, c, d] = rows.map(|row| vreinterpretq_u8_f32(row));
+            let (a, b) = (vreinterpretq_u8_f32(rows[0]), vreinterpretq_u8_f32(rows[1]));
+            let (c, d) = (vreinterpretq_u8_f32(rows[2]), vreinterpretq_u8_f32(rows[3]));
             let first = (vzip1q_u8(a, b), vzip2q_u8(a, b));
             let second = (vzip1q_u8(c, d), vzip2q_u8(c, d));
             let half = |x| vreinterpretq_u16_u8(x);

@@ -157,7 +157,8 @@ impl<const DOTS: u8> Simd for Avx2<DOTS> {
     fn quads(self, rows: [__m256; 4]) -> [__m256; 4] {
         // SAFETY: `self` proves that the processor has the instructions.
         unsafe {
-            let [a, b, c, d] = rows.map(|row| _mm256_castps_si256(row));
+            let (a, b) = (_mm256_castps_si256(rows[0]), _mm256_castps_si256(rows[1]));
+            let (c, d) = (_mm256_castps_si256(rows[2]), _mm256_castps_si256(rows[3]));
             let first = (_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b));
             let second = (_mm256_unpacklo_epi8(c, d), _mm256_unpackhi_epi8(c, d));
             // Of each 16 columns the first four, those after them, ...
@@ -489,7 +490,8 @@ impl<const DOTS: u8> Simd for Avx512<DOTS> {
     fn quads(self, rows: [__m512; 4]) -> [__m512; 4] {
         // SAFETY: `self` proves that the processor has the instructions.
         unsafe {
-            let [a, b, c, d] = rows.map(|row| _mm512_castps_si512(row));
+            let (a, b) = (_mm512_castps_si512(rows[0]), _mm512_castps_si512(rows[1]));
+            let (c, d) = (_mm512_castps_si512(rows[2]), _mm512_castps_si512(rows[3]));
             let first = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));
             let second = (_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d));
             // Of each 16 columns the first four, those after them, ...
