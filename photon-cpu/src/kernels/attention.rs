@@ -11,8 +11,7 @@ use super::{
     attention_core::{AttendBlock, BLOCK_ROWS, SUM_BLOCK, Source, Work, grow},
     attention_decode::decode,
     attention_pack::{
-        Floats, Layout, PackKeys, PackQuery, PackValues, Pairs, Quads, Queries as QueryWords,
-        RowAt, Words,
+        Floats, Layout, PackKeys, PackQuery, PackValues, Pairs, Quads, QueryWords, RowAt, Words,
     },
     index,
 };

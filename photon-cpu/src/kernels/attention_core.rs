@@ -1,5 +1,5 @@
-//! `softmax(q K^T) V` for a block of query rows of one head; sums are f32, of products of floats or of pairs
-//! of bf16 ([`super::attention_pack`]).
+//! `softmax(q K^T) V` for a block of query rows of one head; sums are f32, of products of floats, of pairs
+//! of bf16 or of bytes in fours ([`super::attention_pack`]).
 //!
 //! # Order of summation
 //! What comes out of a query row depends on that row, its keys and its values alone: scores sum over
@@ -36,7 +36,7 @@ pub(super) trait Source {
 /// What a block of query rows needs.
 #[derive(Default)]
 pub(super) struct Work {
-    /// `[rows, padded words]`: queries.
+    /// `[rows, query length]`: queries.
     pub(super) query: Vec<f32>,
     /// Per row: how many of the first positions it sees.
     pub(super) visible: Vec<usize>,

@@ -15,7 +15,7 @@ use std::ops::Range;
 use super::{
     attention::{Lanes, Paged, Row},
     attention_core::{SUM_BLOCK, multiply, multiply_each, softmax},
-    attention_pack::{Layout, PackQuery, Queries, Words, weigh},
+    attention_pack::{Layout, PackQuery, QueryWords, Words, weigh},
     attention_rows::{Ahead, CacheBlock, Lines},
 };
 use crate::{
@@ -58,7 +58,7 @@ pub(super) fn decode<T, U, F>(paged: &Paged<'_, T, U, F>, pool: &Pool, rows: &[&
 where
     T: Float,
     U: Cached,
-    F: Queries<T> + Words<U>,
+    F: QueryWords<T> + Words<U>,
 {
     let len = |row: &Row<'_>| row.visible(row.tokens.start);
     let all: usize = rows.iter().map(|row| len(row)).sum();
@@ -112,7 +112,7 @@ struct Task<'a, T, U, F> {
     phases: &'a [Phase<'a, U>],
 }
 
-impl<T: Float, U: Cached, F: Queries<T> + Words<U>> Op for Task<'_, T, U, F> {
+impl<T: Float, U: Cached, F: QueryWords<T> + Words<U>> Op for Task<'_, T, U, F> {
     type Output = ();
 
     #[inline(always)]
@@ -128,7 +128,7 @@ impl<T: Float, U: Cached, F: Queries<T> + Words<U>> Op for Task<'_, T, U, F> {
     }
 }
 
-impl<'a, T: Float, U: Cached, F: Queries<T> + Words<U>> Decode<'a, T, U, F> {
+impl<'a, T: Float, U: Cached, F: QueryWords<T> + Words<U>> Decode<'a, T, U, F> {
     /// Calls `f` with what a token needs, `first_piece` blocks of it being the first piece.
     fn with(
         paged: &Paged<'_, T, U, F>,

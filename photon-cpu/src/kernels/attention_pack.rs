@@ -72,7 +72,7 @@ pub(super) trait Factors: Copy + Send + Sync + 'static {
 }
 
 /// [`Factors`] that can be made of queries of `T`.
-pub(super) trait Queries<T: Readable>: Factors {
+pub(super) trait QueryWords<T: Readable>: Factors {
     /// Writes a query as words, with zeros up to `stride` for each digit, and what else there is.
     fn query<S: Simd>(self, s: S, x: &[T], out: &mut [f32], stride: usize);
 }
@@ -124,7 +124,7 @@ impl Factors for Floats {
     fn shares<S: Simd>(self, _: S, _: &mut [f32]) {}
 }
 
-impl<T: Cached> Queries<T> for Floats {
+impl<T: Cached> QueryWords<T> for Floats {
     #[inline(always)]
     fn query<S: Simd>(self, s: S, x: &[T], out: &mut [f32], _: usize) {
         write_words(s, self, x, out);
@@ -174,7 +174,7 @@ impl Factors for Pairs {
     }
 }
 
-impl Queries<bf16> for Pairs {
+impl QueryWords<bf16> for Pairs {
     #[inline(always)]
     fn query<S: Simd>(self, s: S, x: &[bf16], out: &mut [f32], _: usize) {
         write_words(s, self, x, out);
@@ -309,7 +309,7 @@ impl Factors for Quads {
     }
 }
 
-impl Queries<bf16> for Quads {
+impl QueryWords<bf16> for Quads {
     #[inline(always)]
     fn query<S: Simd>(self, s: S, x: &[bf16], out: &mut [f32], stride: usize) {
         Self::digits(s, x, out, stride);
@@ -437,7 +437,7 @@ pub(super) struct PackQuery<'a, T, F> {
     pub(super) out: &'a mut [f32],
 }
 
-impl<T: Readable, F: Queries<T>> Op for PackQuery<'_, T, F> {
+impl<T: Readable, F: QueryWords<T>> Op for PackQuery<'_, T, F> {
     type Output = ();
 
     #[inline(always)]
