@@ -27,8 +27,8 @@ use crate::{
 
 /// A sequence that is more than one part in so many per thread of all that is to be read is cut into pieces.
 const PARTS_PER_THREAD: usize = 4;
-/// Pieces per thread, so that the last ones to finish are not waited for long. More would be shorter, and the first
-/// rows of each come unannounced.
+/// Pieces per thread, so that the last ones to finish are not waited for long. The first rows of a thread's next piece
+/// are asked for at the end of the one before, which is only a guess at who takes it.
 const PIECES_PER_THREAD: usize = 2;
 /// Positions whose scores are computed together, two vectors of the longest kind.
 const PANEL: usize = 2 * MAX_LANES;
