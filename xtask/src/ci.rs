@@ -9,7 +9,7 @@ pub(crate) fn run() -> Result<()> {
     std::env::set_current_dir(root())?;
     step("format", || cargo(&["fmt", "--all", "--", "--check"]))?;
     step("tidy", || tidy::run(root()))?;
-    step("tests", || cargo(&["test", "--workspace", "--all-features"]))?;
+    step("tests", || cargo(&["test", "--workspace", "--all-features", "--no-fail-fast"]))?;
     step("CUDA kernels", || cuda_check::run(&cuda_check::Args::gate()))?;
     step("Metal kernels", simt::msl_check)?;
     step("Arm", || arm::run(&arm::Args::gate()))?;

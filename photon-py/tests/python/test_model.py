@@ -148,12 +148,12 @@ def idle(model):
 
 @pytest.mark.parametrize("how", ["close", "drop", "with"])
 def test_a_stream_that_is_left_is_cancelled(picture, how):
-    with photon.vl(max_seqs=3) as model:
+    # One at a time, so that a machine that pauses this test finishes some of the line and not all of it.
+    with photon.vl(max_seqs=1) as model:
         regex = {"regex": "(a|b|c|d){700}", "settings": LONG}
-        streams = [model.query(picture, "?", stream=True, **regex)["answer"] for _ in range(3)]
-        assert [next(stream) for stream in streams]
-        assert model.stats()["running"] > 0
-        finished = model.stats()["finished"]
+        streams = [model.query(picture, "?", stream=True, **regex)["answer"] for _ in range(12)]
+        assert next(streams[0])
+        assert model.stats()["running"] + model.stats()["waiting"] > 0
         if how == "close":
             [stream.close() for stream in streams]
             with pytest.raises(photon.errors.ClosedError):
@@ -165,7 +165,7 @@ def test_a_stream_that_is_left_is_cancelled(picture, how):
         else:
             del streams
         assert idle(model)
-        assert model.stats()["finished"] == finished
+        assert model.stats()["finished"] < 12
 
 
 def test_errors_in_a_batch_are_values(model, picture):
@@ -240,10 +240,16 @@ def test_waiting_lets_other_threads_run(model, picture):
 
     thread = threading.Thread(target=count)
     thread.start()
-    model.query(picture, "?", regex="[ab]{150}", settings=LONG)
+
+    def counted_during_a_query():
+        before = counted
+        model.query(picture, "?", regex="[ab]{700}", settings=LONG)
+        return counted - before
+
+    # Between two queries it could count once; a busy machine may let it wait for a query or two.
+    assert any(counted_during_a_query() > 3 for _ in range(20))
     done.set()
     thread.join()
-    assert counted > 10
 
 
 def test_models_of_the_same_arguments_share_an_engine(model, picture):
@@ -261,25 +267,30 @@ def test_models_of_the_same_arguments_share_an_engine(model, picture):
 
 
 def test_what_closes_while_somebody_waits(picture):
-    model = photon.vl(max_seqs=5)
+    # One at a time: the last of the line wait for as long as all others take.
+    model = photon.vl(max_seqs=1)
+    long = {"regex": "[ab]{700}", "settings": LONG}
     failed = []
 
     def ask():
         try:
-            model.query(picture, "?", regex="[ab]{700}", settings=LONG)
+            model.query(picture, "?", **long)
         except photon.errors.ClosedError as error:
             failed.append(error)
 
-    stream = model.query(picture, "?", regex="[ab]{700}", settings=LONG, stream=True)["answer"]
-    next(stream)
+    streams = [model.query(picture, "?", stream=True, **long)["answer"] for _ in range(20)]
+    next(streams[0])
     thread = threading.Thread(target=ask)
     thread.start()
-    time.sleep(0.1)
+    for _ in range(1000):
+        if sum(model.stats()[state] for state in ("running", "waiting", "finished")) == 21:
+            break
+        time.sleep(0.001)
     model.close()
     thread.join(10)
     assert len(failed) == 1
     with pytest.raises(photon.errors.ClosedError):
-        list(stream)
+        list(streams[-1])
 
 
 def test_models_and_devices_that_are_not_there_are_said(tmp_path):
