@@ -25,10 +25,12 @@ pub enum Isa {
     NeonDot,
     /// [`Isa::NeonDot`] and dot products of bf16 pairs.
     NeonBf16,
+    /// [`Isa::NeonBf16`] and products of two rows with two columns, of bf16 and of bytes.
+    NeonI8mm,
 }
 
 impl Isa {
-    const ALL: [Isa; 9] = [
+    const ALL: [Isa; 10] = [
         Isa::Portable,
         Isa::Avx2,
         Isa::AvxVnni,
@@ -38,6 +40,7 @@ impl Isa {
         Isa::Neon,
         Isa::NeonDot,
         Isa::NeonBf16,
+        Isa::NeonI8mm,
     ];
 
     /// The environment variable that forces a level.
@@ -81,6 +84,7 @@ impl Isa {
             Isa::Neon => "neon",
             Isa::NeonDot => "neondot",
             Isa::NeonBf16 => "neonbf16",
+            Isa::NeonI8mm => "neoni8mm",
         }
     }
 
@@ -90,7 +94,7 @@ impl Isa {
             Isa::Portable => Isa::Portable,
             Isa::Avx2 | Isa::AvxVnni => Isa::Avx2,
             Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => Isa::Avx512,
-            Isa::Neon | Isa::NeonDot | Isa::NeonBf16 => Isa::Neon,
+            Isa::Neon | Isa::NeonDot | Isa::NeonBf16 | Isa::NeonI8mm => Isa::Neon,
         }
     }
 
@@ -110,7 +114,12 @@ impl Isa {
 
     /// Whether it has dot products of bf16 pairs.
     pub const fn has_pairs(self) -> bool {
-        matches!(self, Isa::Avx512Bf16 | Isa::NeonBf16)
+        matches!(self, Isa::Avx512Bf16 | Isa::NeonBf16) || self.has_blocks()
+    }
+
+    /// Whether it has products of two rows with two columns.
+    pub(crate) const fn has_blocks(self) -> bool {
+        matches!(self, Isa::NeonI8mm)
     }
 
     /// All levels this processor has, lowest first.
@@ -144,7 +153,7 @@ impl Isa {
             Isa::Avx512Bf16 => {
                 Isa::Avx512Vnni.is_available() && is_x86_feature_detected!("avx512bf16")
             }
-            Isa::Neon | Isa::NeonDot | Isa::NeonBf16 => false,
+            Isa::Neon | Isa::NeonDot | Isa::NeonBf16 | Isa::NeonI8mm => false,
         }
     }
 
@@ -156,6 +165,7 @@ impl Isa {
             Isa::Portable | Isa::Neon => true,
             Isa::NeonDot => is_aarch64_feature_detected!("dotprod"),
             Isa::NeonBf16 => Isa::NeonDot.is_available() && is_aarch64_feature_detected!("bf16"),
+            Isa::NeonI8mm => Isa::NeonBf16.is_available() && is_aarch64_feature_detected!("i8mm"),
             _ => false,
         }
     }

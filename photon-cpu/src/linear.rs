@@ -76,6 +76,8 @@ pub(crate) fn pack(isa: Isa, data: WeightData<'_>, pool: &Pool) -> Result<Weight
             Layout::Int4Quads(lanes, _) => {
                 layout::pack_nibbles(pool, (n, k), (lanes, 4), bytes, panels);
             }
+            // Two columns of eight are a vector.
+            Layout::Int4Blocks(_) => layout::pack_nibbles(pool, (n, k), (2, 8), bytes, panels),
             _ => layout.with(PackWeights { pool, dims: (n, k), bytes, out: panels }),
         }
         if per_row > 0 {
@@ -272,7 +274,7 @@ struct Product<'a, S, F: Format> {
 
 impl<S: Simd, F: Format> Product<'_, S, F> {
     /// Columns of a full-height tile.
-    const WIDTH: usize = tile::widest::<S>(ROWS) * S::LANES;
+    const WIDTH: usize = tile::widest::<S, F>(ROWS) * S::LANES;
     /// Whether tiles of many rows read the panels as they are: there is nothing to widen, and where
     /// steps are single a panel is as wide as a tile, so that it is read in one stretch.
     const AS_PACKED: bool = !F::WIDEN && (F::PER_STEP > 1 || Self::WIDTH == PANEL);
@@ -340,7 +342,7 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
     /// registers beside each other find it in L1.
     fn direct(self, strips: Strips<'_, F>, store: Store<'_>) {
         // What is read only once need not stay in L1.
-        let once = strips.number() == 1 && tile::widest::<S>(strips.count) * S::LANES == PANEL;
+        let once = strips.number() == 1 && tile::widest::<S, F>(strips.count) * S::LANES == PANEL;
         let depth = if once && !F::ALWAYS_WIDEN { strips.depth } else { layout::grain::<F>() };
         let wide_len = if F::ALWAYS_WIDEN { depth * PANEL } else { 0 };
         // Neighbors lie behind each other and go on to be read without a pause.
@@ -374,7 +376,7 @@ impl<S: Simd, F: Format> Product<'_, S, F> {
             }
             for strip in 0..strips.number() {
                 let rows = strips.rows(strip);
-                let vectors = tile::widest::<S>(rows);
+                let vectors = tile::widest::<S, F>(rows);
                 for column in (0..PANEL).step_by(vectors * S::LANES) {
                     let sums = &mut sums[strip * ROWS * PANEL + column..];
                     let fresh = step == 0;

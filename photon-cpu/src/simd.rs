@@ -71,6 +71,8 @@ pub(crate) fn dispatch_product<O: Op>(isa: Isa, op: O) -> O::Output {
         Isa::NeonDot => neon::Neon::<{ BYTES }>::new().expect(LACKING).run(op),
         #[cfg(target_arch = "aarch64")]
         Isa::NeonBf16 => neon::Neon::<{ PAIRS }>::new().expect(LACKING).run(op),
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonI8mm => neon::Neon::<{ BLOCKS }>::new().expect(LACKING).run(op),
         isa => dispatch(isa, op),
     }
 }
@@ -81,6 +83,8 @@ pub(crate) const PLAIN: u8 = 0;
 pub(crate) const BYTES: u8 = 1;
 /// [`BYTES`], and of pairs of bf16.
 pub(crate) const PAIRS: u8 = 2;
+/// [`PAIRS`], and products of two rows with two columns.
+pub(crate) const BLOCKS: u8 = 3;
 
 /// Runs `op` with the instructions of `isa`, which has dot products of pairs.
 ///
@@ -91,7 +95,7 @@ pub(crate) fn dispatch_pairs<O: Op>(isa: Isa, op: O) -> O::Output {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Bf16 => x86::Avx512::<{ PAIRS }>::new().expect(LACKING).run(op),
         #[cfg(target_arch = "aarch64")]
-        Isa::NeonBf16 => neon::Neon::<{ PAIRS }>::new().expect(LACKING).run(op),
+        Isa::NeonBf16 | Isa::NeonI8mm => neon::Neon::<{ PAIRS }>::new().expect(LACKING).run(op),
         isa => unreachable!("{} has no dot products of pairs", isa.name()),
     }
 }
@@ -110,7 +114,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const LANES: usize;
     /// Vectors that fit in registers.
     const REGISTERS: usize;
-    /// What there is beside ordinary instructions: [`PLAIN`], [`BYTES`] or [`PAIRS`].
+    /// What there is beside ordinary instructions: [`PLAIN`], [`BYTES`], [`PAIRS`] or [`BLOCKS`].
     const DOTS: u8 = PLAIN;
 
     /// Runs `op` where the compiler may use the instructions.
@@ -165,6 +169,25 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn dot_quads(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
         quads_without_instruction(self, acc, a, b)
     }
+
+    /// `acc`, two rows of two sums, plus the products of two rows in `a` with two columns in `b`, four elements of
+    /// bf16 each.
+    #[inline(always)]
+    fn multiply_blocks(self, _acc: Self::V, _a: Self::V, _b: Self::V) -> Self::V {
+        unreachable!("no products of two rows with two columns")
+    }
+    /// As [`Simd::multiply_blocks`], sums of integers and eight elements of signed bytes each.
+    #[inline(always)]
+    fn multiply_byte_blocks(self, _acc: Self::V, _a: Self::V, _b: Self::V) -> Self::V {
+        unreachable!("no products of two rows with two columns")
+    }
+    /// The first halves of both vectors, and the second halves: turns two blocks of two by two into two rows, and
+    /// back.
+    #[inline(always)]
+    fn halves(self, _x: Self::V, _y: Self::V) -> [Self::V; 2] {
+        unreachable!("no products of two rows with two columns")
+    }
+
     /// From bytes of four rows, `4 * LANES` each, those of a column beside each other: four vectors, in an order of
     /// columns that [`Simd::quads_in_order`] undoes.
     fn quads(self, rows: [Self::V; 4]) -> [Self::V; 4];
@@ -196,6 +219,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `LANES` elements can be read at `p`.
     unsafe fn read_int8(self, p: *const i8) -> Self::V;
+    /// Half a vector from each pointer.
+    ///
+    /// # Safety
+    /// `LANES / 2` elements can be read at both.
+    #[inline(always)]
+    unsafe fn read_halves(self, _first: *const f32, _second: *const f32) -> Self::V {
+        unreachable!("no products of two rows with two columns")
+    }
     /// Codes in fours, each plus [`QUAD_BIAS`]: the second factor of [`Simd::dot_quads`].
     ///
     /// # Safety

@@ -26,6 +26,7 @@ const LEVELS: &[(&str, &[&str])] = &[
     ("neon", &[""]),
     ("neondot", &["linear_", "grouped_linear_"]),
     ("neonbf16", &["linear_", "grouped_linear_", "attention_", "paged_attention_"]),
+    ("neoni8mm", &["linear_", "grouped_linear_"]),
 ];
 /// Parts of names of cases that take the emulator long: their shapes are those of models, or many.
 const LONG: &[&str] = &[

@@ -13,7 +13,10 @@ use bytemuck::Pod;
 use half::{bf16, f16};
 use photon_core::{DType, WeightFormat};
 
-use super::tile::{Format, Halves, NibbleQuads, Nibbles, Pairs, Quads, Single};
+use super::tile::{
+    Format, Halves, NibbleBlocks, NibbleQuads, Nibbles, PairBlocks, Pairs, QuadBlocks, Quads,
+    Single,
+};
 use crate::{
     elements::{Float, Rows},
     isa::Isa,
@@ -25,10 +28,10 @@ use crate::{
 pub(super) const PANEL: usize = 64;
 /// Rows of a strip: the tallest tile.
 pub(super) const ROWS: usize = 6;
-/// Most steps of a block. Twice what lets 16 columns of f32 share L1 with a strip: they stream from L2
+/// Most bytes of a row in a block. Twice what lets 16 columns of f32 share L1 with a strip: they stream from L2
 /// without loss, and the sums go through memory half as often. Zen 3, 2025-11: 729 x 1152 x 4304 gains
-/// 3 % over 256.
-const DEPTH: usize = 512;
+/// 3 % over half of it.
+const DEPTH: usize = 2048;
 
 /// Blocks are whole multiples of so many steps, which are whole groups.
 pub(super) const fn grain<F: Format>() -> usize {
@@ -37,7 +40,8 @@ pub(super) const fn grain<F: Format>() -> usize {
 
 /// Steps of a block, for rows of `steps`: blocks are of about equal depth.
 pub(super) fn depth<F: Format>(steps: usize) -> usize {
-    steps.div_ceil(steps.div_ceil(DEPTH)).next_multiple_of(grain::<F>())
+    let most = DEPTH / (F::PER_STEP * size_of::<F::Activation>());
+    steps.div_ceil(steps.div_ceil(most)).next_multiple_of(grain::<F>())
 }
 
 /// Steps from one row of a block to the next, if the block has `steps`: what is in front of groups is counted.
@@ -54,16 +58,22 @@ pub(super) enum Layout {
     Bf16(usize),
     /// Two elements of k side by side.
     Bf16Pairs,
+    /// Four.
+    Bf16Blocks,
     /// Behind the panels, a scale for each column.
     Int8,
     /// As `Int8`, four elements of k side by side, plus 128.
     Int8Quads,
+    /// As `Int8`, eight elements of k side by side.
+    Int8Blocks,
     /// As `Int8`.
     Fp8,
     /// For vectors of so many lanes, with so many elements of k to a scale.
     Int4(usize, usize),
     /// As `Int4`, four elements of k side by side.
     Int4Quads(usize, usize),
+    /// With so many elements of k to a scale, eight of them side by side.
+    Int4Blocks(usize),
 }
 
 impl Layout {
@@ -72,17 +82,21 @@ impl Layout {
         match format {
             WeightFormat::Float(DType::F32) => Some(Layout::F32),
             WeightFormat::Float(DType::F16) => Some(Layout::F16),
-            WeightFormat::Float(DType::Bf16) => Some(match isa.has_pairs() {
-                true => Layout::Bf16Pairs,
-                false => Layout::Bf16(isa.lanes()),
+            WeightFormat::Float(DType::Bf16) => Some(match isa {
+                _ if isa.has_blocks() => Layout::Bf16Blocks,
+                _ if isa.has_pairs() => Layout::Bf16Pairs,
+                _ => Layout::Bf16(isa.lanes()),
             }),
-            WeightFormat::Int8 => {
-                Some(if isa.has_bytes() { Layout::Int8Quads } else { Layout::Int8 })
-            }
+            WeightFormat::Int8 => Some(match isa {
+                _ if isa.has_blocks() => Layout::Int8Blocks,
+                _ if isa.has_bytes() => Layout::Int8Quads,
+                _ => Layout::Int8,
+            }),
             WeightFormat::Fp8 => Some(Layout::Fp8),
-            WeightFormat::Int4 { group: group @ (32 | 128) } => Some(match isa.has_bytes() {
-                true => Layout::Int4Quads(isa.lanes(), group as usize),
-                false => Layout::Int4(isa.lanes(), group as usize),
+            WeightFormat::Int4 { group: group @ (32 | 128) } => Some(match (isa, group as usize) {
+                (_, group) if isa.has_blocks() => Layout::Int4Blocks(group),
+                (_, group) if isa.has_bytes() => Layout::Int4Quads(isa.lanes(), group),
+                (_, group) => Layout::Int4(isa.lanes(), group),
             }),
             _ => None,
         }
@@ -92,8 +106,8 @@ impl Layout {
     pub(super) fn num_scales(self, n: usize, k: usize) -> usize {
         let columns = n.next_multiple_of(PANEL);
         match self {
-            Layout::Int8 | Layout::Int8Quads | Layout::Fp8 => columns,
-            Layout::Int4(_, group) | Layout::Int4Quads(_, group) => {
+            _ if self.scales_columns() => columns,
+            Layout::Int4(_, group) | Layout::Int4Quads(_, group) | Layout::Int4Blocks(group) => {
                 2 * columns * k.max(1).div_ceil(group)
             }
             _ => 0,
@@ -102,7 +116,7 @@ impl Layout {
 
     /// Whether a column has one scale, which its sums are multiplied with.
     pub(super) fn scales_columns(self) -> bool {
-        matches!(self, Layout::Int8 | Layout::Int8Quads | Layout::Fp8)
+        matches!(self, Layout::Int8 | Layout::Int8Quads | Layout::Int8Blocks | Layout::Fp8)
     }
 
     /// Bytes of a packed `[n, k]` matrix.
@@ -111,10 +125,13 @@ impl Layout {
             Layout::F32 => (steps::<Single<f32>>(k), 4 * PANEL),
             Layout::F16 | Layout::Bf16(_) => (steps::<Single<bf16>>(k), 2 * PANEL),
             Layout::Bf16Pairs => (steps::<Pairs>(k), 4 * PANEL),
+            Layout::Bf16Blocks => (steps::<PairBlocks>(k), 8 * PANEL),
             Layout::Int8 | Layout::Fp8 => (steps::<Single<i8>>(k), PANEL),
             Layout::Int8Quads => (steps::<Quads>(k), 4 * PANEL),
+            Layout::Int8Blocks => (steps::<QuadBlocks>(k), 8 * PANEL),
             Layout::Int4(..) => (steps::<Single<i8>>(k), PANEL / 2),
             Layout::Int4Quads(..) => (steps::<Quads>(k), 2 * PANEL),
+            Layout::Int4Blocks(_) => (steps::<QuadBlocks>(k), 4 * PANEL),
         };
         let panels = n.div_ceil(PANEL).checked_mul(steps)?.checked_mul(step_bytes)?;
         panels.checked_add(self.num_scales(n, k).checked_mul(size_of::<f32>())?)
@@ -160,9 +177,14 @@ impl Layout {
             Layout::Int4Quads(8, 128) => f.call::<NibbleQuads<8, 128>>(),
             Layout::Int4Quads(16, 32) => f.call::<NibbleQuads<16, 32>>(),
             Layout::Int4Quads(16, 128) => f.call::<NibbleQuads<16, 128>>(),
+            Layout::Bf16Blocks => f.call::<PairBlocks>(),
+            Layout::Int8Blocks => f.call::<QuadBlocks>(),
+            Layout::Int4Blocks(32) => f.call::<NibbleBlocks<32>>(),
+            Layout::Int4Blocks(128) => f.call::<NibbleBlocks<128>>(),
             Layout::Int4(lanes, group) | Layout::Int4Quads(lanes, group) => {
                 unreachable!("no vectors of {lanes} lanes with groups of {group}")
             }
+            Layout::Int4Blocks(group) => unreachable!("no groups of {group}"),
         }
     }
 }
@@ -195,11 +217,12 @@ pub(super) fn pack_weights<F: Format>(
         1 => panels.pack::<u8, PANEL>(bytemuck::cast_slice_mut(out)),
         2 => panels.pack::<u16, PANEL>(bytemuck::cast_slice_mut(out)),
         4 => panels.pack::<u32, PANEL>(bytemuck::cast_slice_mut(out)),
+        8 => panels.pack::<u64, PANEL>(bytemuck::cast_slice_mut(out)),
         bytes => unreachable!("no format has {bytes} bytes of a column in a step"),
     }
 }
 
-/// Packs a matrix of nibbles for vectors of `lanes`, `per_step` elements of k side by side, into zeroed `out`.
+/// Packs a matrix of nibbles for vectors of `lanes` columns, `per_step` elements of k side by side, into zeroed `out`.
 pub(super) fn pack_nibbles(
     pool: &Pool,
     (n, k): (usize, usize),
@@ -226,6 +249,7 @@ pub(super) fn pack_nibbles(
     match per_step {
         1 => panels.pack::<u8, { PANEL / 2 }>(out),
         4 => panels.pack::<u32, { PANEL / 2 }>(bytemuck::cast_slice_mut(out)),
+        8 => panels.pack::<u64, { PANEL / 2 }>(bytemuck::cast_slice_mut(out)),
         steps => unreachable!("no format has {steps} nibbles of a column in a step"),
     }
 }

@@ -351,6 +351,41 @@ fn pairs_are_exact_without_the_instruction() {
     }
 }
 
+/// Sums of integers are exact and what is done to them is the same, however many columns or rows an instruction has.
+#[test]
+fn products_of_bytes_have_the_same_bits_at_every_level() {
+    let (n, k) = (130, 1090);
+    for format in
+        [WeightFormat::Int8, WeightFormat::Int4 { group: 32 }, WeightFormat::Int4 { group: 128 }]
+    {
+        let quantized = photon_core::quant::quantize(format, k, &noise(n * k, 2)).unwrap();
+        let product = |isa: Isa, rows: usize| {
+            let cpu = Cpu::open(CpuOptions { threads: Some(2), isa: Some(isa) }).unwrap();
+            let (bytes, scales) = (&quantized.bytes[..], &quantized.scales[..]);
+            let weight = cpu.weight(WeightData { count: 1, n, k, format, bytes, scales }).unwrap();
+            let x = tensor(&cpu, &noise(rows * k, 1), rows, DType::F32);
+            let mut out = Tensor::zeros(&cpu, [rows, n], DType::F32).unwrap();
+            let (bias, activation) = (None, Activation::None);
+            let op =
+                Linear { out: &mut out, x: &x, w: &weight, bias, activation, accumulate: false };
+            linear(&cpu, op);
+            floats_of(&contents(&out), DType::F32)
+        };
+        let levels: Vec<_> = Isa::available().into_iter().filter(|isa| isa.has_bytes()).collect();
+        let first = levels.first().map_or_else(Vec::new, |&isa| product(isa, 13));
+        for isa in levels {
+            for rows in [1, 2, 5, 8, 13] {
+                assert_eq!(
+                    product(isa, rows),
+                    first[..rows * n],
+                    "{}: {rows} rows of {format}",
+                    isa.name()
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn weights_pack_from_unaligned_bytes_and_unknown_formats_are_refused() {
     let cpu = Cpu::open(CpuOptions { threads: Some(2), isa: None }).unwrap();

@@ -11,7 +11,8 @@ use half::bf16;
 
 use super::layout::{self, PANEL, ROWS};
 use crate::simd::{
-    BYTES, Convert, Element, MAX_LANES, Op, PAIRS, PLAIN, QUAD_BIAS, Readable, Simd, load, store,
+    BLOCKS, BYTES, Convert, Element, MAX_LANES, Op, PAIRS, PLAIN, QUAD_BIAS, Readable, Simd, load,
+    store,
 };
 
 /// How weights and activations are stored and multiplied. The unit of k is a step.
@@ -39,8 +40,11 @@ pub(super) trait Format: Copy + Send + Sync + 'static {
     const LANES: usize = 0;
     /// Bits of each byte of a weight that packing flips.
     const FLIP: u8 = 0;
+    /// Rows whose sums an accumulator holds: those of one row and as many columns as it has lanes, or of two rows
+    /// and half as many columns, two columns after the other.
+    const BLOCK: usize = 1;
     /// The least and the most [`Simd::DOTS`] that it is used with.
-    const DOTS: (u8, u8) = (PLAIN, PAIRS);
+    const DOTS: (u8, u8) = (PLAIN, BLOCKS);
 
     /// Where a step holds `column`, counted in columns.
     fn place(column: usize) -> usize {
@@ -74,13 +78,18 @@ pub(super) trait Format: Copy + Send + Sync + 'static {
     /// Two vectors of columns of one step.
     ///
     /// # Safety
-    /// `2 * LANES * PER_STEP` elements can be read at `p`.
+    /// As many elements as they are made of can be read at `p`.
     unsafe fn columns<S: Simd>(s: S, p: *const Self::Weight) -> [S::V; 2];
-    /// One row of one step, in all lanes.
+    /// One row of one step, in all lanes; for [`Format::BLOCK`]s of two rows, two of them.
     ///
     /// # Safety
-    /// `PER_STEP` elements can be read at `p`.
-    unsafe fn row<S: Simd>(s: S, p: *const Self::Activation) -> S::V;
+    /// `PER_STEP` elements can be read at both pointers.
+    #[inline(always)]
+    unsafe fn rows<S: Simd>(s: S, [row, _]: [*const Self::Activation; 2]) -> S::V {
+        const { assert!(Self::PER_STEP * size_of::<Self::Activation>() == size_of::<f32>()) };
+        // SAFETY: the caller vouches for elements that are as large as an f32.
+        s.splat(unsafe { row.cast::<f32>().read_unaligned() })
+    }
     /// Adds a step's product.
     fn multiply<S: Simd>(s: S, row: S::V, columns: S::V, sum: S::V) -> S::V;
 }
@@ -130,11 +139,6 @@ impl<T: Readable + bytemuck::Pod> Format for Single<T> {
         [first, second]
     }
     #[inline(always)]
-    unsafe fn row<S: Simd>(s: S, p: *const f32) -> S::V {
-        // SAFETY: the caller vouches for an element.
-        s.splat(unsafe { *p })
-    }
-    #[inline(always)]
     fn multiply<S: Simd>(s: S, row: S::V, columns: S::V, sum: S::V) -> S::V {
         s.fma(row, columns, sum)
     }
@@ -168,11 +172,6 @@ impl<const LANES: usize> Format for Halves<LANES> {
         // SAFETY: `2 * LANES` bf16 are as large as `LANES` f32, and the load need not be aligned.
         let both = unsafe { s.read_f32(p.cast()) };
         [s.lower(both), s.upper(both)]
-    }
-    #[inline(always)]
-    unsafe fn row<S: Simd>(s: S, p: *const f32) -> S::V {
-        // SAFETY: the caller vouches for an element.
-        s.splat(unsafe { *p })
     }
     #[inline(always)]
     fn multiply<S: Simd>(s: S, row: S::V, columns: S::V, sum: S::V) -> S::V {
@@ -236,11 +235,6 @@ impl<const LANES: usize, const GROUP: usize> Format for Nibbles<LANES, GROUP> {
         unreachable!("always widened")
     }
     #[inline(always)]
-    unsafe fn row<S: Simd>(s: S, p: *const f32) -> S::V {
-        // SAFETY: the caller vouches for an element.
-        s.splat(unsafe { *p })
-    }
-    #[inline(always)]
     fn multiply<S: Simd>(s: S, row: S::V, columns: S::V, sum: S::V) -> S::V {
         s.fma(row, columns, sum)
     }
@@ -268,11 +262,6 @@ impl Format for Pairs {
         // SAFETY: as above, the second half.
         let second = unsafe { s.read_f32(p.wrapping_add(2 * S::LANES).cast()) };
         [first, second]
-    }
-    #[inline(always)]
-    unsafe fn row<S: Simd>(s: S, p: *const bf16) -> S::V {
-        // SAFETY: the caller vouches for two elements.
-        s.splat(unsafe { p.cast::<f32>().read_unaligned() })
     }
     #[inline(always)]
     fn multiply<S: Simd>(s: S, row: S::V, columns: S::V, sum: S::V) -> S::V {
@@ -313,11 +302,6 @@ impl Format for Quads {
         [first, second]
     }
     #[inline(always)]
-    unsafe fn row<S: Simd>(s: S, p: *const u8) -> S::V {
-        // SAFETY: the caller vouches for four bytes.
-        s.splat(unsafe { p.cast::<f32>().read_unaligned() })
-    }
-    #[inline(always)]
     fn multiply<S: Simd>(s: S, row: S::V, columns: S::V, sum: S::V) -> S::V {
         s.dot_quads(sum, row, columns)
     }
@@ -351,13 +335,113 @@ impl<const LANES: usize, const GROUP: usize> Format for NibbleQuads<LANES, GROUP
         s.nibbles(unsafe { s.read_f32(p.cast()) })
     }
     #[inline(always)]
-    unsafe fn row<S: Simd>(s: S, p: *const u8) -> S::V {
-        // SAFETY: the caller vouches for four bytes.
-        s.splat(unsafe { p.cast::<f32>().read_unaligned() })
-    }
-    #[inline(always)]
     fn multiply<S: Simd>(s: S, row: S::V, columns: S::V, sum: S::V) -> S::V {
         s.dot_quads(sum, row, columns)
+    }
+}
+
+/// As [`Pairs`], four elements of k per step: for processors that multiply two rows with two columns at a time.
+#[derive(Clone, Copy)]
+pub(super) struct PairBlocks;
+
+impl Format for PairBlocks {
+    type Weight = bf16;
+    type Activation = bf16;
+    const PER_STEP: usize = 4;
+    const WIDEN: bool = false;
+    const BLOCK: usize = 2;
+    const DOTS: (u8, u8) = (BLOCKS, BLOCKS);
+
+    fn write_row<S: Simd, X: Readable>(s: S, x: &[X], out: &mut [bf16]) {
+        convert_row(s, x, out);
+    }
+    #[inline(always)]
+    unsafe fn columns<S: Simd>(s: S, p: *const bf16) -> [S::V; 2] {
+        // SAFETY: two columns' four bf16 are a vector, which need not be aligned: the first half of what the
+        // caller vouches for.
+        let first = unsafe { s.read_f32(p.cast()) };
+        // SAFETY: as above, the second half.
+        let second = unsafe { s.read_f32(p.wrapping_add(2 * S::LANES).cast()) };
+        [first, second]
+    }
+    #[inline(always)]
+    unsafe fn rows<S: Simd>(s: S, [first, second]: [*const bf16; 2]) -> S::V {
+        // SAFETY: the caller vouches for four bf16 each, which are half a vector.
+        unsafe { s.read_halves(first.cast(), second.cast()) }
+    }
+    #[inline(always)]
+    fn multiply<S: Simd>(s: S, rows: S::V, columns: S::V, sum: S::V) -> S::V {
+        s.multiply_blocks(sum, rows, columns)
+    }
+}
+
+/// As [`Quads`], eight elements of k per step: for processors that multiply two rows with two columns at a time.
+#[derive(Clone, Copy)]
+pub(super) struct QuadBlocks;
+
+impl Format for QuadBlocks {
+    type Weight = u8;
+    type Activation = u8;
+    const PER_STEP: usize = 8;
+    const WIDEN: bool = false;
+    const GROUP: usize = 64;
+    const HEAD: usize = 1;
+    const FLIP: u8 = QUAD_BIAS;
+    const BLOCK: usize = 2;
+    const DOTS: (u8, u8) = (BLOCKS, BLOCKS);
+
+    fn write_row<S: Simd, X: Readable>(s: S, x: &[X], out: &mut [u8]) {
+        Quads::write_row(s, x, out);
+    }
+    #[inline(always)]
+    unsafe fn columns<S: Simd>(s: S, p: *const u8) -> [S::V; 2] {
+        // SAFETY: the same contract: two vectors.
+        unsafe { Quads::columns(s, p) }
+    }
+    #[inline(always)]
+    unsafe fn rows<S: Simd>(s: S, [first, second]: [*const u8; 2]) -> S::V {
+        // SAFETY: the caller vouches for eight bytes each, which are half a vector.
+        unsafe { s.read_halves(first.cast(), second.cast()) }
+    }
+    #[inline(always)]
+    fn multiply<S: Simd>(s: S, rows: S::V, columns: S::V, sum: S::V) -> S::V {
+        s.multiply_byte_blocks(sum, rows, columns)
+    }
+}
+
+/// As [`QuadBlocks`], the weights being halves of bytes: of each four columns the first two lie in the lower ones. Groups
+/// as [`NibbleQuads`] has them.
+#[derive(Clone, Copy)]
+pub(super) struct NibbleBlocks<const GROUP: usize>;
+
+impl<const GROUP: usize> Format for NibbleBlocks<GROUP> {
+    type Weight = u8;
+    type Activation = u8;
+    const PER_STEP: usize = 8;
+    const WIDEN: bool = false;
+    const STEP_LEN: usize = PANEL * 4;
+    const GROUP: usize = GROUP / 8;
+    const HEAD: usize = 1;
+    const SCALES: bool = true;
+    const BLOCK: usize = 2;
+    const DOTS: (u8, u8) = (BLOCKS, BLOCKS);
+
+    fn write_row<S: Simd, X: Readable>(s: S, x: &[X], out: &mut [u8]) {
+        NibbleQuads::<4, GROUP>::write_row(s, x, out);
+    }
+    #[inline(always)]
+    unsafe fn columns<S: Simd>(s: S, p: *const u8) -> [S::V; 2] {
+        // SAFETY: the caller vouches for four columns' eight halves of bytes, which are a vector.
+        s.nibbles(unsafe { s.read_f32(p.cast()) })
+    }
+    #[inline(always)]
+    unsafe fn rows<S: Simd>(s: S, [first, second]: [*const u8; 2]) -> S::V {
+        // SAFETY: the caller vouches for eight bytes each, which are half a vector.
+        unsafe { s.read_halves(first.cast(), second.cast()) }
+    }
+    #[inline(always)]
+    fn multiply<S: Simd>(s: S, rows: S::V, columns: S::V, sum: S::V) -> S::V {
+        s.multiply_byte_blocks(sum, rows, columns)
     }
 }
 
@@ -451,14 +535,15 @@ pub(super) struct Tile<'a, F: Format> {
     pub(super) prefetch: usize,
 }
 
-struct Shaped<'a, F: Format, const R: usize, const V: usize>(Tile<'a, F>);
+/// A tile of so many rows, which are `R` blocks' ([`Format::BLOCK`]), and the columns of `V` accumulators of each.
+struct Shaped<'a, F: Format, const R: usize, const V: usize>(Tile<'a, F>, usize);
 
 impl<F: Format, const R: usize, const V: usize> Shaped<'_, F, R, V> {
     /// Adds the products of `steps` steps.
     ///
     /// # Safety
-    /// From `row` and `column` on, `R` rows of so many steps and so many steps of `V` vectors can be read, as far
-    /// apart as in the tile.
+    /// From `row` and `column` on, the tile's rows of so many steps and so many steps of its columns can be read, as
+    /// far apart as in the tile.
     #[inline(always)]
     unsafe fn add<S: Simd>(
         &self,
@@ -472,15 +557,18 @@ impl<F: Format, const R: usize, const V: usize> Shaped<'_, F, R, V> {
         let prefetch = self.0.prefetch;
         for _ in 0..steps {
             let a = |r: usize| {
-                // SAFETY: the caller vouches for `steps` steps of row `r < R`.
-                unsafe { F::row(s, row.wrapping_add(r * row_stride)) }
+                let [first, second] = self.block(r).map(|r| row.wrapping_add(r * row_stride));
+                // SAFETY: the caller vouches for `steps` steps of these rows.
+                unsafe { F::rows(s, [first, second]) }
             };
             let b = |v: usize| {
-                // SAFETY: the caller vouches for `V` vectors of `steps` steps: two of them, for even `v < V`.
-                unsafe { F::columns(s, column.wrapping_add(v * S::LANES * stored)) }
+                let column = column.wrapping_add(v * S::LANES / F::BLOCK * stored);
+                // SAFETY: the caller vouches for the columns of `V` accumulators: two of them, for even `v < V`.
+                unsafe { F::columns(s, column) }
             };
             if prefetch > 0 {
-                for line in 0..(V * S::LANES * stored * size_of::<F::Weight>()).div_ceil(64) {
+                let columns = V * S::LANES / F::BLOCK;
+                for line in 0..(columns * stored * size_of::<F::Weight>()).div_ceil(64) {
                     s.prefetch(column.cast::<u8>().wrapping_add(prefetch + 64 * line));
                 }
             }
@@ -516,6 +604,22 @@ impl<F: Format, const R: usize, const V: usize> Shaped<'_, F, R, V> {
         }
     }
 
+    /// The first and the last row of a block. Where the tile ends within one, its other half is not stored.
+    #[inline(always)]
+    fn block(&self, r: usize) -> [usize; 2] {
+        if F::BLOCK == 1 { [r; 2] } else { [2 * r, (2 * r + 1).min(self.1 - 1)] }
+    }
+
+    /// Of accumulators `v` and `v + 1` of the rows `r`, which row and vector of sums the first or the second is once they
+    /// are rows ([`rows_of`]); none past the end.
+    #[inline(always)]
+    fn place(&self, r: usize, v: usize, second: usize) -> Option<(usize, usize)> {
+        match F::BLOCK {
+            1 => Some((r, v + second)),
+            _ => Some((2 * r + second, v / 2)).filter(|&(row, _)| row < self.1),
+        }
+    }
+
     /// Where sums of a row and a vector are.
     #[inline(always)]
     fn sums<S: Simd>(&mut self, r: usize, v: usize) -> *mut f32 {
@@ -539,15 +643,16 @@ impl<F: Format, const R: usize, const V: usize> Shaped<'_, F, R, V> {
         for start in (0..steps).step_by(F::GROUP) {
             let at = layout::stride::<F>(start) * F::PER_STEP;
             let head = self.0.rows.as_ptr().wrapping_add(at);
-            let heads = |r: usize, step: usize| {
-                // SAFETY: with the assertion on `rows`: `HEAD` steps are in front of every group.
-                unsafe { F::row(s, head.wrapping_add(r * row_stride + step * F::PER_STEP)) }
+            let heads = |r: usize, word: usize| {
+                let word = head.wrapping_add(r * row_stride).cast::<f32>().wrapping_add(word);
+                // SAFETY: with the assertion on `rows`: `HEAD` steps, which are two words, are in front of every group.
+                s.splat(unsafe { word.read_unaligned() })
             };
             if F::SCALES && self.0.prefetch > 0 {
                 self.prefetch_scales(s, start / F::GROUP + 1);
             }
             let mut acc = [[s.splat(0.0); V]; R];
-            if !F::SCALES {
+            if QUAD_BIAS > 0 && !F::SCALES {
                 for (r, acc) in acc.iter_mut().enumerate() {
                     *acc = [heads(r, 1); V];
                 }
@@ -560,26 +665,37 @@ impl<F: Format, const R: usize, const V: usize> Shaped<'_, F, R, V> {
             let scales =
                 if F::SCALES { &self.0.scales[start / F::GROUP * 2 * PANEL..] } else { &[] };
             for (r, acc) in acc.into_iter().enumerate() {
-                let scale = heads(r, 0);
-                for (v, acc) in acc.into_iter().enumerate() {
-                    let mut sum = s.to_float(acc);
-                    if F::SCALES {
-                        let offset = load(s, &scales[PANEL + v * S::LANES..]);
-                        sum = s.mul(sum, load(s, &scales[v * S::LANES..]));
-                        sum = s.fma(offset, heads(r, 1), sum);
+                let [first, last] = self.block(r);
+                let factors = [heads(first, 0), heads(last, 0)];
+                for v in (0..V).step_by(2) {
+                    let rows = rows_of::<S, F>(s, [acc[v], acc[v + 1]]);
+                    for (second, acc) in rows.into_iter().enumerate() {
+                        let Some((r, v)) = self.place(r, v, second) else { continue };
+                        let mut sum = s.to_float(acc);
+                        if F::SCALES {
+                            let offset = load(s, &scales[PANEL + v * S::LANES..]);
+                            sum = s.mul(sum, load(s, &scales[v * S::LANES..]));
+                            sum = s.fma(offset, heads(r, 1), sum);
+                        }
+                        let sums = self.sums::<S>(r, v);
+                        let mut old = s.splat(0.0);
+                        if !self.0.fresh || start > 0 {
+                            // SAFETY: with the assertion on `sums`: a row and a vector of the tile.
+                            old = unsafe { s.read_f32(sums) };
+                        }
+                        // SAFETY: as above.
+                        unsafe { s.write_f32(sums, s.fma(sum, factors[second], old)) };
                     }
-                    let sums = self.sums::<S>(r, v);
-                    let mut old = s.splat(0.0);
-                    if !self.0.fresh || start > 0 {
-                        // SAFETY: with the assertion on `sums`: row `r < R` and one of its `V` vectors.
-                        old = unsafe { s.read_f32(sums) };
-                    }
-                    // SAFETY: as above.
-                    unsafe { s.write_f32(sums, s.fma(sum, scale, old)) };
                 }
             }
         }
     }
+}
+
+/// What two accumulators beside each other are as rows, or the other way around.
+#[inline(always)]
+fn rows_of<S: Simd, F: Format>(s: S, [x, y]: [S::V; 2]) -> [S::V; 2] {
+    if F::BLOCK == 1 { [x, y] } else { s.halves(x, y) }
 }
 
 impl<F: Format, const R: usize, const V: usize> Op for Shaped<'_, F, R, V> {
@@ -588,14 +704,14 @@ impl<F: Format, const R: usize, const V: usize> Op for Shaped<'_, F, R, V> {
     #[inline(always)]
     fn call<S: Simd>(mut self, s: S) {
         let Tile { rows, columns, steps, sums, sums_stride, fresh, .. } = &self.0;
-        let (steps, fresh) = (*steps, *fresh);
+        let (steps, fresh, last) = (*steps, *fresh, self.block(R - 1)[1]);
         let row_stride = self.0.row_stride * F::PER_STEP;
         let stored = F::STEP_LEN / PANEL;
-        let stride = self.0.stride * stored;
+        let (stride, width) = (self.0.stride * stored, V * S::LANES / F::BLOCK);
         assert!(0 < steps);
-        assert!(rows.len() >= (R - 1) * row_stride + layout::stride::<F>(steps) * F::PER_STEP);
-        assert!(columns.len() >= (steps - 1) * stride + V * S::LANES * stored);
-        assert!(sums.len() >= (R - 1) * sums_stride + V * S::LANES);
+        assert!(rows.len() >= last * row_stride + layout::stride::<F>(steps) * F::PER_STEP);
+        assert!(columns.len() >= (steps - 1) * stride + width * stored);
+        assert!(sums.len() >= last * sums_stride + width);
         if F::GROUP > 0 {
             return self.groups(s);
         }
@@ -603,44 +719,59 @@ impl<F: Format, const R: usize, const V: usize> Op for Shaped<'_, F, R, V> {
         let mut acc = [[s.splat(0.0); V]; R];
         if !fresh {
             for (r, acc) in acc.iter_mut().enumerate() {
-                for (v, acc) in acc.iter_mut().enumerate() {
-                    // SAFETY: with the assertion on `sums`: row `r < R` and one of its `V` vectors.
-                    *acc = unsafe { s.read_f32(self.sums::<S>(r, v)) };
+                for v in (0..V).step_by(2) {
+                    let mut old = [s.splat(0.0); 2];
+                    for (second, old) in old.iter_mut().enumerate() {
+                        let Some((r, v)) = self.place(r, v, second) else { continue };
+                        // SAFETY: with the assertion on `sums`: a row and a vector of the tile.
+                        *old = unsafe { s.read_f32(self.sums::<S>(r, v)) };
+                    }
+                    [acc[v], acc[v + 1]] = rows_of::<S, F>(s, old);
                 }
             }
         }
         // SAFETY: with the assertions on `rows` and `columns`.
         unsafe { self.add(s, (row, column), steps, &mut acc) };
         for (r, acc) in acc.into_iter().enumerate() {
-            for (v, acc) in acc.into_iter().enumerate() {
-                // SAFETY: with the assertion on `sums`: row `r < R` and one of its `V` vectors.
-                unsafe { s.write_f32(self.sums::<S>(r, v), acc) };
+            for v in (0..V).step_by(2) {
+                let rows = rows_of::<S, F>(s, [acc[v], acc[v + 1]]);
+                for (second, acc) in rows.into_iter().enumerate() {
+                    let Some((r, v)) = self.place(r, v, second) else { continue };
+                    // SAFETY: with the assertion on `sums`: a row and a vector of the tile.
+                    unsafe { s.write_f32(self.sums::<S>(r, v), acc) };
+                }
             }
         }
     }
 }
 
+/// Accumulators of a tile: those of blocks of rows, and beside each other in one.
+const fn accumulators<F: Format>(rows: usize, vectors: usize) -> (usize, usize) {
+    (rows.div_ceil(F::BLOCK), vectors * F::BLOCK)
+}
+
 /// Whether registers hold the sums, the shorter side and what passes by: two vectors of columns or
 /// one row.
-const fn fits<S: Simd>(rows: usize, vectors: usize) -> bool {
+const fn fits<S: Simd, F: Format>(rows: usize, vectors: usize) -> bool {
+    let (rows, vectors) = accumulators::<F>(rows, vectors);
     let factors = if rows < vectors { rows + 2 } else { vectors + 1 };
     rows * vectors + factors <= S::REGISTERS
 }
 
-/// The widest tile, in vectors, that fits in registers with `rows` rows; at least two.
-pub(super) const fn widest<S: Simd>(rows: usize) -> usize {
+/// The widest tile, in vectors of sums, that fits in registers with `rows` rows; at least two.
+pub(super) const fn widest<S: Simd, F: Format>(rows: usize) -> usize {
     // More rows and eight vectors would fit where vectors are short, and be one more shape for little.
-    let mut vectors = if rows == 1 { 8 } else { 4 };
-    while vectors > 2 && !(fits::<S>(rows, vectors) && vectors * S::LANES <= PANEL) {
+    let mut vectors = if rows == 1 && F::BLOCK == 1 { 8 } else { 4 };
+    while vectors > 2 && !(fits::<S, F>(rows, vectors) && vectors * S::LANES <= PANEL) {
         vectors /= 2;
     }
     vectors
 }
 
 /// The most rows that fit in registers with `vectors` vectors.
-const fn tallest<S: Simd>(vectors: usize) -> usize {
+const fn tallest<S: Simd, F: Format>(vectors: usize) -> usize {
     let mut rows = ROWS;
-    while rows > 1 && !fits::<S>(rows, vectors) {
+    while rows > 1 && !fits::<S, F>(rows, vectors) {
         rows -= 1;
     }
     rows
@@ -648,7 +779,7 @@ const fn tallest<S: Simd>(vectors: usize) -> usize {
 
 /// Sums a tile of `rows` rows and `vectors` vectors of columns, in parts if registers are few.
 pub(super) fn run<S: Simd, F: Format>(s: S, rows: usize, vectors: usize, tile: Tile<'_, F>) {
-    let tallest = tallest::<S>(vectors);
+    let tallest = tallest::<S, F>(vectors);
     for top in (0..rows).step_by(tallest) {
         let part = Tile {
             rows: &tile.rows[top * tile.row_stride * F::PER_STEP..],
@@ -659,24 +790,28 @@ pub(super) fn run<S: Simd, F: Format>(s: S, rows: usize, vectors: usize, tile: T
     }
 }
 
-/// Whether tiles of `rows` rows are ever `vectors` wide: the others need not be compiled.
-const fn occurs<S: Simd>(rows: usize, vectors: usize) -> bool {
-    rows <= tallest::<S>(vectors) && (vectors == widest::<S>(rows) || vectors == widest::<S>(ROWS))
+/// Whether tiles ever have so many accumulators: the others need not be compiled.
+const fn occurs<S: Simd, F: Format>(blocks: usize, vectors: usize) -> bool {
+    let (rows, vectors) = (blocks * F::BLOCK, vectors / F::BLOCK);
+    let one_row = rows - F::BLOCK + 1;
+    rows <= tallest::<S, F>(vectors)
+        && (vectors == widest::<S, F>(one_row) || vectors == widest::<S, F>(ROWS))
 }
 
 fn run_part<S: Simd, F: Format>(s: S, rows: usize, vectors: usize, tile: Tile<'_, F>) {
     const { assert!(ROWS == 6) };
     macro_rules! shapes {
-        ($($rows:literal x $vectors:literal),*) => {
-            match (rows, vectors) {
-                $(($rows, $vectors) if const { occurs::<S>($rows, $vectors) } => {
-                    s.run(Shaped::<F, $rows, $vectors>(tile));
+        ($($blocks:literal x $vectors:literal),*) => {
+            match accumulators::<F>(rows, vectors) {
+                $(($blocks, $vectors) if const { occurs::<S, F>($blocks, $vectors) } => {
+                    s.run(Shaped::<F, $blocks, $vectors>(tile, rows));
                 })*
                 _ => unreachable!("no tile of {rows} rows by {vectors} vectors"),
             }
         };
     }
     shapes!(
-        1 x 2, 2 x 2, 3 x 2, 4 x 2, 5 x 2, 6 x 2, 1 x 4, 2 x 4, 3 x 4, 4 x 4, 5 x 4, 6 x 4, 1 x 8
+        1 x 2, 2 x 2, 3 x 2, 4 x 2, 5 x 2, 6 x 2, 1 x 4, 2 x 4, 3 x 4, 4 x 4, 5 x 4, 6 x 4, 1 x 8,
+        2 x 8, 3 x 8
     );
 }

@@ -10,7 +10,7 @@ use std::arch::{aarch64::*, asm};
 
 use half::{bf16, f16};
 
-use super::{BYTES, Fp8, MAX_LANES, Op, PAIRS, PLAIN, Simd, quads_without_instruction};
+use super::{BLOCKS, BYTES, Fp8, MAX_LANES, Op, PAIRS, PLAIN, Simd, quads_without_instruction};
 use crate::isa::Isa;
 
 /// The processor has NEON and the dot products `DOTS`.
@@ -23,6 +23,7 @@ impl<const DOTS: u8> Neon<DOTS> {
             PLAIN => Isa::Neon,
             BYTES => Isa::NeonDot,
             PAIRS => Isa::NeonBf16,
+            BLOCKS => Isa::NeonI8mm,
             _ => return None,
         };
         isa.is_available().then_some(Neon(()))
@@ -127,7 +128,7 @@ impl<const DOTS: u8> Simd for Neon<DOTS> {
     }
     #[inline(always)]
     fn dot_pairs(self, acc: float32x4_t, a: float32x4_t, b: float32x4_t) -> float32x4_t {
-        if DOTS != PAIRS {
+        if DOTS < PAIRS {
             let acc = self.fma(self.upper(a), self.upper(b), acc);
             return self.fma(self.lower(a), self.lower(b), acc);
         }
@@ -163,6 +164,49 @@ impl<const DOTS: u8> Simd for Neon<DOTS> {
             );
         }
         sum
+    }
+    #[inline(always)]
+    fn multiply_blocks(self, acc: float32x4_t, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        assert!(DOTS == BLOCKS, "no products of two rows with two columns");
+        let mut sum = acc;
+        // SAFETY: `self` proves that the processor has the instruction, which touches registers alone.
+        unsafe {
+            asm!(
+                ".arch_extension bf16",
+                "bfmmla {sum:v}.4s, {a:v}.8h, {b:v}.8h",
+                sum = inout(vreg) sum,
+                a = in(vreg) a,
+                b = in(vreg) b,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        sum
+    }
+    #[inline(always)]
+    fn multiply_byte_blocks(self, acc: float32x4_t, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        assert!(DOTS == BLOCKS, "no products of two rows with two columns");
+        let mut sum = acc;
+        // SAFETY: `self` proves that the processor has the instruction, which touches registers alone.
+        unsafe {
+            asm!(
+                ".arch_extension i8mm",
+                "smmla {sum:v}.4s, {a:v}.16b, {b:v}.16b",
+                sum = inout(vreg) sum,
+                a = in(vreg) a,
+                b = in(vreg) b,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        sum
+    }
+    #[inline(always)]
+    fn halves(self, x: float32x4_t, y: float32x4_t) -> [float32x4_t; 2] {
+        // SAFETY: `self` proves that the processor has the instructions.
+        unsafe {
+            let (x, y) = (vreinterpretq_f64_f32(x), vreinterpretq_f64_f32(y));
+            let [first, second] = [vzip1q_f64(x, y), vzip2q_f64(x, y)];
+            [vreinterpretq_f32_f64(first), vreinterpretq_f32_f64(second)]
+        }
     }
     #[inline(always)]
     fn quads(self, rows: [float32x4_t; 4]) -> [float32x4_t; 4] {
@@ -232,6 +276,11 @@ impl<const DOTS: u8> Simd for Neon<DOTS> {
     unsafe fn read_f32(self, p: *const f32) -> float32x4_t {
         // SAFETY: the caller vouches for four elements; unaligned is allowed.
         unsafe { vld1q_f32(p) }
+    }
+    #[inline(always)]
+    unsafe fn read_halves(self, first: *const f32, second: *const f32) -> float32x4_t {
+        // SAFETY: the caller vouches for two elements each; unaligned is allowed.
+        unsafe { vcombine_f32(vld1_f32(first), vld1_f32(second)) }
     }
     #[inline(always)]
     unsafe fn read_f16(self, p: *const f16) -> float32x4_t {

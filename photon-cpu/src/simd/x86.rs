@@ -14,7 +14,7 @@ use super::{BYTES, Fp8, MAX_LANES, Op, PAIRS, PLAIN, Simd, quads_without_instruc
 use crate::isa::Isa;
 
 /// [`BYTES`] for vectors of 256 bits where they are instructions of AVX-512. AVX2 only.
-pub(crate) const BYTES_OF_AVX512: u8 = 3;
+pub(crate) const BYTES_OF_AVX512: u8 = 4;
 
 /// The processor has AVX2, FMA and F16C, and the dot products `DOTS`.
 #[derive(Clone, Copy, Debug)]

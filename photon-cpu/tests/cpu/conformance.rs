@@ -79,6 +79,12 @@ mod neonbf16 {
     photon_conformance::suite!(optional CPU.clone(), options(Isa::NeonBf16));
 }
 
+mod neoni8mm {
+    use super::*;
+    static CPU: LazyLock<Option<Cpu>> = LazyLock::new(|| open(Isa::NeonI8mm, 2));
+    photon_conformance::suite!(optional CPU.clone(), options(Isa::NeonI8mm));
+}
+
 mod tape {
     use super::*;
     // The best instructions there are, and more threads than work for many a shape.
