@@ -113,8 +113,7 @@ impl Case {
         let got = self.run();
         let (x, w, bias, old) = self.inputs();
         // What this level computes with: it may round activations to bf16.
-        let pairs =
-            Layout::of(self.isa, WeightFormat::Float(self.weight)) == Some(Layout::Bf16Pairs);
+        let pairs = self.weight == DType::Bf16 && self.isa.has_pairs();
         let x: Vec<f32> =
             if pairs { x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect() } else { x };
         let unit = match self.out {
