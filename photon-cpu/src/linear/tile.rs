@@ -79,16 +79,32 @@ pub(super) trait Format: Copy + Send + Sync + 'static {
     ///
     /// # Safety
     /// As many elements as they are made of can be read at `p`.
-    unsafe fn columns<S: Simd>(s: S, p: *const Self::Weight) -> [S::V; 2];
-    /// One row of one step, in all lanes; for [`Format::BLOCK`]s of two rows, two of them.
+    #[inline(always)]
+    unsafe fn columns<S: Simd>(s: S, p: *const Self::Weight) -> [S::V; 2] {
+        let p = p.cast::<f32>();
+        // SAFETY: vectors of elements as they lie are as large as those of f32, and loads need not be aligned: the first
+        // of the two that the caller vouches for.
+        let first = unsafe { s.read_f32(p) };
+        // SAFETY: as above, the second.
+        let second = unsafe { s.read_f32(p.wrapping_add(S::LANES)) };
+        [first, second]
+    }
+    /// One row of one step, in all lanes; for [`Format::BLOCK`]s of two rows both, half a vector each.
     ///
     /// # Safety
     /// `PER_STEP` elements can be read at both pointers.
     #[inline(always)]
-    unsafe fn rows<S: Simd>(s: S, [row, _]: [*const Self::Activation; 2]) -> S::V {
-        const { assert!(Self::PER_STEP * size_of::<Self::Activation>() == size_of::<f32>()) };
-        // SAFETY: the caller vouches for elements that are as large as an f32.
-        s.splat(unsafe { row.cast::<f32>().read_unaligned() })
+    unsafe fn rows<S: Simd>(s: S, [first, last]: [*const Self::Activation; 2]) -> S::V {
+        const {
+            let bytes = Self::PER_STEP * size_of::<Self::Activation>();
+            assert!(bytes == Self::BLOCK * size_of::<f32>());
+        };
+        if Self::BLOCK == 1 {
+            // SAFETY: the caller vouches for elements that are as large as an f32.
+            return s.splat(unsafe { first.cast::<f32>().read_unaligned() });
+        }
+        // SAFETY: the caller vouches for elements that are as large as two f32, half of the vectors that have such blocks.
+        unsafe { s.read_halves(first.cast(), last.cast()) }
     }
     /// Adds a step's product.
     fn multiply<S: Simd>(s: S, row: S::V, columns: S::V, sum: S::V) -> S::V;
@@ -255,15 +271,6 @@ impl Format for Pairs {
         convert_row(s, x, out);
     }
     #[inline(always)]
-    unsafe fn columns<S: Simd>(s: S, p: *const bf16) -> [S::V; 2] {
-        // SAFETY: a pair of bf16 is as large as an f32, and the load need not be aligned: the first
-        // half of what the caller vouches for.
-        let first = unsafe { s.read_f32(p.cast()) };
-        // SAFETY: as above, the second half.
-        let second = unsafe { s.read_f32(p.wrapping_add(2 * S::LANES).cast()) };
-        [first, second]
-    }
-    #[inline(always)]
     fn multiply<S: Simd>(s: S, row: S::V, columns: S::V, sum: S::V) -> S::V {
         s.dot_pairs(sum, row, columns)
     }
@@ -291,15 +298,6 @@ impl Format for Quads {
 
     fn write_row<S: Simd, X: Readable>(s: S, x: &[X], out: &mut [u8]) {
         write_quads::<S, Self, X>(s, x, out, |sum| (-i32::from(QUAD_BIAS) * sum) as u32);
-    }
-    #[inline(always)]
-    unsafe fn columns<S: Simd>(s: S, p: *const u8) -> [S::V; 2] {
-        // SAFETY: four bytes are as large as an f32, and the load need not be aligned: the first half of
-        // what the caller vouches for.
-        let first = unsafe { s.read_f32(p.cast()) };
-        // SAFETY: as above, the second half.
-        let second = unsafe { s.read_f32(p.wrapping_add(4 * S::LANES).cast()) };
-        [first, second]
     }
     #[inline(always)]
     fn multiply<S: Simd>(s: S, row: S::V, columns: S::V, sum: S::V) -> S::V {
@@ -356,20 +354,6 @@ impl Format for PairBlocks {
         convert_row(s, x, out);
     }
     #[inline(always)]
-    unsafe fn columns<S: Simd>(s: S, p: *const bf16) -> [S::V; 2] {
-        // SAFETY: two columns' four bf16 are a vector, which need not be aligned: the first half of what the
-        // caller vouches for.
-        let first = unsafe { s.read_f32(p.cast()) };
-        // SAFETY: as above, the second half.
-        let second = unsafe { s.read_f32(p.wrapping_add(2 * S::LANES).cast()) };
-        [first, second]
-    }
-    #[inline(always)]
-    unsafe fn rows<S: Simd>(s: S, [first, second]: [*const bf16; 2]) -> S::V {
-        // SAFETY: the caller vouches for four bf16 each, which are half a vector.
-        unsafe { s.read_halves(first.cast(), second.cast()) }
-    }
-    #[inline(always)]
     fn multiply<S: Simd>(s: S, rows: S::V, columns: S::V, sum: S::V) -> S::V {
         s.multiply_blocks(sum, rows, columns)
     }
@@ -392,16 +376,6 @@ impl Format for QuadBlocks {
 
     fn write_row<S: Simd, X: Readable>(s: S, x: &[X], out: &mut [u8]) {
         Quads::write_row(s, x, out);
-    }
-    #[inline(always)]
-    unsafe fn columns<S: Simd>(s: S, p: *const u8) -> [S::V; 2] {
-        // SAFETY: the same contract: two vectors.
-        unsafe { Quads::columns(s, p) }
-    }
-    #[inline(always)]
-    unsafe fn rows<S: Simd>(s: S, [first, second]: [*const u8; 2]) -> S::V {
-        // SAFETY: the caller vouches for eight bytes each, which are half a vector.
-        unsafe { s.read_halves(first.cast(), second.cast()) }
     }
     #[inline(always)]
     fn multiply<S: Simd>(s: S, rows: S::V, columns: S::V, sum: S::V) -> S::V {
@@ -433,11 +407,6 @@ impl<const GROUP: usize> Format for NibbleBlocks<GROUP> {
     unsafe fn columns<S: Simd>(s: S, p: *const u8) -> [S::V; 2] {
         // SAFETY: the caller vouches for four columns' eight halves of bytes, which are a vector.
         s.nibbles(unsafe { s.read_f32(p.cast()) })
-    }
-    #[inline(always)]
-    unsafe fn rows<S: Simd>(s: S, [first, second]: [*const u8; 2]) -> S::V {
-        // SAFETY: the caller vouches for eight bytes each, which are half a vector.
-        unsafe { s.read_halves(first.cast(), second.cast()) }
     }
     #[inline(always)]
     fn multiply<S: Simd>(s: S, rows: S::V, columns: S::V, sum: S::V) -> S::V {

@@ -37,6 +37,25 @@ impl<const DOTS: u8> Neon<DOTS> {
     }
 }
 
+/// `acc` plus the products that an instruction of an extension makes of `a` and `b`, which are vectors of such lanes.
+macro_rules! accumulate {
+    ($extension:literal, $instruction:literal, $lanes:literal, $acc:expr, $a:expr, $b:expr) => {{
+        let mut sum: float32x4_t = $acc;
+        // SAFETY: the caller's `self` proves that the processor has the instruction, which touches registers alone.
+        unsafe {
+            asm!(
+                concat!(".arch_extension ", $extension),
+                concat!($instruction, " {sum:v}.4s, {a:v}.", $lanes, ", {b:v}.", $lanes),
+                sum = inout(vreg) sum,
+                a = in(vreg) $a,
+                b = in(vreg) $b,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        sum
+    }};
+}
+
 impl<const DOTS: u8> Simd for Neon<DOTS> {
     type V = float32x4_t;
     const LANES: usize = 4;
@@ -132,72 +151,24 @@ impl<const DOTS: u8> Simd for Neon<DOTS> {
             let acc = self.fma(self.upper(a), self.upper(b), acc);
             return self.fma(self.lower(a), self.lower(b), acc);
         }
-        let mut sum = acc;
-        // SAFETY: `self` proves that the processor has the instruction, which touches registers alone.
-        unsafe {
-            asm!(
-                ".arch_extension bf16",
-                "bfdot {sum:v}.4s, {a:v}.8h, {b:v}.8h",
-                sum = inout(vreg) sum,
-                a = in(vreg) a,
-                b = in(vreg) b,
-                options(pure, nomem, nostack, preserves_flags),
-            );
-        }
-        sum
+        accumulate!("bf16", "bfdot", "8h", acc, a, b)
     }
     #[inline(always)]
     fn dot_quads(self, acc: float32x4_t, a: float32x4_t, b: float32x4_t) -> float32x4_t {
         if DOTS == PLAIN {
             return quads_without_instruction(self, acc, a, b);
         }
-        let mut sum = acc;
-        // SAFETY: `self` proves that the processor has the instruction, which touches registers alone.
-        unsafe {
-            asm!(
-                ".arch_extension dotprod",
-                "sdot {sum:v}.4s, {a:v}.16b, {b:v}.16b",
-                sum = inout(vreg) sum,
-                a = in(vreg) a,
-                b = in(vreg) b,
-                options(pure, nomem, nostack, preserves_flags),
-            );
-        }
-        sum
+        accumulate!("dotprod", "sdot", "16b", acc, a, b)
     }
     #[inline(always)]
     fn multiply_blocks(self, acc: float32x4_t, a: float32x4_t, b: float32x4_t) -> float32x4_t {
         assert!(DOTS == BLOCKS, "no products of two rows with two columns");
-        let mut sum = acc;
-        // SAFETY: `self` proves that the processor has the instruction, which touches registers alone.
-        unsafe {
-            asm!(
-                ".arch_extension bf16",
-                "bfmmla {sum:v}.4s, {a:v}.8h, {b:v}.8h",
-                sum = inout(vreg) sum,
-                a = in(vreg) a,
-                b = in(vreg) b,
-                options(pure, nomem, nostack, preserves_flags),
-            );
-        }
-        sum
+        accumulate!("bf16", "bfmmla", "8h", acc, a, b)
     }
     #[inline(always)]
     fn multiply_byte_blocks(self, acc: float32x4_t, a: float32x4_t, b: float32x4_t) -> float32x4_t {
         assert!(DOTS == BLOCKS, "no products of two rows with two columns");
-        let mut sum = acc;
-        // SAFETY: `self` proves that the processor has the instruction, which touches registers alone.
-        unsafe {
-            asm!(
-                ".arch_extension i8mm",
-                "smmla {sum:v}.4s, {a:v}.16b, {b:v}.16b",
-                sum = inout(vreg) sum,
-                a = in(vreg) a,
-                b = in(vreg) b,
-                options(pure, nomem, nostack, preserves_flags),
-            );
-        }
-        sum
+        accumulate!("i8mm", "smmla", "16b", acc, a, b)
     }
     #[inline(always)]
     fn halves(self, x: float32x4_t, y: float32x4_t) -> [float32x4_t; 2] {
