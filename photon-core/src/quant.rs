@@ -4,12 +4,18 @@
 //! [`WeightFormat`]; here is how codes are chosen:
 //! - int8: `scale = max |w| / 127` of the row, the code nearest to `w / scale`;
 //! - e4m3: `scale = max |w| / 448` of the row, the code nearest to `w / scale`;
-//! - int4: `scale = (max w - min w) / 15` and `offset = min w` of the group, the code nearest to
-//!   `(w - offset) / scale`.
+//! - int4: the ends of the group are `min w` and `max w`, rounded away from each other to bf16,
+//!   `scale = (high - low) / 15` and `offset = low`, the code nearest to `(w - offset) / scale`.
+//!
+//! Ends of 16 bits are what a backend can keep of a group instead of scale and offset of 32 ([`ends_of`]): 4.25 bits a
+//! weight in groups of 128, not 4.5, and 5 in groups of 32, not 6. Weights of a checkpoint in bf16 have such ends as they
+//! are; else a group's steps get longer, by less than 2^-9 of the larger end.
 //!
 //! Ties go to even. A row or group without differences has scale 0. What is not finite is refused: see
 //! [`quantize`].
 use std::borrow::Cow;
+
+use half::bf16;
 
 use crate::{WeightFormat, kv};
 
@@ -87,6 +93,7 @@ pub fn quantize_row(
 /// Quantizes a group to int4; gives its scale and offset, of which one is not finite if an element is not.
 fn quantize_group(group: &[f32], codes: &mut [u8]) -> [f32; 2] {
     let (low, high) = ends(group);
+    let (low, high) = (below(low), -below(-high));
     // Divided first: the difference of two large numbers may not be finite.
     let scale = high / 15.0 - low / 15.0;
     if scale == 0.0 {
@@ -117,6 +124,24 @@ fn ends(values: &[f32]) -> (f32, f32) {
     let (low, high) = values.iter().fold((i32::MAX, i32::MIN), ends);
     let back = |bits: i32| f32::from_bits(turn(bits).cast_unsigned());
     (back(low), back(high))
+}
+
+/// The bf16 nearest to `x` of those that are not larger, if there is one, and else the least.
+fn below(x: f32) -> f32 {
+    // Towards zero: of what is negative, this may be larger.
+    let short = f32::from_bits(x.to_bits() & 0xffff_0000);
+    let is_larger = short > x && short > bf16::MIN.to_f32();
+    if is_larger { f32::from_bits(short.to_bits() + 0x1_0000) } else { short }
+}
+
+/// The ends of a group of int4, the offset and the largest that it can hold, if they are bf16: `scale` is
+/// `(high - low) / 15` then, however that is rounded. No weight moves by more than some roundings of the largest
+/// in f32.
+pub fn ends_of(scale: f32, offset: f32) -> Option<[bf16; 2]> {
+    let ends = [offset, scale.mul_add(15.0, offset)].map(bf16::from_f32);
+    let [low, high] = ends.map(bf16::to_f32);
+    let moves = 15.0 * ((high - low) * (1.0 / 15.0) - scale).abs();
+    (low == offset && moves <= 4.0 * low.abs().max(high.abs()) * f32::EPSILON).then_some(ends)
 }
 
 /// The integer nearest to `x`, ties to even, if that is small, of which this is the lowest byte. Adding `1.5 * 2^23`
@@ -216,6 +241,27 @@ mod tests {
                 assert!(back.iter().all(|w| (w - value).abs() < 1e-6), "{format}: {back:?}");
             }
         }
+    }
+
+    #[test]
+    fn ends_of_groups_are_of_16_bits() {
+        let coarse: Vec<f32> = noise(256).iter().map(|&w| bf16::from_f32(w).to_f32()).collect();
+        for (values, exact) in [(noise(256), false), (coarse, true)] {
+            let coded = quantize(WeightFormat::Int4 { group: 32 }, 256, &values).unwrap();
+            for (group, scales) in values.chunks(32).zip(coded.scales.as_chunks::<2>().0) {
+                let [low, high] = ends_of(scales[0], scales[1]).unwrap().map(bf16::to_f32);
+                let (least, most) = ends(group);
+                if exact {
+                    assert_eq!((low, high), (least, most));
+                }
+                assert!(low <= least && most <= high, "{low} {least} {most} {high}");
+                // Neighbors are 2^-7 of the lower power of two apart.
+                assert!(least - low <= low.abs() / 128.0 && high - most <= high.abs() / 128.0);
+            }
+        }
+        assert_eq!(ends_of(0.1, 0.1), None, "offset");
+        assert_eq!(ends_of(0.11, 0.0), None, "scale");
+        assert_eq!(ends_of(f32::NAN, 0.0), None);
     }
 
     #[test]

@@ -88,8 +88,8 @@ impl<D: Device> Weight<D> {
         Weight { count, n, k, format, buffer, matrix_bytes }
     }
 
-    /// Some packed matrices as bytes, to be copied from one weight to another of the same `n`, `k` and
-    /// format.
+    /// Some packed matrices as bytes, to be copied from one weight to another of the same `n`, `k`, format and
+    /// [`Weight::matrix_bytes`], which int4 may have in two ways: the ends of its groups are bf16 or not.
     ///
     /// # Panics
     /// If there are not so many matrices.

@@ -33,8 +33,10 @@ const FORMATS: [WeightFormat; 6] = [
 
 fn weights(cpu: &Cpu, n: usize, k: usize, format: WeightFormat, copies: usize) -> Vec<Weight<Cpu>> {
     // 0.0115 as bf16 and as f32, 1.06 as f16: not subnormal in any.
-    let (bytes, scales) =
-        (vec![0x3c; n * format.row_bytes(k)], vec![0.01; n * format.row_scales(k)]);
+    let bytes = vec![0x3c; n * format.row_bytes(k)];
+    // With ends of groups that are bf16, as of weights that were.
+    let scales: Vec<f32> =
+        [0.0625, -0.5].into_iter().cycle().take(n * format.row_scales(k)).collect();
     let data = WeightData { count: 1, n, k, format, bytes: &bytes, scales: &scales };
     (0..copies).map(|_| cpu.weight(data).expect("memory for weights")).collect()
 }
@@ -55,7 +57,7 @@ fn products(c: &mut Criterion, report: &mut Report) {
     group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(3));
     for ([rows, k, n], many) in MANY.map(|s| (s, true)).into_iter().chain(FEW.map(|s| (s, false))) {
         for format in FORMATS {
-            let weight_bytes = n * (format.row_bytes(k) + 4 * format.row_scales(k));
+            let weight_bytes = weights(&cpu, n, k, format, 1)[0].matrix_bytes();
             // Quantized weights meet activations of 16 bits, as in a model.
             let dtype = if let WeightFormat::Float(dtype) = format { dtype } else { DType::Bf16 };
             let (work, copies) = match many {

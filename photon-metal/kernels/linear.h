@@ -58,7 +58,7 @@ DEVICE float2 group_scale(constant LinearArgs& a, device const uchar* matrix, ui
   device const uchar* scales = matrix + a.scales + 16;
   if (type == FORMAT_F32) return ((device const float2*)scales)[at];
   const uint bits = ((device const uint*)scales)[at];
-  const float2 ends = type == FORMAT_F16 ? F16::unpack(bits) : Bf16::unpack(bits);
+  const float2 ends = Bf16::unpack(bits);
   return float2((ends.y - ends.x) * (1.0f / 15.0f), ends.x);
 }
 

@@ -12,10 +12,9 @@
 // two fours in a row, which are 16 bytes of 16-bit elements.
 //
 // Behind the vectors lie scales. Of int8 and fp8 one per feature, f32. Of int4 first 16 bytes, of which the first word is a number of
-// a type; then, for each tile and each group along k, something of 32 features: of FORMAT_F32 scale and offset, f32; else the least
-// and the largest weight of the group, two numbers of the type. Weights that were 16-bit floats before they were quantized are told
-// by these two as exactly, and an int4 weight in groups of 32 is 5 bits of memory's speed instead of 6. The Rust side is
-// `kernels::weights`.
+// a type; then, for each tile and each group along k, something of 32 features: of FORMAT_F32 scale and offset, f32; of FORMAT_BF16
+// the ends of the group, two bf16. What `photon_core::quant` quantized has such ends, and an int4 weight in groups of 32 is 5 bits
+// of memory's speed instead of 6. The Rust side is `kernels::weights`.
 #pragma once
 #include "elements.h"
 

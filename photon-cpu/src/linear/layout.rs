@@ -102,13 +102,14 @@ impl Layout {
         }
     }
 
-    /// Floats behind the panels of a `[n, k]` matrix.
-    pub(super) fn num_scales(self, n: usize, k: usize) -> usize {
+    /// Words behind the panels of a `[n, k]` matrix: scales and offsets, of which two ends of a group share one.
+    pub(super) fn num_scales(self, (n, k): (usize, usize), ends: bool) -> usize {
         let columns = n.next_multiple_of(PANEL);
         match self {
             _ if self.scales_columns() => columns,
             Layout::Int4(_, group) | Layout::Int4Quads(_, group) | Layout::Int4Blocks(group) => {
-                2 * columns * k.max(1).div_ceil(group)
+                let words = if ends { 1 } else { 2 };
+                words * columns * k.max(1).div_ceil(group)
             }
             _ => 0,
         }
@@ -120,7 +121,7 @@ impl Layout {
     }
 
     /// Bytes of a packed `[n, k]` matrix.
-    pub(super) fn bytes(self, n: usize, k: usize) -> Option<usize> {
+    pub(super) fn bytes(self, (n, k): (usize, usize), ends: bool) -> Option<usize> {
         let (steps, step_bytes) = match self {
             Layout::F32 => (steps::<Single<f32>>(k), 4 * PANEL),
             Layout::F16 | Layout::Bf16(_) => (steps::<Single<bf16>>(k), 2 * PANEL),
@@ -134,7 +135,7 @@ impl Layout {
             Layout::Int4Blocks(_) => (steps::<QuadBlocks>(k), 4 * PANEL),
         };
         let panels = n.div_ceil(PANEL).checked_mul(steps)?.checked_mul(step_bytes)?;
-        panels.checked_add(self.num_scales(n, k).checked_mul(size_of::<f32>())?)
+        panels.checked_add(self.num_scales((n, k), ends).checked_mul(size_of::<f32>())?)
     }
 }
 

@@ -59,7 +59,7 @@ pub(super) trait Format: Copy + Send + Sync + 'static {
     fn widen<S: Simd>(
         s: S,
         packed: &[Self::Weight],
-        _scales: &[f32],
+        _scales: Scales<'_>,
         _first: usize,
         slab: (usize, usize),
         wide: &mut [f32],
@@ -197,7 +197,7 @@ impl<const LANES: usize> Format for Halves<LANES> {
 
 /// Four bits of k per step, always multiplied as f32 copies: of each `2 * LANES` columns the first half
 /// lies in the lower halves of bytes. Behind the elements of all panels come, for each panel and each
-/// `GROUP` steps, the scales of its columns and then the offsets.
+/// `GROUP` steps, its columns' [`Scales`].
 #[derive(Clone, Copy)]
 pub(super) struct Nibbles<const LANES: usize, const GROUP: usize>;
 
@@ -215,7 +215,7 @@ impl<const LANES: usize, const GROUP: usize> Format for Nibbles<LANES, GROUP> {
     fn widen<S: Simd>(
         s: S,
         packed: &[u8],
-        scales: &[f32],
+        scales: Scales<'_>,
         first: usize,
         slab: (usize, usize),
         wide: &mut [f32],
@@ -226,19 +226,18 @@ impl<const LANES: usize, const GROUP: usize> Format for Nibbles<LANES, GROUP> {
         while step < steps {
             let group = (first + step) / GROUP;
             let end = steps.min((group + 1) * GROUP - first);
-            let scales = &scales[group * 2 * PANEL..][..2 * PANEL];
+            let scales = scales.from(group, 0);
             for pair in 0..PANEL / (2 * LANES) {
                 let column = 2 * LANES * pair;
-                let scale = [load(s, &scales[column..]), load(s, &scales[column + LANES..])];
-                let offsets = &scales[PANEL + column..];
-                let offset = [load(s, offsets), load(s, &offsets[LANES..])];
+                let first = scales.load(s, column);
+                let second = scales.load(s, column + LANES);
                 for step in step..end {
                     let bytes = &packed[step * Self::STEP_LEN + pair * LANES..][..LANES];
                     // SAFETY: the slice has `LANES` bytes.
                     let [low, high] = unsafe { s.read_nibbles(bytes.as_ptr()) };
                     let wide = &mut wide[place_in_slabs(column, step, slab)..];
-                    store(s, wide, s.fma(low, scale[0], offset[0]));
-                    store(s, &mut wide[LANES..], s.fma(high, scale[1], offset[1]));
+                    store(s, wide, s.fma(low, first[0], first[1]));
+                    store(s, &mut wide[LANES..], s.fma(high, second[0], second[1]));
                 }
             }
             step = end;
@@ -480,6 +479,58 @@ impl<X: Readable> Op for Quantize<'_, X> {
     }
 }
 
+/// Scales and offsets of a panel's groups, from one of its columns on.
+///
+/// Where the weights were quantized here, a group's ends are bf16 ([`quant::ends_of`](photon_core::quant::ends_of)): it has
+/// a word for each column, the lower end in its lower half. Others have a word of scale for each column and
+/// then one of offset.
+#[derive(Clone, Copy)]
+pub(super) struct Scales<'a> {
+    pub(super) words: &'a [f32],
+    pub(super) ends: bool,
+}
+
+impl Scales<'_> {
+    /// Of a format without.
+    pub(super) const NONE: Self = Scales { words: &[], ends: false };
+
+    /// From a group and a column on.
+    #[inline(always)]
+    pub(super) fn from(self, group: usize, column: usize) -> Self {
+        Scales { words: &self.words[group * self.group_len() + column..], ..self }
+    }
+
+    /// Words of a group.
+    #[inline(always)]
+    fn group_len(self) -> usize {
+        if self.ends { PANEL } else { 2 * PANEL }
+    }
+
+    /// Asks for so many vectors of a group, which lie apart from its columns.
+    #[inline(always)]
+    fn prefetch<S: Simd>(self, s: S, group: usize, vectors: usize) {
+        let group = self.words.as_ptr().wrapping_add(group * self.group_len());
+        for v in 0..vectors {
+            s.prefetch(group.wrapping_add(v * S::LANES));
+            if !self.ends {
+                s.prefetch(group.wrapping_add(PANEL + v * S::LANES));
+            }
+        }
+    }
+
+    /// A vector of the first group's scales and one of its offsets.
+    #[inline(always)]
+    fn load<S: Simd>(self, s: S, column: usize) -> [S::V; 2] {
+        let first = load(s, &self.words[column..]);
+        if self.ends {
+            let (low, high) = (s.lower(first), s.upper(first));
+            [s.mul(s.sub(high, low), s.splat(1.0 / 15.0)), low]
+        } else {
+            [first, load(s, &self.words[PANEL + column..])]
+        }
+    }
+}
+
 /// Operands of [`run`].
 pub(super) struct Tile<'a, F: Format> {
     /// Packed rows from the first step on.
@@ -490,9 +541,8 @@ pub(super) struct Tile<'a, F: Format> {
     pub(super) columns: &'a [F::Weight],
     /// Columns from one step to the next.
     pub(super) stride: usize,
-    /// Where a format has such: from the first group and column on, the columns' scales, [`PANEL`] further
-    /// their offsets, and then those of the next group.
-    pub(super) scales: &'a [f32],
+    /// Where a format has such: from the first group and column on.
+    pub(super) scales: Scales<'a>,
     /// How many steps to add.
     pub(super) steps: usize,
     /// Sums, `sums_stride` apart from row to row.
@@ -579,30 +629,23 @@ impl<F: Format, const R: usize, const V: usize> Shaped<'_, F, R, V> {
         if F::BLOCK == 1 { [r; 2] } else { [2 * r, (2 * r + 1).min(self.1 - 1)] }
     }
 
-    /// Of accumulators `v` and `v + 1` of the rows `r`, which row and vector of sums the first or the second is once they
-    /// are rows ([`rows_of`]); none past the end.
+    /// Of accumulators beside each other of the rows `r`, the row of sums that the first or the second is once they are rows
+    /// ([`rows_of`]); none past the end.
     #[inline(always)]
-    fn place(&self, r: usize, v: usize, second: usize) -> Option<(usize, usize)> {
-        match F::BLOCK {
-            1 => Some((r, v + second)),
-            _ => Some((2 * r + second, v / 2)).filter(|&(row, _)| row < self.1),
-        }
+    fn row(&self, r: usize, second: usize) -> Option<usize> {
+        if F::BLOCK == 1 { Some(r) } else { Some(2 * r + second).filter(|&row| row < self.1) }
+    }
+
+    /// Of accumulators `v` and `v + 1`, the vector of sums that the first or the second is once they are rows.
+    #[inline(always)]
+    const fn vector(v: usize, second: usize) -> usize {
+        if F::BLOCK == 1 { v + second } else { v / 2 }
     }
 
     /// Where sums of a row and a vector are.
     #[inline(always)]
     fn sums<S: Simd>(&mut self, r: usize, v: usize) -> *mut f32 {
         self.0.sums.as_mut_ptr().wrapping_add(r * self.0.sums_stride + v * S::LANES)
-    }
-
-    /// Asks for the scales and offsets of a group, which lie apart from its columns.
-    #[inline(always)]
-    fn prefetch_scales<S: Simd>(&self, s: S, group: usize) {
-        let scales = self.0.scales.as_ptr().wrapping_add(group * 2 * PANEL);
-        for v in 0..V {
-            s.prefetch(scales.wrapping_add(v * S::LANES));
-            s.prefetch(scales.wrapping_add(PANEL + v * S::LANES));
-        }
     }
 
     /// A group's sums are integers. Both ends of a group are the same steps whatever the tile.
@@ -618,7 +661,7 @@ impl<F: Format, const R: usize, const V: usize> Shaped<'_, F, R, V> {
                 s.splat(unsafe { word.read_unaligned() })
             };
             if F::SCALES && self.0.prefetch > 0 {
-                self.prefetch_scales(s, start / F::GROUP + 1);
+                self.0.scales.prefetch(s, start / F::GROUP + 1, V / F::BLOCK);
             }
             let mut acc = [[s.splat(0.0); V]; R];
             if QUAD_BIAS > 0 && !F::SCALES {
@@ -632,28 +675,31 @@ impl<F: Format, const R: usize, const V: usize> Shaped<'_, F, R, V> {
             // SAFETY: with the assertions on `rows` and `columns`.
             unsafe { self.add(s, (row, column), F::GROUP.min(steps - start), &mut acc) };
             let scales =
-                if F::SCALES { &self.0.scales[start / F::GROUP * 2 * PANEL..] } else { &[] };
-            for (r, acc) in acc.into_iter().enumerate() {
-                let [first, last] = self.block(r);
-                let factors = [heads(first, 0), heads(last, 0)];
-                for v in (0..V).step_by(2) {
+                if F::SCALES { self.0.scales.from(start / F::GROUP, 0) } else { Scales::NONE };
+            for v in (0..V).step_by(2) {
+                let mut columns = [[s.splat(0.0); 2]; 2];
+                if F::SCALES {
+                    for (second, columns) in columns.iter_mut().enumerate() {
+                        *columns = scales.load(s, Self::vector(v, second) * S::LANES);
+                    }
+                }
+                for (r, acc) in acc.iter().enumerate() {
                     let rows = rows_of::<S, F>(s, [acc[v], acc[v + 1]]);
                     for (second, acc) in rows.into_iter().enumerate() {
-                        let Some((r, v)) = self.place(r, v, second) else { continue };
+                        let Some(row) = self.row(r, second) else { continue };
                         let mut sum = s.to_float(acc);
                         if F::SCALES {
-                            let offset = load(s, &scales[PANEL + v * S::LANES..]);
-                            sum = s.mul(sum, load(s, &scales[v * S::LANES..]));
-                            sum = s.fma(offset, heads(r, 1), sum);
+                            let [scale, offset] = columns[second];
+                            sum = s.fma(offset, heads(row, 1), s.mul(sum, scale));
                         }
-                        let sums = self.sums::<S>(r, v);
+                        let sums = self.sums::<S>(row, Self::vector(v, second));
                         let mut old = s.splat(0.0);
                         if !self.0.fresh || start > 0 {
                             // SAFETY: with the assertion on `sums`: a row and a vector of the tile.
                             old = unsafe { s.read_f32(sums) };
                         }
                         // SAFETY: as above.
-                        unsafe { s.write_f32(sums, s.fma(sum, factors[second], old)) };
+                        unsafe { s.write_f32(sums, s.fma(sum, heads(row, 0), old)) };
                     }
                 }
             }
@@ -691,9 +737,10 @@ impl<F: Format, const R: usize, const V: usize> Op for Shaped<'_, F, R, V> {
                 for v in (0..V).step_by(2) {
                     let mut old = [s.splat(0.0); 2];
                     for (second, old) in old.iter_mut().enumerate() {
-                        let Some((r, v)) = self.place(r, v, second) else { continue };
+                        let Some(row) = self.row(r, second) else { continue };
+                        let sums = self.sums::<S>(row, Self::vector(v, second));
                         // SAFETY: with the assertion on `sums`: a row and a vector of the tile.
-                        *old = unsafe { s.read_f32(self.sums::<S>(r, v)) };
+                        *old = unsafe { s.read_f32(sums) };
                     }
                     [acc[v], acc[v + 1]] = rows_of::<S, F>(s, old);
                 }
@@ -705,9 +752,10 @@ impl<F: Format, const R: usize, const V: usize> Op for Shaped<'_, F, R, V> {
             for v in (0..V).step_by(2) {
                 let rows = rows_of::<S, F>(s, [acc[v], acc[v + 1]]);
                 for (second, acc) in rows.into_iter().enumerate() {
-                    let Some((r, v)) = self.place(r, v, second) else { continue };
+                    let Some(row) = self.row(r, second) else { continue };
+                    let sums = self.sums::<S>(row, Self::vector(v, second));
                     // SAFETY: with the assertion on `sums`: a row and a vector of the tile.
-                    unsafe { s.write_f32(self.sums::<S>(r, v), acc) };
+                    unsafe { s.write_f32(sums, acc) };
                 }
             }
         }

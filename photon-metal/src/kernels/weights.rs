@@ -1,8 +1,7 @@
 //! How weight matrices lie in memory: the Rust side of `weights.h`, which says why.
 use std::num::NonZero;
 
-use half::{bf16, f16};
-use photon_core::{DType, WeightData, WeightFormat};
+use photon_core::{DType, WeightData, WeightFormat, quant};
 
 use super::elements::type_code;
 
@@ -149,38 +148,22 @@ fn pack_scales(layout: Layout, per_row: usize, scales: &[f32], out: &mut [u8]) {
         let scales = scales.iter().flat_map(|scale| scale.to_le_bytes());
         return out.iter_mut().zip(scales).for_each(|(out, byte)| *out = byte);
     };
-    let ends = [DType::F16, DType::Bf16].into_iter().find_map(|dtype| {
-        let ends: Option<Vec<u32>> =
-            scales.chunks_exact(2).map(|pair| ends_of(pair[0], pair[1], dtype)).collect();
-        ends.map(|ends| (dtype, ends))
-    });
-    let dtype = ends.as_ref().map_or(DType::F32, |(dtype, _)| *dtype);
+    let ends = |pair: &[f32]| Some(quant::ends_of(pair[0], pair[1])?.map(|end| end.to_le_bytes()));
+    let ends: Option<Vec<_>> = scales.chunks_exact(2).map(ends).collect();
+    let dtype = if ends.is_some() { DType::Bf16 } else { DType::F32 };
     out[..4].copy_from_slice(&type_code(dtype).to_le_bytes());
     let out = &mut out[HEADER..];
     for (i, pair) in scales.chunks_exact(2).enumerate() {
         let (row, group) = (i / (per_row / 2), i % (per_row / 2));
         let at = (row / TILE_N * layout.groups() + group) * TILE_N + row % TILE_N;
         match &ends {
-            Some((_, ends)) => out[4 * at..4 * at + 4].copy_from_slice(&ends[i].to_le_bytes()),
+            Some(ends) => out[4 * at..4 * at + 4].copy_from_slice(ends[i].as_flattened()),
             None => {
                 out[8 * at..8 * at + 4].copy_from_slice(&pair[0].to_le_bytes());
                 out[8 * at + 4..8 * at + 8].copy_from_slice(&pair[1].to_le_bytes());
             }
         }
     }
-}
-
-/// The least and the largest weight of a group as numbers of a 16-bit type, the first in the lower half, if
-/// scale and offset follow from them: no weight moves by more than some roundings of the largest in f32.
-fn ends_of(scale: f32, offset: f32, dtype: DType) -> Option<u32> {
-    let round = |x: f32| match dtype {
-        DType::F16 => (f16::from_f32(x).to_bits(), f16::from_f32(x).to_f32()),
-        _ => (bf16::from_f32(x).to_bits(), bf16::from_f32(x).to_f32()),
-    };
-    let ((low_bits, low), (high_bits, high)) = (round(offset), round(scale.mul_add(15.0, offset)));
-    let moves = 15.0 * ((high - low) * (1.0 / 15.0) - scale).abs();
-    let is_same = low == offset && moves <= 4.0 * low.abs().max(high.abs()) * f32::EPSILON;
-    is_same.then_some(u32::from(low_bits) | u32::from(high_bits) << 16)
 }
 
 /// Whether kernels of two types multiply activations of this type with this format; those of any type are
@@ -194,7 +177,7 @@ pub(super) fn has_kernels(x: DType, format: WeightFormat) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use photon_core::quant;
+    use half::bf16;
 
     use super::*;
 
@@ -247,14 +230,11 @@ mod tests {
     fn scale(layout: Layout, scales: &[u8], row: usize, group: usize) -> (f32, f32) {
         let word = |at: usize| u32::from_le_bytes(scales[at..at + 4].try_into().unwrap());
         let at = (row / TILE_N * layout.groups() + group) * TILE_N + row % TILE_N;
-        let unpack: fn(u32) -> f32 = match word(0) {
-            0 => {
-                let at = HEADER + 8 * at;
-                return (f32::from_bits(word(at)), f32::from_bits(word(at + 4)));
-            }
-            1 => |bits| f16::from_bits(bits as u16).to_f32(),
-            _ => |bits| bf16::from_bits(bits as u16).to_f32(),
-        };
+        if word(0) == type_code(DType::F32) {
+            let at = HEADER + 8 * at;
+            return (f32::from_bits(word(at)), f32::from_bits(word(at + 4)));
+        }
+        let unpack = |bits: u32| bf16::from_bits(bits as u16).to_f32();
         let (low, high) = (unpack(word(HEADER + 4 * at)), unpack(word(HEADER + 4 * at) >> 16));
         ((high - low) / 15.0, low)
     }
@@ -263,16 +243,12 @@ mod tests {
     fn scales_are_where_lanes_look_for_them_in_as_few_bits_as_tell_them() {
         let (n, k, format) = (34, 65, WeightFormat::Int4 { group: 32 });
         let layout = Layout::of(format, n, k).unwrap();
-        let round = |dtype: DType, x: f32| match dtype {
-            DType::F16 => f16::from_f32(x).to_f32(),
-            // Smaller than f16 can tell.
-            DType::Bf16 => bf16::from_f32(x * 1e-6).to_f32(),
-            _ => x,
-        };
-        for dtype in [DType::F32, DType::F16, DType::Bf16] {
-            let value = |i: usize| ((i * 7919 % 1013) as f32 / 506.5 - 1.0).powi(3) / 3.0;
-            let values: Vec<f32> = (0..n * k).map(|i| round(dtype, value(i))).collect();
-            let coded = quant::quantize(format, k, &values).unwrap();
+        let value = |i: usize| ((i * 7919 % 1013) as f32 / 506.5 - 1.0).powi(3) / 3.0;
+        let values: Vec<f32> = (0..n * k).map(value).collect();
+        // As quantized here, and as if others had.
+        for (dtype, factor) in [(DType::Bf16, 1.0), (DType::F32, 1.03)] {
+            let mut coded = quant::quantize(format, k, &values).unwrap();
+            coded.scales.iter_mut().for_each(|scale| *scale *= factor);
             let mut out = vec![0; layout.scale_bytes()];
             pack_scales(layout, 6, &coded.scales, &mut out);
             assert_eq!(out[..4], type_code(dtype).to_le_bytes());
