@@ -342,6 +342,49 @@ pub(crate) fn store<S: Simd, T: Element>(s: S, out: &mut [T], x: S::V) {
     unsafe { T::write(s, out.as_mut_ptr(), x) }
 }
 
+/// Folds lanes, half with half: as chains of scalars, sixteen take longer than some hundred elements before them.
+macro_rules! fold_lanes {
+    ($s:expr, $x:expr, $fold:expr) => {{
+        let mut lanes = [0.0; MAX_LANES];
+        store($s, &mut lanes, $x);
+        let mut half = S::LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                lanes[i] = $fold(lanes[i], lanes[i + half]);
+            }
+            half /= 2;
+        }
+        lanes[0]
+    }};
+}
+
+/// The sum of all elements.
+#[inline(always)]
+pub(crate) fn sum_of_lanes<S: Simd>(s: S, x: S::V) -> f32 {
+    fold_lanes!(s, x, |a: f32, b: f32| a + b)
+}
+
+/// The largest element.
+#[inline(always)]
+pub(crate) fn max_of_lanes<S: Simd>(s: S, x: S::V) -> f32 {
+    fold_lanes!(s, x, f32::max)
+}
+
+/// The largest magnitude of whole vectors' elements, or NaN if one of them is not finite.
+#[inline(always)]
+pub(crate) fn magnitude<'a, S: Simd, T: Readable>(
+    s: S,
+    vectors: impl Iterator<Item = &'a [T]>,
+) -> f32 {
+    let (mut largest, mut poison) = (s.splat(0.0), s.splat(0.0));
+    for x in vectors {
+        let x = load(s, x);
+        largest = s.max(s.max(x, s.sub(s.splat(0.0), x)), largest);
+        poison = s.fma(x, s.splat(0.0), poison);
+    }
+    max_of_lanes(s, largest) + sum_of_lanes(s, poison)
+}
+
 /// `out[i] = x[i]`, converted.
 pub(crate) struct Convert<'a, T, U> {
     pub(crate) out: &'a mut [T],

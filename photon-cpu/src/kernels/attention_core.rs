@@ -11,7 +11,7 @@
 use std::ops::Range;
 
 use super::attention_pack::{Factors, Layout, TILE_WIDTH, weigh};
-use crate::simd::{MAX_LANES, Op, Simd, load, store};
+use crate::simd::{Op, Simd, load, max_of_lanes, store, sum_of_lanes};
 
 /// Query rows handled together. Their scores against 729 positions are 105 KiB, which leaves the
 /// second-level cache room for what streams by.
@@ -166,10 +166,8 @@ pub(super) fn softmax<S: Simd>(s: S, row: &mut [f32], len: usize, masked: bool) 
     for x in blocks.remainder().chunks_exact(S::LANES) {
         largest[0] = s.max(load(s, x), largest[0]);
     }
-    let mut lanes = [f32::NEG_INFINITY; MAX_LANES];
     let pair = |a, b| s.max(largest[a], largest[b]);
-    store(s, &mut lanes, s.max(pair(0, 1), pair(2, 3)));
-    let max = lanes.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let max = max_of_lanes(s, s.max(pair(0, 1), pair(2, 3)));
     if masked && max == f32::NEG_INFINITY {
         return 0.0;
     }
@@ -180,9 +178,7 @@ pub(super) fn softmax<S: Simd>(s: S, row: &mut [f32], len: usize, masked: bool) 
         sum = s.add(sum, power);
         store(s, x, power);
     }
-    let mut lanes = [0.0f32; MAX_LANES];
-    store(s, &mut lanes, sum);
-    lanes[..S::LANES].iter().sum()
+    sum_of_lanes(s, sum)
 }
 
 /// `2^x` for `x <= 0` to 2e-7 of its value and 2^-125; exactly 0 for minus infinity, NaN for NaN.

@@ -16,7 +16,7 @@ use crate::{
     elements::Cached,
     simd::{
         Fp8, MAX_LANES, Op, QUAD_BIAS, Readable, Simd, dispatch, dispatch_pairs, dispatch_product,
-        load, store,
+        load, magnitude, store, sum_of_lanes,
     },
 };
 
@@ -228,17 +228,7 @@ impl Quads {
         let last = padded(&x[whole..]);
         let last = (whole < x.len()).then_some(&last[..S::LANES]);
         let vectors = x[..whole].chunks_exact(S::LANES).chain(last);
-        let (mut largest, mut poison) = (s.splat(0.0), s.splat(0.0));
-        for x in vectors.clone() {
-            let x = load(s, x);
-            largest = s.max(s.max(x, s.sub(s.splat(0.0), x)), largest);
-            poison = s.fma(x, s.splat(0.0), poison);
-        }
-        let (mut lanes, mut poisons) = ([0.0; MAX_LANES], [0.0; MAX_LANES]);
-        store(s, &mut lanes, largest);
-        store(s, &mut poisons, poison);
-        let largest = lanes.into_iter().fold(0.0, f32::max);
-        let poison: f32 = poisons.into_iter().sum();
+        let largest = magnitude(s, vectors.clone());
         // What is smaller counts as nothing: there is no factor for it.
         let factor = if largest > 1e-30 { Self::LARGEST / largest } else { 0.0 };
         let (words, tail) = out.split_at_mut(2 * stride);
@@ -261,11 +251,9 @@ impl Quads {
                 unsafe { s.write_low_bytes(out.as_mut_ptr(), s.add(digit, s.splat(ROUND))) };
             }
         }
-        tail[0] = largest / Self::LARGEST + poison;
+        tail[0] = largest / Self::LARGEST;
         for (sum, start) in sums.into_iter().zip(&mut tail[1..]) {
-            let mut lanes = [0.0; MAX_LANES];
-            store(s, &mut lanes, sum);
-            let sum = lanes.into_iter().sum::<f32>() as i32;
+            let sum = sum_of_lanes(s, sum) as i32;
             *start = f32::from_bits((-i32::from(QUAD_BIAS) * sum) as u32);
         }
     }

@@ -7,7 +7,7 @@ use super::for_runs;
 use crate::{
     Cpu,
     elements::{Float, Rows, RowsMut, with_float},
-    simd::{Convert, Op, Simd, dispatch, load, store},
+    simd::{Convert, Op, Simd, dispatch, load, store, sum_of_lanes},
 };
 
 thread_local! {
@@ -92,8 +92,7 @@ fn sum<S: Simd>(s: S, x: &[f32], f: impl Fn(S, S::V) -> S::V, f_one: impl Fn(f32
             *acc = s.add(*acc, f(s, load(s, x)));
         }
     }
-    let mut lanes = [0.0f32; 16];
-    store(s, &mut lanes, s.add(s.add(acc[0], acc[1]), s.add(acc[2], acc[3])));
+    let lanes = s.add(s.add(acc[0], acc[1]), s.add(acc[2], acc[3]));
     let rest: f32 = blocks.remainder().iter().map(|&x| f_one(x)).sum();
-    lanes[..S::LANES].iter().sum::<f32>() + rest
+    sum_of_lanes(s, lanes) + rest
 }

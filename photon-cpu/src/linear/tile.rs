@@ -12,7 +12,7 @@ use half::bf16;
 use super::layout::{self, PANEL, ROWS};
 use crate::simd::{
     BLOCKS, BYTES, Convert, Element, MAX_LANES, Op, PAIRS, PLAIN, QUAD_BIAS, Readable, Simd, load,
-    store,
+    magnitude, store, sum_of_lanes,
 };
 
 /// How weights and activations are stored and multiplied. The unit of k is a step.
@@ -451,31 +451,22 @@ impl<X: Readable> Op for Quantize<'_, X> {
         pad.fill(0);
         let mut last = [X::default(); MAX_LANES];
         last[..x.len() - whole].copy_from_slice(&x[whole..]);
-        let (mut largest, mut poison) = (s.splat(0.0), s.splat(0.0));
-        for x in x[..whole].chunks_exact(S::LANES).chain([&last[..S::LANES]]) {
-            let x = load(s, x);
-            largest = s.max(s.max(x, s.sub(s.splat(0.0), x)), largest);
-            poison = s.fma(x, s.splat(0.0), poison);
-        }
-        let (mut lanes, mut poisons) = ([0.0; MAX_LANES], [0.0; MAX_LANES]);
-        store(s, &mut lanes, largest);
-        store(s, &mut poisons, poison);
-        let largest = lanes.into_iter().fold(0.0, f32::max);
+        let last = (whole < x.len()).then_some(&last[..S::LANES]);
+        let largest = magnitude(s, x[..whole].chunks_exact(S::LANES).chain(last));
         let factor = s.splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
         let mut sums = s.splat(0.0);
         let mut bytes = [0; MAX_LANES];
         let (out, rest) = out.split_at_mut(whole);
         let vectors = x[..whole].chunks_exact(S::LANES).zip(out.chunks_exact_mut(S::LANES));
-        for (x, out) in vectors.chain([(&last[..S::LANES], &mut bytes[..S::LANES])]) {
+        for (x, out) in vectors.chain(last.map(|last| (last, &mut bytes[..S::LANES]))) {
             let rounded = s.fma(load(s, x), factor, s.splat(ROUND));
             sums = s.add(sums, s.sub(rounded, s.splat(ROUND)));
             // SAFETY: the slice has so many bytes.
             unsafe { s.write_low_bytes(out.as_mut_ptr(), rounded) };
         }
         rest.copy_from_slice(&bytes[..rest.len()]);
-        store(s, &mut lanes, sums);
         // Both sums are of few integers, so they are exact.
-        (largest / 127.0 + poisons.iter().sum::<f32>(), lanes.iter().sum::<f32>() as i32)
+        (largest / 127.0, sum_of_lanes(s, sums) as i32)
     }
 }
 
