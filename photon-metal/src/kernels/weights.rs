@@ -1,6 +1,7 @@
 //! How weight matrices lie in memory: the Rust side of `weights.h`, which says why.
 use std::num::NonZero;
 
+use half::bf16;
 use photon_core::{DType, WeightData, WeightFormat, quant};
 
 use super::elements::type_code;
@@ -148,7 +149,7 @@ fn pack_scales(layout: Layout, per_row: usize, scales: &[f32], out: &mut [u8]) {
         let scales = scales.iter().flat_map(|scale| scale.to_le_bytes());
         return out.iter_mut().zip(scales).for_each(|(out, byte)| *out = byte);
     };
-    let ends = |pair: &[f32]| Some(quant::ends_of(pair[0], pair[1])?.map(|end| end.to_le_bytes()));
+    let ends = |pair: &[f32]| Some(quant::ends_of(pair[0], pair[1])?.map(bf16::to_le_bytes));
     let ends: Option<Vec<_>> = scales.chunks_exact(2).map(ends).collect();
     let dtype = if ends.is_some() { DType::Bf16 } else { DType::F32 };
     out[..4].copy_from_slice(&type_code(dtype).to_le_bytes());
@@ -177,8 +178,6 @@ pub(super) fn has_kernels(x: DType, format: WeightFormat) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use half::bf16;
-
     use super::*;
 
     /// Bytes `at ..` of element `(row, col)` of a packed matrix, by the definition in `weights.h`.
