@@ -169,7 +169,7 @@ impl<T: Cached, F: Words<T>> Head<'_, '_, T, F> {
             let (token, cols) = queries.place(i);
             // SAFETY: tasks differ in their tokens or their heads (the partition).
             let out = unsafe { queries.out.part(token, cols) };
-            dispatch(isa, Convert { out, x: &row[..dim] });
+            factors.dispatch(isa, Convert { out, x: &row[..dim] });
         }
     }
 }

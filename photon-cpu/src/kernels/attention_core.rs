@@ -22,6 +22,8 @@ pub(super) const SUM_BLOCK: usize = 64;
 /// Query rows, or digits of some, in a register tile, of [`TILE_WIDTH`] vectors: of 16 registers 12 sums, two columns, one
 /// row and one to spare. (4 rows of 3 vectors fill all 16, and the compiler spills.)
 const TILE_ROWS: usize = 6;
+/// Rows of a tile of one vector: fewer sums would wait for each other.
+const TALL_TILE_ROWS: usize = 2 * TILE_ROWS;
 /// Rows of the tile for what is left over.
 const SMALL_TILE_ROWS: usize = 3;
 
@@ -227,8 +229,11 @@ impl<'a, F: Factors> Tiles<'a, F> {
         let rows = visible.len();
         // Mostly visibility does not decrease, so rows to be left out come first.
         let mut i = visible.iter().position(|&len| len > to).unwrap_or(rows);
-        while let Some(count) = tile_rows::<F>(rows - i) {
+        while let Some(count) = tile_rows::<F, W>(rows - i) {
             match count * F::DIGITS {
+                TALL_TILE_ROWS if W == 1 => {
+                    self.score_tile::<S, TALL_TILE_ROWS, W>(s, i, layout, scales, to);
+                }
                 TILE_ROWS => self.score_tile::<S, TILE_ROWS, W>(s, i, layout, scales, to),
                 SMALL_TILE_ROWS if F::DIGITS == 1 => {
                     self.score_tile::<S, SMALL_TILE_ROWS, W>(s, i, layout, scales, to);
@@ -260,16 +265,14 @@ impl<'a, F: Factors> Tiles<'a, F> {
         let scale = s.splat(scales.0 * std::f32::consts::LOG2_E);
         for (i, sums) in acc.chunks_exact(F::DIGITS).enumerate() {
             let tail = self.tail(row + i, 0);
-            let mut scores = [s.splat(0.0); W];
-            for (j, score) in scores.iter_mut().enumerate() {
+            let out = &mut self.out[(row + i) * self.stride + to..][..W * S::LANES];
+            for (j, out) in out.chunks_exact_mut(S::LANES).enumerate() {
                 let sums = [sums[0][j], sums[F::DIGITS - 1][j]];
-                *score = s.mul(self.factors.total(s, sums, tail), scale);
-            }
-            for (score, scale) in scores.iter_mut().zip(scales.1.chunks_exact(S::LANES)) {
-                *score = s.mul(*score, load(s, scale));
-            }
-            for (j, score) in scores.into_iter().enumerate() {
-                store(s, &mut self.out[(row + i) * self.stride + to + j * S::LANES..], score);
+                let mut score = s.mul(self.factors.total(s, sums, tail), scale);
+                if !scales.1.is_empty() {
+                    score = s.mul(score, load(s, &scales.1[j * S::LANES..]));
+                }
+                store(s, out, score);
             }
         }
     }
@@ -284,8 +287,11 @@ impl<'a, F: Factors> Tiles<'a, F> {
         to: usize,
     ) {
         let mut i = 0;
-        while let Some(count) = tile_rows::<F>(visible.len() - i) {
+        while let Some(count) = tile_rows::<F, W>(visible.len() - i) {
             match count * F::DIGITS {
+                TALL_TILE_ROWS if W == 1 => {
+                    self.value_tile::<S, TALL_TILE_ROWS, W>(s, i, visible, positions, to);
+                }
                 TILE_ROWS => self.value_tile::<S, TILE_ROWS, W>(s, i, visible, positions, to),
                 SMALL_TILE_ROWS if F::DIGITS == 1 => {
                     self.value_tile::<S, SMALL_TILE_ROWS, W>(s, i, visible, positions, to);
@@ -421,12 +427,13 @@ impl<'a, F: Factors> Tiles<'a, F> {
     }
 }
 
-/// Rows of the next tile, of so many that are left.
+/// Rows of the next tile of `W` vectors, of so many that are left.
 #[inline(always)]
-fn tile_rows<F: Factors>(left: usize) -> Option<usize> {
-    let whole = TILE_ROWS / F::DIGITS;
+fn tile_rows<F: Factors, const W: usize>(left: usize) -> Option<usize> {
+    let (whole, tall) = (TILE_ROWS / F::DIGITS, TALL_TILE_ROWS / F::DIGITS);
     match left {
         0 => None,
+        left if W == 1 && left >= tall => Some(tall),
         left if left >= whole => Some(whole),
         left if F::DIGITS == 1 && left >= SMALL_TILE_ROWS => Some(SMALL_TILE_ROWS),
         _ => Some(1),

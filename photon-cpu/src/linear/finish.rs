@@ -3,9 +3,10 @@
 
 use photon_core::Activation;
 
+use super::layout::PANEL;
 use crate::{
     elements::{Float, RowsMut},
-    simd::{Element, Op, Simd, activate, load, store},
+    simd::{Element, MAX_LANES, Op, Simd, activate, load, store},
 };
 
 /// A rectangle of finished sums.
@@ -16,7 +17,7 @@ pub(super) struct Piece<'a> {
     pub(super) stride: usize,
     /// First row and number of rows.
     pub(super) rows: (usize, usize),
-    /// First column and number of columns.
+    /// First column and number of columns, at most [`PANEL`].
     pub(super) columns: (usize, usize),
 }
 
@@ -34,6 +35,10 @@ pub(super) struct Epilogue<'a, O> {
     pub(super) accumulate: bool,
 }
 
+/// What the columns of a piece count times and are shifted by where nobody says: neither changes any bit.
+const ONES: [f32; PANEL] = [1.0; PANEL];
+const ZEROS: [f32; PANEL] = [-0.0; PANEL];
+
 /// Finishes and stores a piece.
 ///
 /// # Safety
@@ -43,71 +48,75 @@ pub(super) unsafe fn store_piece<S: Simd, O: Float>(
     epilogue: &Epilogue<'_, O>,
     piece: Piece<'_>,
 ) {
-    let (first, rows) = piece.rows;
-    let columns = piece.columns.0..piece.columns.0 + piece.columns.1;
-    for row in 0..rows {
-        let place = epilogue.members.map_or(first + row, |members| members[first + row]);
-        // SAFETY: the caller keeps pieces disjoint, and this function takes one row at a time.
-        let out = unsafe { epilogue.out.part(place, columns.clone()) };
-        let scales = epilogue.scales.map(|scales| &scales[columns.start..]);
-        let bias = epilogue.bias.map(|bias| &bias[columns.clone()]);
-        let sums = &piece.sums[row * piece.stride..];
-        let Epilogue { activation, accumulate, .. } = *epilogue;
-        s.run(Row { out, sums, scales, bias, activation, accumulate });
-    }
+    s.run(Finish { epilogue, piece });
 }
 
-struct Row<'a, O> {
-    out: &'a mut [O],
-    sums: &'a [f32],
-    scales: Option<&'a [f32]>,
-    bias: Option<&'a [f32]>,
-    activation: Activation,
-    accumulate: bool,
+/// A call of [`store_piece`]; whoever makes one keeps its contract.
+struct Finish<'a, O> {
+    epilogue: &'a Epilogue<'a, O>,
+    piece: Piece<'a>,
 }
 
-impl<O: Element> Row<'_, O> {
-    /// One vector, from column `at` on.
-    #[inline(always)]
-    fn vector<S: Simd>(&self, s: S, at: usize, bias: Option<&[f32]>, old: &[O]) -> S::V {
-        let mut x = load(s, &self.sums[at..]);
-        if let Some(scales) = self.scales {
-            x = s.mul(x, load(s, &scales[at..]));
-        }
-        if let Some(bias) = bias {
-            x = s.add(x, load(s, bias));
-        }
-        x = activate(s, self.activation, x);
-        if self.accumulate {
-            x = s.add(x, load(s, old));
-        }
-        x
-    }
-}
-
-impl<O: Element> Op for Row<'_, O> {
+impl<O: Float> Op for Finish<'_, O> {
     type Output = ();
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let columns = self.out.len();
-        let whole = columns / S::LANES * S::LANES;
-        for at in (0..whole).step_by(S::LANES) {
-            let bias = self.bias.map(|bias| &bias[at..]);
-            let x = self.vector(s, at, bias, &self.out[at..]);
-            store(s, &mut self.out[at..], x);
-        }
-        let rest = columns - whole;
-        if rest > 0 {
-            // Longest vector: 16.
-            let (mut bias, mut out) = ([0.0; 16], [O::default(); 16]);
-            if let Some(all) = self.bias {
-                bias[..rest].copy_from_slice(&all[whole..]);
-            }
-            out[..rest].copy_from_slice(&self.out[whole..]);
-            let x = self.vector(s, whole, Some(&bias), &out);
-            store(s, &mut out, x);
-            self.out[whole..].copy_from_slice(&out[..rest]);
+        // A loop for each, none of which asks again at every vector.
+        match self.epilogue.activation {
+            Activation::None => self.rows(s, Activation::None),
+            Activation::GeluTanh => self.rows(s, Activation::GeluTanh),
+            Activation::GeluErf => self.rows(s, Activation::GeluErf),
         }
     }
+}
+
+impl<O: Float> Finish<'_, O> {
+    #[inline(always)]
+    fn rows<S: Simd>(&self, s: S, activation: Activation) {
+        let Finish { epilogue: Epilogue { out, members, scales, bias, accumulate, .. }, piece } =
+            self;
+        let (first, rows) = piece.rows;
+        let columns = piece.columns.0..piece.columns.0 + piece.columns.1;
+        let whole = columns.len() / S::LANES * S::LANES;
+        let scales = scales.map_or(&ONES[..], |scales| &scales[columns.start..]);
+        let bias = bias.map_or(&ZEROS[..], |bias| &bias[columns.clone()]);
+        for row in 0..rows {
+            let place = members.map_or(first + row, |members| members[first + row]);
+            // SAFETY: the caller keeps pieces disjoint, and this function takes one row at a time.
+            let out = unsafe { out.part(place, columns.clone()) };
+            let (out, rest) = out.split_at_mut(whole);
+            let sums = &piece.sums[row * piece.stride..];
+            let columns = scales.chunks_exact(S::LANES).zip(bias.chunks_exact(S::LANES));
+            let vectors = out.chunks_exact_mut(S::LANES).zip(sums.chunks_exact(S::LANES));
+            for ((out, sums), (scales, bias)) in vectors.zip(columns) {
+                finish(s, activation, *accumulate, out, [sums, scales, bias]);
+            }
+            if !rest.is_empty() {
+                let (mut old, mut last_bias) = ([O::default(); MAX_LANES], [0.0; MAX_LANES]);
+                old[..rest.len()].copy_from_slice(rest);
+                last_bias[..rest.len()].copy_from_slice(&bias[whole..][..rest.len()]);
+                let columns = [&sums[whole..], &scales[whole..], &last_bias];
+                finish(s, activation, *accumulate, &mut old, columns);
+                rest.copy_from_slice(&old[..rest.len()]);
+            }
+        }
+    }
+}
+
+/// One vector of `out`, from its columns' sums, scales and bias.
+#[inline(always)]
+fn finish<S: Simd, O: Element>(
+    s: S,
+    activation: Activation,
+    accumulate: bool,
+    out: &mut [O],
+    [sums, scales, bias]: [&[f32]; 3],
+) {
+    let x = s.add(s.mul(load(s, sums), load(s, scales)), load(s, bias));
+    let mut x = activate(s, activation, x);
+    if accumulate {
+        x = s.add(x, load(s, out));
+    }
+    store(s, out, x);
 }

@@ -638,7 +638,15 @@ impl<const DOTS: u8> Simd for Avx512<DOTS> {
     }
     #[inline(always)]
     unsafe fn write_bf16(self, p: *mut bf16, x: __m512) {
-        // Not `vcvtneps2bf16`, which flushes subnormals: all levels round alike.
+        if DOTS == PAIRS {
+            // Subnormals become zero, which they are in products of pairs anyhow.
+            // SAFETY: `self` proves that the processor has the instruction.
+            let x = unsafe { _mm512_cvtneps_pbh(x) };
+            // SAFETY: both types are 32 bytes that any bits are valid for.
+            let x = unsafe { std::mem::transmute::<__m256bh, __m256i>(x) };
+            // SAFETY: `self` proves the instruction, the caller vouches for sixteen elements.
+            return unsafe { _mm256_storeu_si256(p.cast(), x) };
+        }
         // SAFETY: `self` proves the instructions, the caller vouches for sixteen elements.
         unsafe {
             let bits = _mm512_castps_si512(x);
