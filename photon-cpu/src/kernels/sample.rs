@@ -10,7 +10,7 @@ use photon_core::{
 use crate::{
     Cpu, Isa,
     elements::{Float, Rows, RowsMut, with_float},
-    simd::{Convert, Op, Simd, dispatch, load, store},
+    simd::{Convert, Op, Simd, dispatch, load, max_of_lanes, store},
 };
 
 /// 1 as a mass.
@@ -179,9 +179,8 @@ impl Op for FindExtremes<'_> {
             }
         }
         let rest = blocks.remainder();
-        let mut lanes = [f32::NEG_INFINITY; 16];
-        store(s, &mut lanes, s.max(s.max(max[0], max[1]), s.max(max[2], max[3])));
-        let max = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
+        let max = max_of_lanes(s, s.max(s.max(max[0], max[1]), s.max(max[2], max[3])));
+        let max = rest.iter().copied().fold(max, f32::max);
         let mut zeros = [0.0f32; 16];
         store(s, &mut zeros, zero);
         let suspicious = zeros.iter().any(|z| z.is_nan());

@@ -78,6 +78,7 @@ impl<O: Float> Finish<'_, O> {
             self;
         let (first, rows) = piece.rows;
         let columns = piece.columns.0..piece.columns.0 + piece.columns.1;
+        assert!(columns.len() <= PANEL);
         let whole = columns.len() / S::LANES * S::LANES;
         let scales = scales.map_or(&ONES[..], |scales| &scales[columns.start..]);
         let bias = bias.map_or(&ZEROS[..], |bias| &bias[columns.clone()]);
