@@ -344,7 +344,7 @@ pub(super) fn pack_activations<S: Simd, F: Format, X: Float>(
     (first, rows): (usize, usize),
     out: &mut [F::Activation],
 ) {
-    // Below this, handing out work costs more than it saves: some 0.25 us, in which a thread rounds 500.
+    // Below this, handing out work costs more than it saves: some 0.25 us, in which a thread rounds 400 elements.
     const SMALL: usize = 1 << 10;
     let (k, strip_len) = (x.cols(), strip_len::<F>(x.cols()));
     let steps = steps::<F>(k);
